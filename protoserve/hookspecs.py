@@ -1,0 +1,35 @@
+"""The hooks that a plugin may implement, each with its contract.
+
+A plugin is a module (or object) named by an entry point of the group ``protoserve``.
+Hooks run at start-up only, never on the way of a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import pluggy
+
+from protoserve.protocol import ProtocolSpec
+
+PROJECT_NAME: Final = "protoserve"
+"""The pluggy project name, and the entry-point group that is searched."""
+
+API_VERSION: Final = 1
+"""The version of this contract. A plugin that sets ``PROTOSERVE_API_VERSION`` to another
+number is listed with that reason and not used."""
+
+hookspec = pluggy.HookspecMarker(PROJECT_NAME)
+hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
+"""Marks a plugin's implementations of these hooks."""
+
+
+@hookspec
+def protoserve_register_protocols(register: Callable[[ProtocolSpec[Any, Any]], None]) -> None:
+    """Register the plugin's protocols: call ``register(spec)`` once for each.
+
+    ``register`` raises :class:`~protoserve.errors.PluginError` when another plugin has
+    taken the name, and ``TypeError`` for something that is no ``ProtocolSpec``. Called
+    once, in the thread that asked for a protocol, when the registry loads the plugin.
+    """

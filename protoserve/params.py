@@ -1,0 +1,129 @@
+"""Server parameters: every limit and timeout of a server, validated when built.
+
+Units: times are seconds (``float``), sizes are bytes, ``None`` means no limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from math import isfinite
+from typing import Any, Final
+
+from protoserve.errors import ConfigError
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+_TIMEOUTS: Final = (
+    "peer_response_timeout",
+    "receive_timeout",
+    "keep_alive_timeout",
+    "send_timeout",
+    "ssl_accept_timeout",
+    "shutdown_timeout",
+)
+# A time of 0 has a meaning here: "close after each reply", "cut at once".
+_ZERO_ALLOWED: Final = frozenset({"keep_alive_timeout", "shutdown_timeout"})
+_COUNTS: Final = (
+    "max_connections",
+    "request_size_limit",
+    "max_pipelined",
+    "handler_threads",
+    "backlog",
+)
+_COUNTS_WITHOUT_LIMIT: Final = frozenset({"max_connections", "request_size_limit"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerParams:
+    """The parameters of one server (the article's ``WFServerParams``).
+
+    Raises :class:`~protoserve.errors.ConfigError` when a value is of the wrong type,
+    or out of range; the message names the field and the remedy.
+    Instances are immutable and may be shared between servers and threads.
+    """
+
+    # Workflow's own limit is 2000; nginx ships 512 to 1024 a worker, Node none.
+    max_connections: int | None = 10_000
+    """Connections open at once; at the limit idle ones make room."""
+
+    peer_response_timeout: float | None = 10.0  # Workflow's default
+    """Longest silence within one step: before a connection's first byte, between two
+    reads of one message, between two writes that made progress."""
+
+    receive_timeout: float | None = 60.0  # Node 300, Apache 20 to 40, nginx 60 a step
+    """Deadline of one whole request, from its first byte."""
+
+    keep_alive_timeout: float | None = 60.0  # Workflow 60, nginx 75, uvicorn 5
+    """How long a connection stays open after a reply; 0 closes after each reply."""
+
+    send_timeout: float | None = None
+    """Deadline of one whole reply, from its first byte."""
+
+    ssl_accept_timeout: float | None = 10.0  # Workflow's default
+    """Deadline of the TLS handshake."""
+
+    shutdown_timeout: float | None = 15.0  # between gunicorn's 30 and Kubernetes' half
+    """How long ``stop()`` lets running work finish before it is cut."""
+
+    request_size_limit: int | None = 16 * MIB  # aiohttp 2 MiB, nginx 1 MiB, Node none
+    """Bytes of one request as on the wire; exactly the limit passes."""
+
+    max_pipelined: int = 64
+    """Parsed requests that may wait on one connection before reading pauses."""
+
+    handler_threads: int = 20  # Workflow's handler_threads
+    """Threads that handlers may block at the same time."""
+
+    backlog: int = 2048  # uvicorn, gunicorn
+    """Connections the operating system holds before they are accepted."""
+
+    def __post_init__(self) -> None:
+        for name in _TIMEOUTS:
+            self._check_timeout(name, getattr(self, name))
+        for name in _COUNTS:
+            self._check_count(name, getattr(self, name))
+
+    def _check_timeout(self, name: str, value: object) -> None:
+        if value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(
+                f"{name}={value!r}: expected seconds as a number, or None for no limit"
+            )
+        if not isfinite(value) or value < 0:
+            raise ConfigError(
+                f"{name}={value!r}: expected a finite number of seconds that is not negative; "
+                "use None for no limit"
+            )
+        if value == 0 and name not in _ZERO_ALLOWED:
+            raise ConfigError(
+                f"{name}=0 would end every connection at once; "
+                "give a positive number of seconds, or None for no limit"
+            )
+
+    def _check_count(self, name: str, value: object) -> None:
+        if value is None and name in _COUNTS_WITHOUT_LIMIT:
+            return
+        optional = ", or None for no limit" if name in _COUNTS_WITHOUT_LIMIT else ""
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"{name}={value!r}: expected a whole number{optional}")
+        if value < 1:
+            raise ConfigError(f"{name}={value!r}: expected at least 1{optional}")
+
+    def replace(self, **changes: Any) -> ServerParams:
+        """A copy with some fields changed.
+
+        Raises :class:`~protoserve.errors.ConfigError` for a field that does not exist.
+        """
+        known = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise ConfigError(
+                    f"ServerParams has no field {name!r}; it has: {', '.join(known)}"
+                )
+        return replace(self, **changes)
+
+
+SERVER_PARAMS_DEFAULT: Final = ServerParams()
+"""The defaults, under the article's name."""

@@ -1,0 +1,148 @@
+"""The contract between the engine and a protocol plugin.
+
+A protocol is a :class:`ProtocolSpec`: how the bytes of one connection become requests
+(``message_in``), how a response becomes bytes (``message_out``), and the classes and
+defaults in between. Everything here is free of input and output.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar
+
+from protoserve.errors import ConfigError
+from protoserve.params import ServerParams
+
+if TYPE_CHECKING:
+    from protoserve.tasks.network import WFServerTask
+
+REQ = TypeVar("REQ")
+RESP = TypeVar("RESP")
+REQ_co = TypeVar("REQ_co", covariant=True)
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+MessageOut: TypeAlias = Buffer | Sequence[Buffer]
+"""What ``message_out`` returns: one bytes-like object, or a list or tuple of them.
+
+The engine keeps the buffers until they are sent: do not change them afterwards."""
+
+
+class _NeedData(Enum):
+    NEED_DATA = "NEED_DATA"
+
+    def __repr__(self) -> str:
+        return "NEED_DATA"
+
+
+NEED_DATA: Final = _NeedData.NEED_DATA
+"""Returned by ``next_message`` when no complete message is held."""
+
+NeedData: TypeAlias = Literal[_NeedData.NEED_DATA]
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """An interim answer while a request is still arriving, such as ``100 Continue``.
+
+    It is sent in its place in the order of replies.
+    """
+
+    data: bytes
+
+
+class MessageParser(ABC, Generic[REQ_co]):
+    """The incremental parser of one connection (the article's ``message_in``).
+
+    The engine calls ``feed`` with what arrived, then ``next_message`` until it returns
+    :data:`NEED_DATA`, never from two threads at once. Any bytes, split anywhere, must
+    lead to messages or to a :class:`~protoserve.errors.ProtocolError`, and to the same
+    ones however they were split.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the peer. Must not raise for anything the peer can send.
+
+        What is kept between calls must stay within the limits of the parameters that
+        the parser was made with.
+        """
+
+    @abstractmethod
+    def next_message(self) -> REQ_co | NeedData | Feedback:
+        """The next complete request, in order of arrival.
+
+        Raises :class:`~protoserve.errors.ProtocolError` once the messages before the
+        fault were returned, and again on every later call.
+        """
+
+    @property
+    @abstractmethod
+    def partial(self) -> bool:
+        """Whether an unfinished message is held (decides which timeout runs)."""
+
+    def feed_eof(self) -> None:  # noqa: B027 - most protocols need nothing here
+        """The peer will send no more. A protocol whose messages end with the connection
+        completes its message here."""
+
+    def timeout_reply(self) -> bytes:
+        """The farewell when an unfinished message took too long; empty for none."""
+        return b""
+
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9_.+-]*\Z")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolSpec(Generic[REQ, RESP]):
+    """Everything the engine needs to know of a protocol.
+
+    Raises :class:`~protoserve.errors.ConfigError` when a field is unusable.
+    """
+
+    name: str
+    """The name users give on the command line: lower case, for example ``http``."""
+
+    message_in: Callable[[ServerParams], MessageParser[REQ]]
+    """Makes the parser of a new connection from the server's parameters."""
+
+    message_out: Callable[[RESP], MessageOut]
+    """Turns a response into bytes-like buffers."""
+
+    response: Callable[[], RESP]
+    """Makes the empty response that ``process`` fills in as ``task.resp``."""
+
+    task: type[WFServerTask[Any, Any]] | None = None
+    """The task class of a request; ``None`` for plain ``WFServerTask``."""
+
+    error_response: Callable[[], RESP] | None = None
+    """Makes the response that is sent when a handler raised; ``None`` closes instead."""
+
+    params: ServerParams = field(default_factory=ServerParams)
+    """The protocol's default parameters."""
+
+    url_scheme: str = "tcp"
+    """The scheme of a server's ``url``."""
+
+    url_scheme_tls: str = "tls"
+    """The scheme of a server's ``url`` over TLS."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.match(self.name):
+            raise ConfigError(
+                f"protocol name {self.name!r}: expected lower-case letters, digits and "
+                "any of _.+- after a first letter, for example 'http'"
+            )
+        for what in ("message_in", "message_out", "response"):
+            if not callable(getattr(self, what)):
+                raise ConfigError(
+                    f"protocol {self.name!r}: {what} must be callable, "
+                    f"not {type(getattr(self, what)).__name__}"
+                )
+        if not isinstance(self.params, ServerParams):
+            raise ConfigError(f"protocol {self.name!r}: params must be a ServerParams")
