@@ -86,9 +86,12 @@ class MessageParser(ABC, Generic[REQ_co]):
     def partial(self) -> bool:
         """Whether an unfinished message is held (decides which timeout runs)."""
 
-    def feed_eof(self) -> None:  # noqa: B027 - most protocols need nothing here
+    def feed_eof(self) -> None:
         """The peer will send no more. A protocol whose messages end with the connection
         completes its message here."""
+
+    def close(self) -> None:
+        """The connection has closed: break cycles, so that memory is freed at once."""
 
     def timeout_reply(self) -> bytes:
         """The farewell when an unfinished message took too long; empty for none."""

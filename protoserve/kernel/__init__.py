@@ -1,0 +1,1 @@
+"""The engine: readiness events, connections, the task trampoline. Knows no protocol."""

@@ -1,0 +1,716 @@
+"""Communicator: from readable to message, from reply to written. Knows no protocol.
+
+Two lanes share a connection. Bytes move under the connection's lock, on whichever
+thread has it, and never for long. Requests are handed over one at a time by the thread
+that set ``pumping``; the lock is not held while user code runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import weakref
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from typing import TYPE_CHECKING, Any, Final
+
+from protoserve.errors import ProtocolError, UsageError
+from protoserve.events import ConnectionClosed, ConnectionOpened
+from protoserve.kernel.connection import (
+    CLOSED,
+    CONNECTED,
+    DRAINING,
+    KEEPALIVE,
+    PROCESSING,
+    RECEIVING,
+    REPLYING,
+    CommConnection,
+    State,
+)
+from protoserve.kernel.poller import HANGUP, READABLE, Poller
+from protoserve.kernel.session import CommService, CommSession, TaskState
+from protoserve.protocol import NEED_DATA, Buffer, Feedback, MessageOut
+
+if TYPE_CHECKING:
+    from protoserve.kernel.transport import Transport
+
+logger = logging.getLogger("protoserve")
+
+RECEIVE_SIZE: Final = 64 * 1024
+"""Bytes asked for in one read."""
+
+HIGH_WATER: Final = 256 * 1024
+"""Unsent bytes at which a connection is neither read nor served."""
+
+JOIN_SIZE: Final = 64 * 1024
+"""Up to here several buffers are sent as one copy, which is cheaper than a vector."""
+
+DRAIN_TIME: Final = 2.0
+"""Seconds that unread input is taken in after a farewell (nginx: ``lingering_time``)."""
+
+_VECTOR_LENGTH: Final = 64
+"""Buffers in one ``sendmsg``, far below any ``IOV_MAX``."""
+
+_TURN_REQUESTS: Final = 64
+"""Requests of one connection handled before others have their turn."""
+
+_TURN_READS: Final = 4
+"""Reads of one connection before others have their turn."""
+
+_EXPIRED: Final[dict[State, str]] = {
+    CONNECTED: "no request came",
+    KEEPALIVE: "the keep-alive time has passed",
+    REPLYING: "the peer did not close in time",
+    PROCESSING: "the peer did not take the reply in time",
+    DRAINING: "the peer did not close in time",
+}
+"""Why a connection was closed when its deadline passed, with nothing to send."""
+
+_INPUT: Final = READABLE | HANGUP
+
+TOREPLY: Final = TaskState.TOREPLY
+SUCCESS: Final = TaskState.SUCCESS
+SYS_ERROR: Final = TaskState.SYS_ERROR
+
+
+class Communicator:
+    """Moves the connections of one poller through their states.
+
+    ``on_ready``, ``on_deadline`` and ``resume`` are the poller's; ``attach``, ``reply``,
+    ``shutdown``, ``close`` and ``stop_connection`` may be called from any thread.
+    """
+
+    __slots__ = ("poller",)
+
+    def __init__(self, poller: Poller) -> None:
+        self.poller = poller
+
+    # -- beginning and end -------------------------------------------------------------
+
+    def attach(self, transport: Transport, peername: Any, service: CommService) -> None:
+        """Take an accepted connection."""
+        conn = service.new_connection(self, transport, peername)
+        service.add_connection(conn)
+        if service.observers:
+            service.emit(ConnectionOpened(peername))
+        conn.lock.acquire()
+        self._arm(conn, self.poller.time(), service.params.peer_response_timeout)
+        try:
+            self.poller.watch(conn.fd, self.on_ready, conn)
+        except OSError as error:
+            self._close_locked(conn, f"the poller refused it ({error.strerror})", errno.ENOMEM)
+        self._release(conn)
+        if service.stopping:
+            # Accepted while the server stopped: nothing was promised to it yet.
+            self.stop_connection(conn)
+
+    def close(self, conn: CommConnection, reason: str = "closed by the server") -> bool:
+        """Close at once; what is unsent is lost. False when it was closed already."""
+        conn.lock.acquire()
+        closed = self._close_locked(conn, reason, errno.ECONNABORTED)
+        self._release(conn)
+        return closed
+
+    def stop_connection(self, conn: CommConnection) -> None:
+        """The service stops: end the connection when it has nothing in hand.
+
+        What has arrived and was not read yet is still served, so it is looked at once
+        more, on a handler thread.
+        """
+        with conn.lock:
+            conn.readable = True
+        self.poller.post(self.resume, conn)
+
+    def evict_idle(self, conn: CommConnection, idle_since: float) -> bool:
+        """Close ``conn`` for another if it is still idle since then."""
+        conn.lock.acquire()
+        idle = conn.state is KEEPALIVE and conn.idle_since == idle_since
+        if idle:
+            self._close_locked(conn, "made room for another", 0)
+        self._release(conn)
+        return idle
+
+    def evict_silent(self, conn: CommConnection) -> bool:
+        """Close ``conn`` for another if it still has not made a request."""
+        conn.lock.acquire()
+        silent = conn.state is CONNECTED or conn.state is RECEIVING
+        if silent:
+            self._close_locked(conn, "made room for another", 0)
+        self._release(conn)
+        return silent
+
+    # -- events ------------------------------------------------------------------------
+
+    def on_ready(self, conn: CommConnection, mask: int) -> None:
+        """The socket has become readable or writable."""
+        conn.lock.acquire()
+        if mask & _INPUT:
+            conn.readable = True
+            if mask & HANGUP:
+                conn.hangup = True
+        elif not conn.out:
+            # Writable, and nothing to write: how every registration begins.
+            conn.lock.release()
+            return
+        self._advance(conn)
+
+    def resume(self, conn: CommConnection, _: int = 0) -> None:
+        """Go on with a connection that gave way to others, or has more to do."""
+        conn.lock.acquire()
+        self._advance(conn)
+
+    def on_blocked(self, conn: CommConnection) -> None:
+        """A handler blocks its thread: send the replies that were waiting for company."""
+        conn.lock.acquire()
+        if conn.out:
+            self._flush_aside(conn)
+        self._release(conn)
+
+    def on_deadline(self, reference: weakref.ref[CommConnection], _: int) -> None:
+        """The poller's timer for a connection: has its deadline really passed?"""
+        conn = reference()
+        if conn is None:
+            return
+        conn.lock.acquire()
+        now = self.poller.time()
+        conn.timer_at = inf
+        if conn.state is CLOSED or conn.deadline == inf:
+            conn.lock.release()
+            return
+        if conn.deadline > now:
+            self._arm_at(conn, conn.deadline)
+        else:
+            self._expire(conn)
+        self._release(conn)
+
+    def _expire(self, conn: CommConnection) -> None:
+        conn.deadline = inf
+        if conn.out:
+            self._close_locked(conn, "the peer did not take the reply in time", errno.ETIMEDOUT)
+        elif conn.state is RECEIVING:
+            try:
+                farewell = conn.parser.timeout_reply()
+            except Exception:
+                logger.exception("the parser of %r raised in timeout_reply()", conn)
+                farewell = b""
+            if farewell:
+                conn.close_reason = "the request did not arrive in time"
+                self._say_farewell(conn, farewell)
+                self._flush(conn)
+                self._settle(conn)
+            else:
+                self._close_locked(conn, "the request did not arrive in time", errno.ETIMEDOUT)
+        else:
+            self._close_locked(conn, _EXPIRED[conn.state], errno.ETIMEDOUT)
+
+    # -- the pump ----------------------------------------------------------------------
+
+    def _advance(self, conn: CommConnection) -> None:
+        """Read, hand over, send, until nothing more can be done. Called with the lock,
+        returns without it."""
+        state = conn.state
+        if state is CLOSED or state is DRAINING:
+            if state is DRAINING:
+                self._drain(conn)
+            self._release(conn)
+            return
+        if conn.pumping:
+            # A handler of this connection runs on another thread.
+            self._read_ahead(conn)
+            if conn.out:
+                self._flush_aside(conn)
+            self._release(conn)
+            return
+        conn.pumping = True
+        requests = reads = 0
+        while True:
+            if conn.session is not None or conn.ending:
+                if conn.session is not None and conn.readable and reads < _TURN_READS:
+                    reads += 1
+                    self._read_ahead(conn)
+                break
+            if conn.out_size >= HIGH_WATER:
+                self._flush(conn)
+                if conn.out_size >= HIGH_WATER or conn.state is CLOSED:
+                    break
+            if conn.more:
+                if requests == _TURN_REQUESTS:
+                    self.poller.post(self.resume, conn)
+                    break
+                requests += 1
+                if not self._hand_over(conn):
+                    break
+            elif conn.readable and not conn.eof:
+                if reads == _TURN_READS:
+                    self.poller.post(self.resume, conn)
+                    break
+                reads += 1
+                self._receive(conn)
+                if conn.state is CLOSED:
+                    break
+            else:
+                break
+        conn.pumping = False
+        if conn.state is not CLOSED:
+            if conn.out:
+                self._flush(conn)
+            self._settle(conn)
+        self._release(conn)
+
+    def _hand_over(self, conn: CommConnection) -> bool:
+        """Take the next message and run its handler. With the lock, which is let go while
+        the handler runs. False when the pump should stop."""
+        try:
+            message = conn.queue.popleft() if conn.queue else conn.parser.next_message()
+        except ProtocolError as error:
+            conn.more = False
+            conn.close_reason = f"protocol error: {error}"
+            self._say_farewell(conn, error.reply)
+            return False
+        except Exception:
+            logger.exception("the parser of %r raised; the connection closes", conn)
+            self._close_locked(conn, "the parser failed", errno.EPROTO)
+            return False
+        if message is NEED_DATA:
+            conn.more = False
+            return True
+        if type(message) is Feedback:
+            self._put(conn, message.data)
+            return True
+        try:
+            session = conn.service.new_session(conn.seq, conn)
+            session.message_in(message)
+        except Exception:
+            logger.exception("new_session raised for %r; the connection closes", conn)
+            self._close_locked(conn, "no session could be made", errno.EPROTO)
+            return False
+        conn.seq += 1
+        conn.session = session
+        conn.state = conn.state.message
+        conn.receive_deadline = None
+        conn.deadline = inf
+        lock = conn.lock
+        lock.release()
+        try:
+            session.handle(TOREPLY, 0)
+        except Exception:
+            logger.exception("a session of %r raised; the connection closes", conn)
+            lock.acquire()
+            if conn.session is session:
+                conn.session = None
+            self._close_locked(conn, "the session failed", errno.EPROTO)
+            return False
+        lock.acquire()
+        return conn.state is not CLOSED
+
+    def _receive(self, conn: CommConnection) -> None:
+        """One read, fed to the parser."""
+        try:
+            data = conn.recv(RECEIVE_SIZE)
+        except (BlockingIOError, InterruptedError):
+            conn.readable = False
+            return
+        except OSError as error:
+            self._close_locked(conn, f"the peer is gone ({error.strerror})", error.errno or 0)
+            return
+        try:
+            if data:
+                size = len(data)
+                if size < RECEIVE_SIZE and not conn.hangup:
+                    # A short read empties the socket: the next edge announces more.
+                    conn.readable = False
+                conn.bytes_in += size
+                conn.state = conn.state.bytes
+                conn.parser.feed(data)
+            else:
+                conn.readable = False
+                conn.eof = True
+                conn.parser.feed_eof()
+            conn.more = True
+        except Exception:
+            logger.exception("the parser of %r raised in feed(); the connection closes", conn)
+            self._close_locked(conn, "the parser failed", errno.EPROTO)
+
+    def _read_ahead(self, conn: CommConnection) -> None:
+        """Read while a request is served: pipelined requests, and the peer's leaving."""
+        limit = conn.service.params.max_pipelined
+        if conn.queue is None:
+            conn.queue = deque()
+        queue = conn.queue
+        for _ in range(_TURN_READS):
+            if not self._fill(conn, queue, limit):
+                return
+            if not conn.readable or conn.eof or conn.out_size >= HIGH_WATER:
+                return
+            self._receive(conn)
+            if conn.state is CLOSED:
+                return
+        self._fill(conn, queue, limit)
+        if conn.readable:
+            self.poller.post(self.resume, conn)
+
+    def _fill(self, conn: CommConnection, queue: deque[Any], limit: int) -> bool:
+        """Move parsed messages to the queue. False when there is no point in reading."""
+        if not conn.more:
+            return True
+        try:
+            while len(queue) < limit:
+                message = conn.parser.next_message()
+                if message is NEED_DATA:
+                    conn.more = bool(queue)
+                    return True
+                queue.append(message)
+        except Exception:
+            # Whatever it is, it comes up again in its turn, after the queue.
+            return False
+        return False
+
+    # -- replies -----------------------------------------------------------------------
+
+    def reply(self, session: CommSession) -> bool:
+        """Send the session's reply, on any thread (the article's ``Communicator::reply``).
+
+        False when the peer is gone: nothing was sent, ``handle`` is not called, and the
+        session calls ``forget`` when it has ended.
+        Raises what ``message_out`` raises; the session may then try another reply.
+        Raises :class:`~protoserve.errors.UsageError` when it was answered before.
+        """
+        conn = session.connection
+        lock = conn.lock
+        lock.acquire()
+        if conn.session is not session:
+            lock.release()
+            raise UsageError("this request was answered before; a request has one reply")
+        if conn.state is CLOSED:
+            lock.release()
+            return False
+        try:
+            out = session.message_out()
+            if type(out) is bytes:
+                size = len(out)
+                conn.out.append(out)
+                conn.out_size += size
+                conn.out_end += size
+            else:
+                self._put(conn, out)
+        except BaseException:
+            lock.release()
+            raise
+        conn.session = None
+        conn.state = conn.state.reply
+        conn.unsent.append((session, conn.out_end))
+        keep_alive = conn.keep_alive = session.keep_alive
+        if keep_alive == 0:
+            conn.ending = True
+            conn.close_reason = "the reply was the last"
+        if conn.pumping:
+            # The thread that handed the request over goes on, and sends.
+            lock.release()
+            return True
+        self._finish_reply(conn)
+        return True
+
+    def shutdown(self, session: CommSession) -> None:
+        """End the connection where the session's reply would have gone. Any thread.
+
+        What was given out before is still sent.
+        """
+        conn = session.connection
+        conn.lock.acquire()
+        if conn.session is not session:
+            conn.lock.release()
+            return
+        if conn.state is CLOSED:
+            conn.lock.release()
+            return
+        conn.session = None
+        conn.state = conn.state.reply
+        conn.ending = True
+        conn.close_reason = "closed without a reply"
+        if conn.pumping:
+            conn.lock.release()
+            return
+        self._finish_reply(conn)
+
+    def _finish_reply(self, conn: CommConnection) -> None:
+        """After a reply that no pump waits for. With the lock; returns without it."""
+        if conn.out:
+            self._flush(conn)
+        if conn.state is not CLOSED:
+            if not conn.ending and (conn.more or conn.readable or conn.eof):
+                # The next request is handled by a handler thread, never on this one.
+                self.poller.post(self.resume, conn)
+            self._settle(conn)
+        self._release(conn)
+
+    def forget(self, session: CommSession) -> None:
+        """A session that could not reply has ended: the last that its closed connection
+        had to wait for. Any thread."""
+        conn = session.connection
+        with conn.lock:
+            last = conn.session is session and conn.ended
+            if last:
+                conn.session = None
+        if last:
+            conn.service.release()
+
+    def _say_farewell(self, conn: CommConnection, data: bytes) -> None:
+        """Close after ``data`` and what was given out before it."""
+        conn.ending = True
+        conn.farewell = True
+        conn.state = conn.state.reply
+        if data:
+            self._put(conn, data)
+
+    def _put(self, conn: CommConnection, out: MessageOut) -> None:
+        if isinstance(out, (bytes, bytearray, memoryview)):
+            buffers: tuple[Buffer, ...] | list[Buffer] = (out,)
+        elif isinstance(out, (list, tuple)):
+            buffers = out
+        else:
+            raise TypeError(
+                "message_out must give a bytes-like object, or a list or tuple of them, "
+                f"not {type(out).__name__}"
+            )
+        sized: list[Buffer] = []
+        size = 0
+        for buffer in buffers:
+            if isinstance(buffer, memoryview):
+                buffer = buffer.cast("B") if buffer.nbytes else b""
+            elif not isinstance(buffer, (bytes, bytearray)):
+                raise TypeError(
+                    "message_out must give bytes-like objects, "
+                    f"and one of the list is a {type(buffer).__name__}"
+                )
+            if buffer:
+                sized.append(buffer)
+                size += len(buffer)
+        conn.out += sized
+        conn.out_size += size
+        conn.out_end += size
+
+    def _flush(self, conn: CommConnection) -> None:
+        """Send what the socket takes; note the replies that are out."""
+        out = conn.out
+        try:
+            while out:
+                if len(out) == 1:
+                    buffer = out[0]
+                    sent = conn.send(buffer)
+                    if sent == len(buffer):
+                        out.clear()
+                        conn.out_size = 0
+                        conn.bytes_out += sent
+                        break
+                elif conn.out_size <= JOIN_SIZE:
+                    out[:] = [b"".join(out)]
+                    continue
+                else:
+                    vector = out[:_VECTOR_LENGTH]
+                    sent = conn.sendmsg(vector)
+                conn.bytes_out += sent
+                conn.out_size -= sent
+                if self._consume(out, sent):
+                    break
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            self._close_locked(conn, f"the peer is gone ({error.strerror})", error.errno or 0)
+            return
+        unsent = conn.unsent
+        if not unsent:
+            return
+        finished = conn.finished
+        if not out:
+            for session, _ in unsent:
+                finished.append((session, SUCCESS, 0))
+            unsent.clear()
+        else:
+            sent_end = conn.out_end - conn.out_size
+            while unsent and unsent[0][1] <= sent_end:
+                finished.append((unsent.pop(0)[0], SUCCESS, 0))
+
+    @staticmethod
+    def _consume(out: list[Buffer], sent: int) -> bool:
+        """Drop ``sent`` bytes from the front. True when a buffer was sent in part, which
+        means that the socket is full."""
+        whole = 0
+        for buffer in out:
+            size = len(buffer)
+            if sent < size:
+                break
+            sent -= size
+            whole += 1
+        del out[:whole]
+        if sent:
+            out[0] = memoryview(out[0])[sent:]
+        return sent > 0
+
+    # -- what a connection waits for ---------------------------------------------------
+
+    def _flush_aside(self, conn: CommConnection) -> None:
+        """Send while a handler of this connection runs."""
+        self._flush(conn)
+        if conn.out:
+            self._await_peer(conn)
+        else:
+            conn.deadline = inf
+
+    def _settle(self, conn: CommConnection) -> None:
+        """Decide what comes next: the state at rest, its deadline, or the end."""
+        if conn.state is CLOSED:
+            return
+        if conn.out:
+            self._await_peer(conn)
+            return
+        conn.send_deadline = None
+        if conn.ending:
+            self._end(conn)
+            return
+        if conn.session is not None or conn.more:
+            # A handler is at work, or a turn of this connection is posted.
+            conn.deadline = inf
+            return
+        if conn.state is REPLYING:
+            conn.state = REPLYING.sent
+        now = self.poller.time()
+        service = conn.service
+        partial = conn.parser.partial
+        if conn.eof:
+            self._close_locked(
+                conn,
+                "the peer left in the middle of a request" if partial else "the peer closed",
+                0,
+            )
+        elif service.stopping and not partial and not conn.readable:
+            self._close_locked(conn, "the server stopped", 0)
+        elif partial or conn.state is RECEIVING:
+            # The second: bytes that make no message, like a blank line before a request.
+            if conn.state is KEEPALIVE:
+                conn.state = KEEPALIVE.bytes
+            params = service.params
+            if conn.receive_deadline is None:
+                whole = params.receive_timeout
+                conn.receive_deadline = inf if whole is None else now + whole
+            peer = params.peer_response_timeout
+            self._arm_at(conn, min(conn.receive_deadline, inf if peer is None else now + peer))
+        elif conn.state is KEEPALIVE:
+            conn.idle_since = now
+            self._arm(conn, now, conn.keep_alive)
+            if service.starved:
+                service.room_made()
+
+    def _await_peer(self, conn: CommConnection) -> None:
+        """Output waits for room: give it the time of one more step if it made one."""
+        if conn.send_mark == conn.bytes_out and conn.deadline != inf:
+            return
+        conn.send_mark = conn.bytes_out
+        now = self.poller.time()
+        params = conn.service.params
+        if conn.send_deadline is None:
+            whole = params.send_timeout
+            conn.send_deadline = inf if whole is None else now + whole
+        peer = params.peer_response_timeout
+        self._arm_at(conn, min(conn.send_deadline, inf if peer is None else now + peer))
+
+    def _arm(self, conn: CommConnection, now: float, timeout: float | None) -> None:
+        self._arm_at(conn, inf if timeout is None else now + timeout)
+
+    def _arm_at(self, conn: CommConnection, deadline: float) -> None:
+        """One attribute; the poller has a timer only where none is due early enough."""
+        conn.deadline = deadline
+        if deadline < conn.timer_at:
+            conn.timer_at = deadline
+            self.poller.call_at(deadline, self.on_deadline, weakref.ref(conn))
+
+    # -- the end -----------------------------------------------------------------------
+
+    def _end(self, conn: CommConnection) -> None:
+        """Everything is sent and the connection is to close: gently, where input that
+        nobody read would make the system send a reset over the reply."""
+        unread = conn.farewell or conn.readable or conn.more or conn.parser.partial
+        if conn.eof or not unread:
+            self._close_locked(conn, conn.close_reason, 0)
+            return
+        conn.transport.shutdown_write()
+        conn.state = conn.state.drain
+        conn.readable = True
+        self._arm(conn, self.poller.time(), DRAIN_TIME)
+        self._drain(conn)
+
+    def _drain(self, conn: CommConnection) -> None:
+        try:
+            for _ in range(_TURN_READS):
+                if not conn.recv(RECEIVE_SIZE):
+                    self._close_locked(conn, conn.close_reason, 0)
+                    return
+            self.poller.post(self.resume, conn)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._close_locked(conn, conn.close_reason, 0)
+
+    def _close_locked(self, conn: CommConnection, reason: str, error: int) -> bool:
+        """Close the socket and note who is to be told. With the lock."""
+        if conn.state is CLOSED:
+            return False
+        conn.state = conn.state.close
+        conn.close_reason = reason
+        conn.deadline = inf
+        self.poller.forget(conn.fd)
+        if error == errno.ETIMEDOUT and conn.out:
+            conn.transport.abort()
+        else:
+            conn.transport.close()
+        conn.out.clear()
+        conn.out_size = 0
+        conn.queue = None
+        conn.more = conn.readable = False
+        for session, _ in conn.unsent:
+            conn.finished.append((session, SYS_ERROR, error or errno.ECONNRESET))
+        conn.unsent.clear()
+        conn.parser.close()
+        return True
+
+    def _release(self, conn: CommConnection) -> None:
+        """Let go of the lock, then tell sessions and observers what happened under it."""
+        finished = conn.finished
+        if finished:
+            conn.finished = []
+        if conn.state is CLOSED and not conn.ended:
+            conn.ended = True
+            callbacks = conn.close_callbacks
+            conn.close_callbacks = None
+            last = conn.session is None
+            conn.lock.release()
+            self._report_closed(conn, callbacks)
+        else:
+            last = False
+            conn.lock.release()
+        for session, state, error in finished:
+            try:
+                session.handle(state, error)
+            except Exception:
+                logger.exception("a session of %r raised after its reply", conn)
+        if last:
+            # Otherwise the session that still runs gives the reference back: forget().
+            conn.service.release()
+
+    @staticmethod
+    def _report_closed(
+        conn: CommConnection, callbacks: list[Callable[[CommConnection], object]] | None
+    ) -> None:
+        service = conn.service
+        service.remove_connection(conn)
+        if service.observers:
+            service.emit(
+                ConnectionClosed(
+                    conn.peername, conn.close_reason, conn.bytes_in, conn.bytes_out, conn.seq
+                )
+            )
+        for callback in callbacks or ():
+            try:
+                callback(conn)
+            except Exception:
+                logger.exception("an on_close callback of %r raised", conn)

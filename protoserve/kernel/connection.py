@@ -1,0 +1,220 @@
+"""CommConnection: one peer, its table of states and everything that is kept for it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from typing import TYPE_CHECKING, Any, Final
+
+from protoserve.protocol import Buffer
+
+if TYPE_CHECKING:
+    from protoserve.kernel.communicator import Communicator
+    from protoserve.kernel.session import CommService, CommSession, TaskState
+    from protoserve.kernel.transport import Transport
+
+
+class State:
+    """A state of a connection; each legal signal is an attribute that holds the next.
+
+    ``state.reply`` is one attribute look-up, and a signal that the table does not know
+    in this state raises: an illegal step cannot go unseen.
+    """
+
+    __slots__ = ("bytes", "close", "drain", "message", "name", "reply", "sent")
+
+    bytes: State
+    message: State
+    reply: State
+    sent: State
+    drain: State
+    close: State
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __getattr__(self, signal: str) -> State:
+        raise RuntimeError(f"a connection that is {self.name} cannot take the signal {signal!r}")
+
+
+CONNECTED: Final = State("CONNECTED")
+"""Accepted; no byte yet."""
+RECEIVING: Final = State("RECEIVING")
+"""An unfinished request is held."""
+PROCESSING: Final = State("PROCESSING")
+"""A request's series runs."""
+REPLYING: Final = State("REPLYING")
+"""A reply is not yet all in the operating system's hands."""
+KEEPALIVE: Final = State("KEEPALIVE")
+"""Between requests."""
+DRAINING: Final = State("DRAINING")
+"""The last word is said; unread input is taken in so that no reset overtakes it."""
+CLOSED: Final = State("CLOSED")
+"""The socket is closed."""
+
+# Signals: bytes arrived; a message is complete and handed over; a reply (or a farewell)
+# was given; all output was sent; the sending side was shut; the connection closed.
+TRANSITIONS: Final[dict[tuple[State, str], State]] = {
+    (CONNECTED, "bytes"): RECEIVING,
+    (CONNECTED, "message"): PROCESSING,
+    (CONNECTED, "reply"): REPLYING,
+    (CONNECTED, "close"): CLOSED,
+    (RECEIVING, "bytes"): RECEIVING,
+    (RECEIVING, "message"): PROCESSING,
+    (RECEIVING, "reply"): REPLYING,
+    (RECEIVING, "close"): CLOSED,
+    (PROCESSING, "bytes"): PROCESSING,
+    (PROCESSING, "reply"): REPLYING,
+    (PROCESSING, "close"): CLOSED,
+    (REPLYING, "bytes"): REPLYING,
+    (REPLYING, "message"): PROCESSING,
+    (REPLYING, "reply"): REPLYING,
+    (REPLYING, "sent"): KEEPALIVE,
+    (REPLYING, "drain"): DRAINING,
+    (REPLYING, "close"): CLOSED,
+    (KEEPALIVE, "bytes"): RECEIVING,
+    (KEEPALIVE, "message"): PROCESSING,
+    (KEEPALIVE, "reply"): REPLYING,
+    (KEEPALIVE, "close"): CLOSED,
+    (DRAINING, "close"): CLOSED,
+}
+for (_state, _signal), _next in TRANSITIONS.items():
+    setattr(_state, _signal, _next)
+
+
+class CommConnection:
+    """One peer (the article's ``CommConnection`` and ``WFConnection``).
+
+    Users see ``peername``, ``context``, ``closed``, ``closing``, ``seq``,
+    ``on_close`` and ``close``; they may be used from any thread. Everything else is the
+    communicator's and guarded by ``lock``. No user code runs under the lock.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "bytes_in",
+        "bytes_out",
+        "close_callbacks",
+        "close_reason",
+        "communicator",
+        "context",
+        "deadline",
+        "ended",
+        "ending",
+        "eof",
+        "farewell",
+        "fd",
+        "finished",
+        "hangup",
+        "idle_since",
+        "keep_alive",
+        "lock",
+        "more",
+        "opened",
+        "out",
+        "out_end",
+        "out_size",
+        "parser",
+        "peername",
+        "pumping",
+        "queue",
+        "readable",
+        "receive_deadline",
+        "recv",
+        "send",
+        "send_deadline",
+        "send_mark",
+        "sendmsg",
+        "seq",
+        "service",
+        "session",
+        "state",
+        "timer_at",
+        "transport",
+        "unsent",
+    )
+
+    def __init__(
+        self,
+        service: CommService,
+        communicator: Communicator,
+        transport: Transport,
+        peername: Any,
+    ) -> None:
+        self.service = service
+        self.communicator = communicator
+        self.peername = peername
+        self.context: Any = None
+        self.seq = 0
+        # bytes in and out
+        self.transport = transport
+        self.fd = transport.fileno()
+        self.recv = transport.recv
+        self.send = transport.send
+        self.sendmsg = transport.sendmsg
+        self.parser = service.new_parser()
+        self.readable = False  # there may be input that we have not read (edges!)
+        self.hangup = False  # the peer's end of sending was announced
+        self.eof = False  # ... and was reached
+        self.more = False  # the parser may hold messages
+        self.queue: deque[Any] | None = None  # parsed while another request was served
+        self.out: list[Buffer] = []
+        self.out_size = 0
+        self.out_end = 0  # all bytes ever put into out
+        self.bytes_in = 0
+        self.bytes_out = 0
+        # the exchange
+        self.lock = threading.Lock()
+        self.state = CONNECTED
+        self.session: CommSession | None = None  # handed over and not answered
+        self.pumping = False  # a thread is handing requests over
+        self.unsent: list[tuple[CommSession, int]] = []  # and where in out each one ends
+        self.finished: list[tuple[CommSession, TaskState, int]] = []
+        self.ending = False  # close when everything in out is sent
+        self.farewell = False  # ... and take in what the peer still sends
+        self.ended = False  # the socket is closed and the callbacks were taken
+        self.close_reason = ""
+        self.close_callbacks: list[Callable[[CommConnection], object]] | None = None
+        # time, in seconds of the poller's clock
+        self.keep_alive: float | None = None
+        self.deadline = inf
+        self.timer_at = inf  # when the poller will look at the deadline
+        self.receive_deadline: float | None = None
+        self.send_deadline: float | None = None
+        self.send_mark = -1  # bytes_out when the deadline of a step was last set
+        self.idle_since = 0.0
+        self.opened = communicator.poller.time()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.peername!r} {self.state!r} seq={self.seq}>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is known to be closed: a reply would not arrive."""
+        return self.state is CLOSED
+
+    @property
+    def closing(self) -> bool:
+        """Whether the connection ends with the current reply, because the server stops:
+        the reply should say so where the protocol has a way to."""
+        return self.ending or self.service.stopping
+
+    def on_close(self, callback: Callable[[CommConnection], object]) -> None:
+        """Call ``callback(connection)`` once when the connection closes; at once when it
+        has. It runs on the thread that noticed, and should not block."""
+        with self.lock:
+            if not self.ended:
+                if self.close_callbacks is None:
+                    self.close_callbacks = []
+                self.close_callbacks.append(callback)
+                return
+        callback(self)
+
+    def close(self) -> None:
+        """Close now; what is unsent is lost. Any thread; harmless when closed."""
+        self.communicator.close(self)

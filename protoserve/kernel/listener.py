@@ -1,0 +1,341 @@
+"""Listening sockets: open or adopt one, accept, and what to do when that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import sys
+import threading
+import time
+from typing import Any, Final, TypeAlias
+
+from protoserve.errors import BindError, ConfigError
+from protoserve.events import AcceptFailed, LimitReached
+from protoserve.kernel.communicator import Communicator
+from protoserve.kernel.connection import CONNECTED, KEEPALIVE, RECEIVING, CommConnection
+from protoserve.kernel.session import CommService
+from protoserve.kernel.transport import SocketTransport
+
+UNIX_PREFIX: Final = "unix:"
+
+Address: TypeAlias = tuple[str | None, int] | str
+"""``(host, port)``, or ``"unix:/path"``."""
+
+ACCEPT_PAUSE: Final = 0.1
+"""Seconds without accepting after the system ran out of something (Ranch does the same)."""
+
+SILENT_TIME: Final = 1.0
+"""Seconds after which a connection without a request may be closed for a new one."""
+
+_ACCEPTS_A_TURN: Final = 64
+
+_REPORT_INTERVAL: Final = 60.0
+"""Seconds between two reports of the same trouble."""
+
+# The new connection failed, not the listener: accept(2), "Error handling".
+_TRANSIENT: Final = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ECONNABORTED", "EPROTO", "EINTR", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN",
+        "ENONET", "EHOSTUNREACH", "EOPNOTSUPP", "ENETUNREACH", "EPERM", "ECONNRESET",
+        "ETIMEDOUT",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
+_GONE: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})
+
+_REMEDIES: Final = {
+    errno.EADDRINUSE: "another program listens there; stop it, or choose another port "
+    "(port 0 picks a free one)",
+    errno.EACCES: "permission is missing; use a port from 1024 on, or give the process the right",
+    errno.EADDRNOTAVAIL: "this machine has no such address; use one of its own, "
+    "127.0.0.1, or 0.0.0.0 for all",
+}
+
+
+def open_listener(address: Address, backlog: int) -> socket.socket:
+    """A listening socket at ``address``; a port of 0 picks a free one.
+
+    Raises :class:`~protoserve.errors.ConfigError` for an address that makes no sense and
+    :class:`~protoserve.errors.BindError` when the system refuses.
+    """
+    if isinstance(address, str):
+        if not address.startswith(UNIX_PREFIX) or len(address) == len(UNIX_PREFIX):
+            raise ConfigError(
+                f"address {address!r}: expected a port, (host, port), or 'unix:/path'"
+            )
+        return _open_unix(address.removeprefix(UNIX_PREFIX), backlog)
+    host, port = address
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+        raise ConfigError(f"port {port!r}: expected a whole number from 0 to 65535")
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(
+            # Without a host: every IPv4 interface, as the article's start(port).
+            host if host is not None else "0.0.0.0",
+            port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_PASSIVE,
+        )[0]
+    except (socket.gaierror, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise BindError(
+            getattr(error, "errno", None) or errno.EADDRNOTAVAIL,
+            f"cannot listen on {host!r}: {reason}; give an address of this machine",
+        ) from error
+    sock = socket.socket(family, kind, protocol)
+    try:
+        # Not the same as SO_REUSEPORT: only old connections in TIME_WAIT are passed over.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit it: replies leave at once.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(target)
+        sock.listen(backlog)
+    except (OSError, OverflowError) as error:
+        sock.close()
+        raise _bind_error(error, f"{host or '0.0.0.0'}:{port}") from error
+    return sock
+
+
+def _open_unix(path: str, backlog: int) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        sock.bind(path)
+        sock.listen(backlog)
+    except OSError as error:
+        sock.close()
+        raise _bind_error(error, UNIX_PREFIX + path) from error
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket file that nobody listens on; anything else stays."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+
+
+def _bind_error(error: OSError | OverflowError, where: str) -> BindError:
+    number = error.errno if isinstance(error, OSError) and error.errno else errno.EINVAL
+    remedy = _REMEDIES.get(number)
+    reason = f"{os.strerror(number)}" + (f" ({remedy})" if remedy else "")
+    return BindError(number, f"cannot listen on {where}: {reason}")
+
+
+def adopt_listener(source: socket.socket | int, backlog: int) -> socket.socket:
+    """A listening socket made from one that is bound or listening already.
+
+    The new object has a descriptor of its own; the caller's stays the caller's. Raises
+    :class:`~protoserve.errors.ConfigError` for what is no bound stream socket.
+    """
+    number = source if isinstance(source, int) else source.fileno()
+    try:
+        sock = socket.socket(fileno=os.dup(number))
+    except OSError as error:
+        raise ConfigError(
+            f"descriptor {number} is no open socket ({error.strerror}); "
+            "pass a bound or listening stream socket, or its descriptor"
+        ) from error
+    try:
+        os.set_inheritable(sock.fileno(), False)
+        if sock.type != socket.SOCK_STREAM:
+            raise ConfigError(f"descriptor {number} is a {sock.type!r}; a stream socket is needed")
+        if not _is_bound(sock):
+            raise ConfigError(f"socket {number} is not bound; call bind() on it first")
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.listen(backlog)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError as error:
+        sock.close()
+        raise _bind_error(error, f"descriptor {number}") from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _is_bound(sock: socket.socket) -> bool:
+    name = sock.getsockname()
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        return bool(name[1])
+    return bool(name)
+
+
+class Listener:
+    """Accepts for one service.
+
+    ``on_ready`` and ``resume`` are the poller's; ``start`` and ``close`` any thread's.
+    The socket is touched under ``_lock`` only, so that closing cannot hit a descriptor
+    that was given to somebody else.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        communicator: Communicator,
+        service: CommService,
+        *,
+        adopted: bool,
+    ) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._communicator = communicator
+        self._service = service
+        self._adopted = adopted
+        self._lock = threading.Lock()
+        self._closed = False
+        self._pause_until = 0.0
+        self._reported: dict[str, float] = {}
+        self._idle: list[tuple[float, CommConnection]] = []
+        self._file: tuple[str, int] | None = None
+        name = sock.getsockname()
+        if sock.family == socket.AF_UNIX and not adopted and isinstance(name, str):
+            self._file = (os.path.abspath(name), os.stat(name).st_ino)
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._service.resume_accepting = self._wake
+        self._communicator.poller.watch(self._fd, self.on_ready, self)
+
+    def close(self) -> bool:
+        """Stop listening. False when that was done before."""
+        with self._lock:
+            if self._closed:
+                return False
+            self._closed = True
+            # Another process may hold the same socket; our registration goes first.
+            self._communicator.poller.forget(self._fd, shared=True)
+            self._sock.close()
+        if self._file is not None:
+            path, inode = self._file
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_ino == inode:  # not a successor's
+                    os.unlink(path)
+        return True
+
+    def on_ready(self, _: Listener, mask: int) -> None:
+        """Connections wait: take some, and come back for the rest."""
+        with self._lock:
+            if self._closed or self._communicator.poller.time() < self._pause_until:
+                return
+            for _turn in range(_ACCEPTS_A_TURN):
+                if not self._has_room():
+                    return
+                try:
+                    sock, peername = self._sock.accept()
+                except BlockingIOError:
+                    return
+                except OSError as error:
+                    if not self._go_on_after(error):
+                        return
+                    continue
+                self._attach(sock, peername)
+        self._communicator.poller.post(self.on_ready, self)
+
+    def _wake(self) -> None:
+        self._communicator.poller.post(self.on_ready, self)
+
+    def _attach(self, sock: socket.socket, peername: Any) -> None:
+        if sys.platform != "linux" and sock.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):  # pragma: no cover - macOS
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            self._communicator.attach(SocketTransport(sock), peername, self._service)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _go_on_after(self, error: OSError) -> bool:
+        if error.errno in _TRANSIENT:
+            return True
+        if error.errno not in _GONE:
+            poller = self._communicator.poller
+            self._pause_until = poller.time() + ACCEPT_PAUSE
+            poller.call_at(self._pause_until, self.on_ready, self)
+            if self._may_report("accept"):
+                self._service.emit(
+                    AcceptFailed(error.errno or 0, error.strerror or str(error), ACCEPT_PAUSE)
+                )
+        return False
+
+    # -- at the limit ------------------------------------------------------------------
+
+    def _has_room(self) -> bool:
+        """Whether a connection may be accepted, after making room where that is allowed.
+
+        First the least recently used idle connection goes; then the oldest that has
+        been silent for more than a second; else the kernel's backlog has to hold.
+        """
+        service = self._service
+        limit = service.max_connections
+        if limit is None or service.conn_count < limit:
+            return True
+        # Set before looking: who closes or becomes idle from here on wakes us.
+        service.starved = True
+        if self._evict_idle():
+            action = "closed the least recently used idle connection"
+        elif self._evict_silent():
+            action = "closed the oldest connection that made no request"
+        else:
+            self._report_limit(limit, "accepting pauses until a connection closes")
+            poller = self._communicator.poller
+            poller.call_at(poller.time() + SILENT_TIME, self.on_ready, self)
+            return False
+        service.starved = False
+        self._report_limit(limit, action)
+        return True
+
+    def _evict_idle(self) -> bool:
+        """Candidates are collected once for many evictions; one that has been used since
+        is passed over, so the order is that of last use."""
+        for fresh in (False, True):
+            if fresh:
+                self._idle = sorted(
+                    (
+                        (conn.idle_since, conn)
+                        for conn in self._service.connections()
+                        if conn.state is KEEPALIVE
+                    ),
+                    key=lambda entry: entry[0],
+                    reverse=True,
+                )
+            while self._idle:
+                idle_since, conn = self._idle.pop()
+                if self._communicator.evict_idle(conn, idle_since):
+                    return True
+        return False
+
+    def _evict_silent(self) -> bool:
+        before = self._communicator.poller.time() - SILENT_TIME
+        silent = [
+            conn
+            for conn in self._service.connections()
+            if (conn.state is CONNECTED or conn.state is RECEIVING) and conn.opened < before
+        ]
+        silent.sort(key=lambda conn: conn.opened)
+        return any(self._communicator.evict_silent(conn) for conn in silent)
+
+    def _report_limit(self, limit: int, action: str) -> None:
+        if self._service.observers or self._may_report(action):
+            self._service.emit(LimitReached("max_connections", limit, action))
+
+    def _may_report(self, what: str) -> bool:
+        now = time.monotonic()
+        if now - self._reported.get(what, -_REPORT_INTERVAL) < _REPORT_INTERVAL:
+            return False
+        self._reported[what] = now
+        return True

@@ -1,0 +1,172 @@
+"""What the communicator needs of the layers above: sessions and services."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from protoserve.events import Event, log_event
+from protoserve.params import ServerParams
+from protoserve.protocol import MessageOut, MessageParser
+
+if TYPE_CHECKING:
+    from protoserve.kernel.communicator import Communicator
+    from protoserve.kernel.connection import CommConnection
+    from protoserve.kernel.transport import Transport
+
+logger = logging.getLogger("protoserve")
+
+
+class TaskState(IntEnum):
+    """How far a network task has come (the article's ``WFT_STATE_*``)."""
+
+    UNDEFINED = -1
+    """Not handed to the user yet."""
+    SUCCESS = 0
+    """The reply is wholly in the operating system's hands."""
+    SYS_ERROR = 1
+    """The reply could not be sent; ``error`` is an ``errno``."""
+    SSL_ERROR = 2
+    """TLS failed."""
+    TOREPLY = 3
+    """The request is complete and waits for its reply."""
+    NOREPLY = 4
+    """The connection closed instead of a reply, as the handler asked."""
+
+
+class CommSession(ABC):
+    """One request/response exchange (the article's ``CommSession``).
+
+    The communicator sets ``connection`` through the factory
+    :meth:`CommService.new_session` and calls the methods here; never two at once.
+    """
+
+    __slots__ = ()
+
+    connection: CommConnection
+    keep_alive: float | None
+    """Seconds the connection stays open after this reply; 0 closes, None is no limit.
+    Read after ``message_out``."""
+
+    @abstractmethod
+    def message_in(self, message: Any) -> None:
+        """Take the complete request, as the parser returned it."""
+
+    @abstractmethod
+    def message_out(self) -> MessageOut:
+        """The reply's bytes. Called once, under the connection's lock: it must not block
+        and not call the connection."""
+
+    @abstractmethod
+    def handle(self, state: TaskState, error: int) -> None:
+        """TOREPLY: the request is complete. Afterwards once more: SUCCESS when the reply
+        was sent, else SYS_ERROR with an ``errno``. On a handler thread for TOREPLY, on
+        any thread afterwards. Must not raise."""
+
+
+class CommService(ABC):
+    """What the communicator needs of a server (the article's ``CommService``).
+
+    Counts what is alive: the listener, every connection and every series each hold one
+    reference; when the last is given back, ``handle_unbound`` is called. Counting is
+    guarded by a lock of its own and may happen on any thread.
+    """
+
+    def __init__(self, params: ServerParams) -> None:
+        self.params = params
+        self.max_connections = params.max_connections
+        self.stopping = False
+        self.starved = False
+        """Whether the listener waits for a connection to close or become idle."""
+        self.observers: tuple[Callable[[Event], object], ...] = ()
+        self.resume_accepting: Callable[[], None] | None = None
+        self._references = 0
+        self._reference_lock = threading.Lock()
+        self._connections: set[CommConnection] = set()
+
+    @abstractmethod
+    def new_session(self, seq: int, conn: CommConnection) -> CommSession:
+        """Make the session of a complete request, the ``seq``-th of its connection."""
+
+    @abstractmethod
+    def new_parser(self) -> MessageParser[Any]:
+        """Make the parser of a new connection."""
+
+    @abstractmethod
+    def new_connection(
+        self, communicator: Communicator, transport: Transport, peername: Any
+    ) -> CommConnection:
+        """Make the object of an accepted connection."""
+
+    @abstractmethod
+    def handle_unbound(self) -> None:
+        """Nothing of this service is alive any more. Called once, on any thread."""
+
+    def subscribe(self, observer: Callable[[Event], object]) -> None:
+        """Have ``observer(event)`` called for every event from now on. Any thread."""
+        with self._reference_lock:
+            self.observers = (*self.observers, observer)
+
+    def unsubscribe(self, observer: Callable[[Event], object]) -> None:
+        """Undo ``subscribe``. Any thread."""
+        with self._reference_lock:
+            self.observers = tuple(o for o in self.observers if o != observer)
+
+    def emit(self, event: Event) -> None:
+        """Tell the observers, and the log what belongs there. Any thread."""
+        log_event(event)
+        self.notify(event)
+
+    def notify(self, event: Event) -> None:
+        """Tell the observers only. Any thread."""
+        for observer in self.observers:
+            try:
+                observer(event)
+            except Exception:
+                logger.exception("an observer raised at %r", event)
+
+    @property
+    def conn_count(self) -> int:
+        """How many connections are open. Any thread."""
+        return len(self._connections)
+
+    def connections(self) -> list[CommConnection]:
+        """The open connections at this moment. Any thread."""
+        with self._reference_lock:
+            return list(self._connections)
+
+    def retain(self) -> None:
+        """Count one more thing alive."""
+        with self._reference_lock:
+            self._references += 1
+
+    def release(self) -> None:
+        """Count one thing less."""
+        with self._reference_lock:
+            self._references -= 1
+            last = self._references == 0
+        if last:
+            self.handle_unbound()
+
+    def add_connection(self, conn: CommConnection) -> None:
+        """A connection opened."""
+        with self._reference_lock:
+            self._references += 1
+            self._connections.add(conn)
+
+    def remove_connection(self, conn: CommConnection) -> None:
+        """A connection's socket is closed; its reference may live on in its session."""
+        with self._reference_lock:
+            self._connections.discard(conn)
+        self.room_made()
+
+    def room_made(self) -> None:
+        """A connection closed or became idle: let a waiting listener go on."""
+        if self.starved:
+            self.starved = False
+            if self.resume_accepting is not None:
+                self.resume_accepting()

@@ -1,0 +1,382 @@
+"""WFServerBase, a server's life cycle, and WFServer, a server of one protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from protoserve.errors import ConfigError, UsageError
+from protoserve.events import ListenerStarted, ListenerStopped
+from protoserve.kernel.connection import CommConnection
+from protoserve.kernel.listener import UNIX_PREFIX, Listener, adopt_listener, open_listener
+from protoserve.kernel.scheduler import CommScheduler, get_scheduler
+from protoserve.kernel.session import CommService, CommSession
+from protoserve.params import ServerParams
+from protoserve.protocol import REQ, RESP, MessageParser, ProtocolSpec
+from protoserve.tasks.network import WFServerTask
+
+if TYPE_CHECKING:
+    from protoserve.kernel.communicator import Communicator
+    from protoserve.kernel.transport import Transport
+
+logger = logging.getLogger("protoserve")
+
+ServerT = TypeVar("ServerT", bound="WFServerBase")
+
+_NEW, _RUNNING, _STOPPED = "new", "running", "stopped"
+
+_RESERVED_DESCRIPTORS = 64
+"""Descriptors left to the rest of the program when RLIMIT_NOFILE bounds connections."""
+
+
+class WFServerBase(CommService):
+    """The life cycle of a server, whatever its protocol (the article's ``WFServerBase``).
+
+    Unless said otherwise a method may be called from any thread. As a context manager it
+    stops at the end of the block.
+    """
+
+    def __init__(self, params: ServerParams) -> None:
+        if not isinstance(params, ServerParams):
+            raise ConfigError(f"params must be a ServerParams, not {type(params).__name__}")
+        super().__init__(params)
+        self._condition = threading.Condition()  # guards what follows
+        self._phase = _NEW
+        self._listener: Listener | None = None
+        self._scheduler: CommScheduler | None = None
+        self._address: Any = None
+        self._family: int = socket.AF_INET
+        self._cut_at: float | None = None
+        self._cut_count = 0
+        self._finish_queues: list[SimpleQueue[int]] = []
+
+    # -- starting ----------------------------------------------------------------------
+
+    def start(self: ServerT, *where: Any) -> ServerT:
+        """Listen and serve; returns the server when the socket listens.
+
+        ``start(port)`` listens on every IPv4 interface, ``start(host, port)`` or
+        ``start((host, port))`` on one, IPv6 addresses included, ``start("unix:/path")``
+        on a Unix socket. Port 0 picks a free port, see ``address``.
+
+        Raises :class:`~protoserve.errors.BindError` when the system refuses,
+        :class:`~protoserve.errors.ConfigError` for an address that makes no sense and
+        :class:`~protoserve.errors.UsageError` when the server runs already.
+        """
+        match where:
+            case (int() as port,):
+                host = None
+            case (str() as path,):
+                return self._launch(lambda: open_listener(path, self.params.backlog))
+            case ((str() | None as host, int() as port),) | (str() | None as host, int() as port):
+                pass
+            case ((str() as host, int() as port, *_),):
+                pass  # an IPv6 socket address, as getsockname() gives it
+            case _:
+                raise ConfigError(
+                    f"start{where!r}: expected start(port), start(host, port), "
+                    "start((host, port)) or start('unix:/path')"
+                )
+        return self._launch(lambda: open_listener((host, port), self.params.backlog))
+
+    def serve(self: ServerT, sock: socket.socket | int) -> ServerT:
+        """Serve on a stream socket, or its descriptor, that is bound or listening.
+
+        The server works on a duplicate; the caller's socket stays open and the caller's.
+        Raises as ``start`` does.
+        """
+        return self._launch(lambda: adopt_listener(sock, self.params.backlog), adopted=True)
+
+    def _launch(
+        self: ServerT, open_socket: Callable[[], socket.socket], *, adopted: bool = False
+    ) -> ServerT:
+        with self._condition:
+            if self._phase == _RUNNING:
+                raise UsageError(
+                    f"the server runs already on {self.url}; stop() it before starting again, "
+                    "or make a second server"
+                )
+            sock = open_socket()
+            try:
+                self.stopping = False
+                self.starved = False
+                self._cut_at = None
+                self._cut_count = 0
+                self._address = sock.getsockname()
+                self._family = sock.family
+                self._apply_descriptor_limit()
+                self._scheduler = get_scheduler()
+                communicator = self._scheduler.bind(self)
+                self._listener = Listener(sock, communicator, self, adopted=adopted)
+            except BaseException:
+                sock.close()
+                if self._scheduler is not None:
+                    self._scheduler.unbind(self)
+                raise
+            self.retain()  # the listener's reference
+            self._phase = _RUNNING
+            self._listener.start()
+        self.emit(ListenerStarted(self.url))
+        return self
+
+    def _apply_descriptor_limit(self) -> None:
+        self.max_connections = self.params.max_connections
+        with contextlib.suppress(ImportError):
+            import resource
+
+            soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            if soft == resource.RLIM_INFINITY:
+                return
+            fits = max(1, soft - _RESERVED_DESCRIPTORS)
+            if self.max_connections is None or self.max_connections > fits:
+                logger.warning(
+                    "max_connections lowered from %s to %d: this process may open %d files; "
+                    "raise that (ulimit -n) or lower max_connections",
+                    self.max_connections,
+                    fits,
+                    soft,
+                )
+                self.max_connections = fits
+
+    # -- where it listens --------------------------------------------------------------
+
+    @property
+    def address(self) -> Any:
+        """The socket's address: ``(host, port)``, for IPv6 with two more numbers, or the
+        path of a Unix socket. Raises ``UsageError`` before the first start."""
+        if self._phase == _NEW:
+            raise UsageError("the server has no address before start()")
+        return self._address
+
+    @property
+    def url_scheme(self) -> str:
+        """The scheme of ``url``."""
+        return "tcp"
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine finds the server, for example
+        ``http://127.0.0.1:8888``."""
+        address = self._address
+        if self._family == socket.AF_UNIX:
+            path = address.decode() if isinstance(address, bytes) else address
+            return f"{self.url_scheme}+{UNIX_PREFIX}{path}"
+        host, port = address[:2]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"{self.url_scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    # -- stopping ----------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """Begin to stop; never blocks, may be called from a handler, and twice.
+
+        Nothing new is accepted, idle connections close, unfinished requests may arrive
+        within their timeouts, running series end and their replies close.
+        """
+        with self._condition:
+            if self._phase != _RUNNING or self.stopping:
+                return
+            self.stopping = True
+            timeout = self.params.shutdown_timeout
+            self._cut_at = None if timeout is None else time.monotonic() + timeout
+            listener = self._listener
+            self._listener = None
+            self._condition.notify_all()
+        assert listener is not None
+        listener.close()
+        self.emit(ListenerStopped(self.url))
+        for conn in self.connections():
+            conn.communicator.stop_connection(conn)
+        self.release()
+
+    def wait_finish(self, timeout: float | None = None) -> bool:
+        """Wait until every connection and every series has ended, the callbacks' work
+        included. Returns whether that is so after ``timeout`` seconds.
+
+        May be called before ``shutdown``, even before the first ``start`` in another
+        thread. Once ``shutdown_timeout`` has passed since ``shutdown``, what is left is
+        cut. Raises ``UsageError`` in a handler, where it would wait for itself.
+        """
+        self._refuse_in_handler("wait_finish")
+        limit = None if timeout is None else time.monotonic() + timeout
+        with self._condition:
+            while self._phase != _STOPPED:
+                ends = [t for t in (limit, self._cut_at) if t is not None]
+                remaining = min(ends) - time.monotonic() if ends else None
+                if remaining is None or remaining > 0:
+                    self._condition.wait(remaining)
+                    continue
+                if self._cut_at is None or time.monotonic() < self._cut_at:
+                    return False
+                break
+            cutting = self._phase != _STOPPED
+        if cutting:
+            self.cut()
+        if self._scheduler is not None:
+            left = None if limit is None else max(0.0, limit - time.monotonic())
+            self._scheduler.join(1.0 if self._cut_count else left)
+        return True
+
+    def cut(self) -> int:
+        """End at once what is left after ``shutdown``: connections close, requests in
+        work lose theirs. Returns how many connections and series were cut.
+
+        A handler that blocks its thread cannot be ended; the server does not wait for it.
+        """
+        self.shutdown()
+        connections = self.connections()
+        cut = sum(conn.communicator.close(conn, "cut by the server") for conn in connections)
+        with self._condition:
+            if self._phase == _STOPPED:
+                self._cut_count += cut
+                return cut
+            # Closing gave back what was only waiting; give callbacks a moment.
+            self._condition.wait_for(lambda: self._phase == _STOPPED, timeout=0.5)
+            abandoned = self._phase != _STOPPED
+            if abandoned:
+                cut = max(cut, self._references)
+            self._cut_count += cut
+        if cut:
+            logger.warning("%s: cut %d connections or requests at the stop", self.url, cut)
+        if abandoned:
+            self._finish()
+        return cut
+
+    def stop(self) -> int:
+        """``shutdown`` and ``wait_finish``. Returns how many connections and requests had
+        to be cut after ``shutdown_timeout``: 0 for a clean stop.
+
+        Raises ``UsageError`` in a handler, where it would wait for itself; call
+        ``shutdown()`` there.
+        """
+        self._refuse_in_handler("stop")
+        if self._phase == _NEW:
+            return 0
+        self.shutdown()
+        self.wait_finish()
+        return self._cut_count
+
+    def handle_unbound(self) -> None:
+        """Everything has ended (the article's ``handle_unbound``)."""
+        self._finish()
+
+    def _finish(self) -> None:
+        with self._condition:
+            if self._phase != _RUNNING:
+                return
+            self._phase = _STOPPED
+            self.resume_accepting = None
+            queues, self._finish_queues = self._finish_queues, []
+            scheduler = self._scheduler
+            self._condition.notify_all()
+        if scheduler is not None:
+            scheduler.unbind(self)
+        for queue in queues:
+            queue.put(0)
+
+    def _refuse_in_handler(self, what: str) -> None:
+        if self._scheduler is not None and self._scheduler.in_handler():
+            raise UsageError(
+                f"{what}() in a handler would wait for that handler; call shutdown() there, "
+                "and wait_finish() in another thread"
+            )
+
+    # -- signals and blocks ------------------------------------------------------------
+
+    def wait_for_signal(self, signals: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)) -> int:
+        """Wait for one of ``signals``, then stop gracefully; a second one cuts that short.
+
+        Also returns when the server was stopped otherwise. Returns the signal's number, 0
+        for none. The handlers that were installed before are put back. Main thread only:
+        raises ``UsageError`` elsewhere.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise UsageError(
+                "wait_for_signal() works in the main thread only, as signals do; "
+                "elsewhere use wait_finish()"
+            )
+        # Filled from a signal handler: SimpleQueue.put is the one that is reentrant.
+        queue: SimpleQueue[int] = SimpleQueue()
+
+        def note(number: int, _: FrameType | None) -> None:
+            queue.put(number)
+
+        with self._condition:
+            if self._phase != _RUNNING:
+                return 0
+            self._finish_queues.append(queue)
+        before = {number: signal.signal(number, note) for number in signals}
+        try:
+            received = queue.get()
+            if received:
+                self.shutdown()
+                if queue.get():
+                    self.cut()
+            self.wait_finish()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return received
+
+    def __enter__(self: ServerT) -> ServerT:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+class WFServer(WFServerBase, Generic[REQ, RESP]):
+    """A server of one protocol (the article's ``WFServer<REQ, RESP>``).
+
+    ``process(task)`` is called for each request, on a handler thread, with the
+    protocol's task. ``params`` defaults to the protocol's. Override ``new_session`` for
+    settings of single requests and ``new_connection`` for connections of your own.
+    """
+
+    def __init__(
+        self,
+        spec: ProtocolSpec[REQ, RESP],
+        process: Callable[[Any], object],
+        params: ServerParams | None = None,
+    ) -> None:
+        if not isinstance(spec, ProtocolSpec):
+            raise ConfigError(f"spec must be a ProtocolSpec, not {type(spec).__name__}")
+        if not callable(process):
+            raise ConfigError(f"process must be callable, not {type(process).__name__}")
+        super().__init__(params if params is not None else spec.params)
+        self.spec = spec
+        self.process = process
+        self._task_class: type[WFServerTask[REQ, RESP]] = spec.task or WFServerTask
+
+    @property
+    def url_scheme(self) -> str:
+        """The protocol's scheme."""
+        return self.spec.url_scheme
+
+    def new_parser(self) -> MessageParser[REQ]:
+        """The parser of a new connection."""
+        return self.spec.message_in(self.params)
+
+    def new_session(self, seq: int, conn: CommConnection) -> CommSession:
+        """The task of a complete request, the ``seq``-th of ``conn``. Called on a handler
+        thread; must not block. Override it to change ``keep_alive`` and the like."""
+        return self._task_class(self, self.process, seq, conn)
+
+    def new_connection(
+        self, communicator: Communicator, transport: Transport, peername: Any
+    ) -> CommConnection:
+        """The object of an accepted connection."""
+        return CommConnection(self, communicator, transport, peername)

@@ -1,0 +1,211 @@
+"""SeriesWork: tasks that run one after the other."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from protoserve.errors import UsageError
+from protoserve.kernel.subtask import SubTask
+
+logger = logging.getLogger("protoserve")
+
+
+class SeriesWork:
+    """A queue of tasks, run in order (the article's ``SeriesWork``).
+
+    The last task, where there is one, runs when the queue is empty: in a server it is
+    the reply. Tasks may be pushed from any thread while the series runs, also by the
+    callback of the last task, and then run after it.
+
+    ``context`` is the user's. Raises :class:`~protoserve.errors.UsageError` for a task
+    that is in a series already, or a series that has finished.
+    """
+
+    __slots__ = (
+        "_callback",
+        "_canceled",
+        "_current",
+        "_done_early",
+        "_failure",
+        "_finished",
+        "_last",
+        "_lock",
+        "_queue",
+        "_running",
+        "context",
+    )
+
+    def __init__(
+        self,
+        first: SubTask,
+        callback: Callable[[SeriesWork], object] | None = None,
+        *,
+        last: SubTask | None = None,
+    ) -> None:
+        self._lock = threading.Lock()  # guards the queue and the trampoline's state
+        self._queue: deque[SubTask] = deque()
+        self._callback = callback
+        self._last = last
+        self._current: SubTask | None = None
+        self._done_early = False
+        self._running = False
+        self._canceled = False
+        self._finished = False
+        self._failure: BaseException | None = None
+        self.context: Any = None
+        self._adopt(first)
+        if last is not None:
+            self._adopt(last)
+        self._queue.append(first)
+
+    @property
+    def canceled(self) -> bool:
+        """Whether ``cancel`` was called, or a task failed, before the series ended."""
+        return self._canceled
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything ran and the callback was called."""
+        return self._finished
+
+    @property
+    def failure(self) -> BaseException | None:
+        """The exception with which a task ended the series, if one did."""
+        return self._failure
+
+    def push_back(self, task: SubTask) -> None:
+        """Run ``task`` after all others, but before the last task. Any thread."""
+        self._push(task, front=False)
+
+    def push_front(self, task: SubTask) -> None:
+        """Run ``task`` next. Any thread."""
+        self._push(task, front=True)
+
+    def set_callback(self, callback: Callable[[SeriesWork], object] | None) -> None:
+        """Call ``callback(series)`` when all tasks are done, on the thread of the last."""
+        self._callback = callback
+
+    def cancel(self) -> None:
+        """Drop the tasks that have not started. Any thread; never blocks.
+
+        In a server the connection closes without a reply, and the task's callback does
+        not run; the series' callback does, and sees ``canceled``.
+        """
+        with self._lock:
+            self._canceled = True
+            self._queue.clear()
+
+    def start(self) -> None:
+        """Run the series. Raises ``UsageError`` when it has been started before."""
+        with self._lock:
+            if self._current is not None or self._finished:
+                raise UsageError("this series was started before; make a new one")
+            self._running = True
+            task = self._queue.popleft()
+            self._current = task
+        self._run(task)
+
+    def pop(self) -> SubTask | None:
+        """The next task, or ``None`` when the series is at its end. For ``SubTask.done``."""
+        with self._lock:
+            if self._queue:
+                return self._queue.popleft()
+            last, self._last = self._last, None
+            return last
+
+    def advance(self, task: SubTask) -> None:
+        """``task`` has ended. For ``SubTask.subtask_done``."""
+        with self._lock:
+            if task is not self._current or self._done_early:
+                raise UsageError(
+                    f"{type(task).__name__} ended twice, or out of turn; "
+                    "call subtask_done() once, after dispatch()"
+                )
+            if self._running:
+                # Its dispatch is still on some thread's stack; that thread goes on.
+                self._done_early = True
+                return
+            self._running = True
+        self._run(self._next(task))
+
+    def _run(self, task: SubTask | None) -> None:
+        """The trampoline: dispatch until a task does not end at once."""
+        while task is not None:
+            try:
+                task.dispatch()
+            except Exception as error:
+                self._fail(error)
+                with self._lock:
+                    self._done_early = True
+            with self._lock:
+                if not self._done_early:
+                    self._running = False
+                    return
+                self._done_early = False
+            task = self._next(task)
+
+    def _next(self, task: SubTask) -> SubTask | None:
+        try:
+            following = task.done()
+        except Exception as error:
+            self._fail(error)
+            following = self.pop()
+        return self._proceed(following)
+
+    def _proceed(self, following: SubTask | None) -> SubTask | None:
+        with self._lock:
+            if following is None and self._queue:
+                following = self._queue.popleft()  # pushed since we looked
+            self._current = following
+            if following is None:
+                # From here nothing more can be pushed.
+                self._finished = True
+        if following is None:
+            self._finish()
+        return following
+
+    def _fail(self, error: BaseException) -> None:
+        """A task raised: drop what has not started; the last task still runs and can
+        look at ``failure``."""
+        with self._lock:
+            first = self._failure is None
+            if first:
+                self._failure = error
+            self._queue.clear()
+        if not first or self._last is None:
+            logger.error("a task of a series raised", exc_info=error)
+
+    def _finish(self) -> None:
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            try:
+                callback(self)
+            except Exception:
+                logger.exception("the callback of a series raised")
+
+    def _adopt(self, task: SubTask) -> None:
+        if task._series is not None:
+            raise UsageError(
+                f"{type(task).__name__} is in a series already; make a new task for each"
+            )
+        task._series = self
+
+    def _push(self, task: SubTask, *, front: bool) -> None:
+        if not isinstance(task, SubTask):
+            raise TypeError(f"a series takes SubTasks, not {type(task).__name__}")
+        with self._lock:
+            if self._finished:
+                raise UsageError(
+                    "this series has finished; start a series of its own for later work"
+                )
+            self._adopt(task)
+            if self._canceled:
+                return
+            if front:
+                self._queue.appendleft(task)
+            else:
+                self._queue.append(task)
