@@ -1,0 +1,195 @@
+"""HttpRequest and HttpResponse: the messages that a handler sees."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any, TypeAlias
+
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from protoserve_http.fields import HOST, HeaderBlock
+
+HeadersInit: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
+
+_NO_TRAILERS: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
+
+
+class HttpRequest:
+    """A complete request.
+
+    ``method`` and ``target`` are as on the wire (bytes above ASCII as Latin-1),
+    ``version`` is ``"1.1"`` or ``"1.0"``, ``body`` is decoded from its transfer coding.
+    ``headers`` is a read-only case-insensitive multi-mapping in the order of arrival.
+    ``keep_alive`` tells whether the client lets the connection stay (RFC 9112, 9.3).
+    """
+
+    __slots__ = ("_block", "_trailers", "body", "headers", "keep_alive", "method", "target")
+
+    method: str
+    target: str
+    headers: CIMultiDictProxy[str]
+    body: bytes
+    keep_alive: bool
+
+    version: str = "1.1"
+
+    def __init__(
+        self,
+        method: str,
+        target: str,
+        block: HeaderBlock,
+        keep_alive: bool,
+        body: bytes = b"",
+    ) -> None:
+        self.method = method
+        self.target = target
+        self._block = block
+        self.headers = block.headers
+        self.keep_alive = keep_alive
+        self.body = body
+        self._trailers: CIMultiDictProxy[str] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.method} {self.target!r} HTTP/{self.version}>"
+
+    @property
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """Names and values as on the wire, without the whitespace around values."""
+        fields = [line.partition(b":") for line in self._block.block.split(b"\r\n")[:-1]]
+        return [(name, value.strip(b" \t")) for name, _, value in fields]
+
+    @property
+    def trailers(self) -> CIMultiDictProxy[str]:
+        """The fields after a chunked body; never merged into ``headers`` (RFC 9110, 6.5)."""
+        return _NO_TRAILERS if self._trailers is None else self._trailers
+
+    @property
+    def path(self) -> str:
+        """The target's path as sent: not percent-decoded (see ``urllib.parse.unquote``),
+        without the query; ``*`` for the asterisk form (RFC 9112, 3.2)."""
+        return self._origin_form().partition("?")[0]
+
+    @property
+    def query(self) -> str:
+        """What follows the first ``?`` of the target, as sent; empty for none."""
+        return self._origin_form().partition("?")[2]
+
+    @property
+    def host(self) -> str:
+        """The authority that was asked for: of the target where it has one, else ``Host``;
+        empty for neither."""
+        return self.headers.get(HOST, "")
+
+    @property
+    def keep_alive_timeout(self) -> float | None:
+        """The seconds of the client's ``Keep-Alive: timeout=``, if it sent one."""
+        return self._block.keep_alive_timeout
+
+    def text(self, encoding: str = "utf-8") -> str:
+        """The body as text. Raises ``UnicodeDecodeError`` when it is none."""
+        return self.body.decode(encoding)
+
+    def json(self) -> Any:
+        """The body parsed as JSON. Raises ``ValueError`` when it is none."""
+        return json.loads(self.body)
+
+    def _origin_form(self) -> str:
+        target = self.target
+        if target[0] in "/*":
+            return target
+        rest = target.partition("://")[2]
+        ends = [end for end in (rest.find("/"), rest.find("?")) if end >= 0]
+        rest = rest[min(ends) :] if ends else ""
+        return rest if rest.startswith("/") else "/" + rest
+
+
+class Http10Request(HttpRequest):
+    """A request of an HTTP/1.0 client."""
+
+    __slots__ = ()
+
+    version = "1.0"
+
+
+class HttpResponse:
+    """The reply to a request; ``process`` fills it in.
+
+    ``Content-Length``, ``Date`` and ``Connection`` are set when it is sent. What cannot
+    be sent (a status out of range, a header that would break the message's framing)
+    raises ``ValueError`` then, which becomes a 500.
+    """
+
+    __slots__ = ("_headers", "_parts", "_reason", "status")
+
+    def __init__(
+        self,
+        status: int = 200,
+        body: str | bytes | bytearray | memoryview = b"",
+        headers: HeadersInit | None = None,
+    ) -> None:
+        self.status = status
+        self._reason: str | None = None
+        self._headers: CIMultiDict[str] | None = None
+        self._parts: list[bytes] = []
+        if headers is not None:
+            self._headers = CIMultiDict(headers)
+        if body:
+            self.write(body)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.status} {self.reason}>"
+
+    @property
+    def reason(self) -> str:
+        """The reason phrase; by default the standard's for ``status``."""
+        if self._reason is not None:
+            return self._reason
+        try:
+            return HTTPStatus(self.status).phrase
+        except ValueError:
+            return ""
+
+    @reason.setter
+    def reason(self, phrase: str | None) -> None:
+        self._reason = phrase
+
+    @property
+    def headers(self) -> CIMultiDict[str]:
+        """The header fields: a case-insensitive mapping that may hold a name repeatedly
+        (``headers.add``)."""
+        if self._headers is None:
+            self._headers = CIMultiDict()
+        return self._headers
+
+    @headers.setter
+    def headers(self, headers: HeadersInit) -> None:
+        self._headers = CIMultiDict(headers)
+
+    @property
+    def body(self) -> bytes:
+        """Everything written so far; assign to replace it."""
+        parts = self._parts
+        if len(parts) > 1:
+            self._parts = parts = [b"".join(parts)]
+        return parts[0] if parts else b""
+
+    @body.setter
+    def body(self, data: str | bytes | bytearray | memoryview) -> None:
+        self._parts = []
+        self.write(data)
+
+    def write(self, data: str | bytes | bytearray | memoryview) -> None:
+        """Append to the body; text as UTF-8. Raises ``TypeError`` for anything else."""
+        if type(data) is str:
+            self._parts.append(data.encode())
+        elif type(data) is bytes:
+            self._parts.append(data)
+        elif isinstance(data, str):
+            self._parts.append(data.encode())
+        elif isinstance(data, (bytes, bytearray, memoryview)):
+            # A copy: the caller may change its buffer before the reply goes out.
+            self._parts.append(bytes(data))
+        else:
+            raise TypeError(f"a body is text or bytes, not {type(data).__name__}")

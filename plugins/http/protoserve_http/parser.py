@@ -1,0 +1,417 @@
+"""HttpRequestParser: the requests of one connection, from its bytes."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import httptools
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from protoserve import NEED_DATA, Feedback, MessageParser, NeedData, ProtocolError, ServerParams
+from protoserve_http.chunks import ChunkedBody
+from protoserve_http.faults import RequestError
+from protoserve_http.fields import MAX_BLOCK, MAX_FIELDS, HeaderBlock, split_fields
+from protoserve_http.heads import MAX_TARGET, authority, judge_fields, judge_line, with_host
+from protoserve_http.messages import Http10Request, HttpRequest
+from protoserve_http.serialiser import farewell
+
+MAX_BLANK: Final = 4 * 1024
+"""Bytes of empty lines before a request, which old clients send after a body."""
+
+CONTINUE: Final = Feedback(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+_FAST_SIZE: Final = 64 * 1024
+_REMEMBERED_BLOCK: Final = 4 * 1024  # a larger one is not kept with an idle connection
+_TOO_LARGE: Final = "the request is larger than the server allows"
+
+# What is being read: the states of the careful way.
+_LINE: Final = 0
+_HEADERS: Final = 1
+_BODY: Final = 2
+_CHUNKS: Final = 3
+_CLOSED: Final = 4
+
+
+class HttpRequestParser(MessageParser[HttpRequest]):
+    """The parser of one connection (RFC 9112), strict in everything that has to do with
+    where a request ends.
+
+    llhttp (httptools) judges every head and says whether the connection persists; it is
+    given heads only. It does not tell how much it consumed, so the ends of heads and
+    bodies are found here.
+
+    There are two ways through. Input that consists of whole heads, as nearly all is,
+    goes to llhttp in one piece and is then split (the fast way). When anything at all
+    is unusual, the same input is taken again step by step (the careful way), which alone
+    knows limits, bodies and errors: every answer to a fault comes from one place, and
+    does not depend on how the bytes were split.
+    """
+
+    __slots__ = (
+        "_alive",
+        "_blank",
+        "_body",
+        "_chunks",
+        "_error",
+        "_expecting",
+        "_fast_size",
+        "_head",
+        "_last",
+        "_left",
+        "_limit",
+        "_line_end",
+        "_line_feeds",
+        "_parser",
+        "_ready",
+        "_request",
+        "_should_keep_alive",
+        "_state",
+        "_used",
+    )
+
+    def __init__(self, params: ServerParams) -> None:
+        limit = params.request_size_limit
+        self._limit = limit
+        self._fast_size = _FAST_SIZE if limit is None else min(_FAST_SIZE, limit)
+        self._ready: deque[HttpRequest | Feedback] = deque()
+        self._error: ProtocolError | None = None
+        self._alive: list[bool] = []  # for each head that llhttp saw the end of
+        self._last = HeaderBlock(b"")
+        self._state = _LINE
+        self._head = b""
+        self._blank = 0
+        self._expecting = False
+        self._request: HttpRequest | None = None  # its body is awaited
+        self._body = bytearray()
+        self._chunks: ChunkedBody | None = None
+        self._renew()
+
+    def _renew(self) -> None:
+        """A fresh llhttp, which expects a request line."""
+        self._alive.clear()
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+        self._should_keep_alive = self._parser.should_keep_alive
+
+    # llhttp's only callback. It has no others, so that no objects are made for them.
+    def on_headers_complete(self) -> None:
+        """Called by httptools."""
+        self._alive.append(self._should_keep_alive())
+
+    # -- the contract ------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the peer. Never raises; faults come from ``next_message``."""
+        parser = self._parser
+        if parser is None:
+            return
+        if (
+            self._state == _LINE
+            and not self._head
+            and len(data) <= self._fast_size
+            and data[-4:] == b"\r\n\r\n"
+        ):
+            alive = self._alive
+            try:
+                parser.feed_data(data)
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+                pass
+            else:
+                if self._take_heads(data, alive):
+                    alive.clear()
+                    return
+            self._renew()
+        try:
+            self._feed_carefully(data)
+        except RequestError as fault:
+            self._fail(fault)
+
+    def next_message(self) -> HttpRequest | NeedData | Feedback:
+        """The next request, or ``100 Continue`` for one whose body is awaited."""
+        if self._ready:
+            return self._ready.popleft()
+        if self._error is not None:
+            raise self._error
+        return NEED_DATA
+
+    @property
+    def partial(self) -> bool:
+        """Whether an unfinished request is held."""
+        return bool(self._head)
+
+    def close(self) -> None:
+        """The connection has closed."""
+        self._parser = None
+        self._should_keep_alive = bool
+
+    def timeout_reply(self) -> bytes:
+        """``408 Request Timeout``."""
+        if not self._head:
+            return b""
+        return farewell(408, "the request took too long to arrive")
+
+    # -- the fast way ------------------------------------------------------------------
+
+    def _take_heads(self, data: bytes, alive: list[bool]) -> bool:
+        """Make requests of ``data``, which llhttp accepted and which ends like a head.
+        False, with nothing changed, unless it is nothing but heads of plain requests."""
+        if len(alive) == 1:
+            request = self._take_head(data, 0, len(data) - 2, alive[0])
+            if request is None:
+                return False
+            self._ready.append(request)
+            if not alive[0]:
+                self._state = _CLOSED
+            return True
+        requests = []
+        start = 0
+        for keep_alive in alive:
+            end = data.find(b"\r\n\r\n", start) + 2
+            request = self._take_head(data, start, end, keep_alive)
+            if request is None:
+                return False
+            requests.append(request)
+            start = end + 2
+        if start != len(data) or not alive:
+            return False
+        self._ready.extend(requests)
+        # Only the last may close: llhttp refuses what follows one that does.
+        if not alive[-1]:
+            self._state = _CLOSED
+        return True
+
+    def _take_head(
+        self, data: bytes, start: int, end: int, keep_alive: bool
+    ) -> HttpRequest | None:
+        """The request whose head is ``data[start:end]`` and its empty line, if it is plain:
+        no body, nothing to judge."""
+        line_end = data.find(b"\r\n", start)
+        words = data[start:line_end].decode("latin-1").split(" ")
+        if len(words) != 3 or line_end - start > MAX_TARGET:
+            return None
+        method, target, version = words
+        if target[:1] != "/" or method == "CONNECT":
+            return None
+        block = data[line_end + 2 : end]
+        fields = self._last
+        if fields.block != block:
+            fields = self._parse_block(block)
+        if not fields.plain:
+            return None
+        if version == "HTTP/1.1":
+            return HttpRequest(method, target, fields, keep_alive)
+        if version == "HTTP/1.0":
+            return Http10Request(method, target, fields, keep_alive)
+        return None
+
+    def _parse_block(self, block: bytes) -> HeaderBlock:
+        fields = HeaderBlock(block)
+        if len(block) <= _REMEMBERED_BLOCK:
+            self._last = fields
+        return fields
+
+    # -- the careful way ---------------------------------------------------------------
+
+    def _fail(self, fault: RequestError) -> None:
+        head_only = self._head.startswith(b"HEAD ")
+        self._error = ProtocolError(
+            fault.text, reply=farewell(fault.status, fault.text, head_only=head_only)
+        )
+        self._finish()
+        self._state = _CLOSED
+        self._parser = None
+
+    def _finish(self) -> None:
+        """Expect the next request."""
+        self._state = _LINE
+        self._head = b""
+        self._blank = 0
+
+    def _feed_carefully(self, data: bytes) -> None:
+        pos = 0
+        size = len(data)
+        limit = self._limit
+        while pos < size:
+            state = self._state
+            if state == _CLOSED:
+                # After `Connection: close`, bytes are ignored (RFC 9112, 9.6).
+                return
+            if state == _LINE and not self._head:
+                self._used = 0
+                pos = self._skip_blank(data, pos)
+                if pos == size:
+                    return
+            stop = size if limit is None else min(size, pos + limit - self._used)
+            if stop == pos:
+                raise RequestError(413, _TOO_LARGE)
+            start = pos
+            if state == _LINE:
+                pos = self._take_line(data, pos, stop)
+            elif state == _HEADERS:
+                pos = self._take_headers(data, pos, stop)
+            elif state == _BODY:
+                pos = self._take_body(data, pos, stop)
+            else:
+                pos = self._take_chunks(data, pos, stop)
+            self._used += pos - start
+        if self._state in (_BODY, _CHUNKS) and self._expecting:
+            self._expecting = False
+            self._ready.append(CONTINUE)
+
+    def _judge(self, piece: bytes) -> bool:
+        """Give ``piece`` of a head to llhttp. Returns whether it goes on in the same
+        protocol: we support no upgrade, and go on in HTTP/1.1 (RFC 9110, 7.8)."""
+        assert self._parser is not None
+        try:
+            self._parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            return False
+        except httptools.HttpParserError as error:
+            reason = str(error)
+            # The one text that is looked at; a test holds it.
+            status = 505 if reason == "Invalid HTTP version" else 400
+            raise RequestError(status, f"malformed request: {reason}") from None
+        return True
+
+    def _skip_blank(self, data: bytes, pos: int) -> int:
+        # RFC 9112, 2.2: ignore empty lines before a request line.
+        if data[pos] not in b"\r\n":
+            return pos
+        blank = data[pos : pos + MAX_BLANK + 1]
+        skipped = len(blank) - len(blank.lstrip(b"\r\n"))
+        self._blank += skipped
+        if self._blank > MAX_BLANK:
+            raise RequestError(400, "malformed request: empty lines instead of a request line")
+        return pos + skipped
+
+    def _take_line(self, data: bytes, pos: int, stop: int) -> int:
+        end = data.find(b"\n", pos, stop) + 1 or stop
+        old = len(self._head)
+        line = self._head + data[pos:end]
+        # A fault is raised at its byte, after llhttp has judged the bytes before it.
+        cut = len(line)
+        fault = None
+        spaces = line.find(b"  ", max(0, old - 1))
+        if spaces >= 0:
+            cut = spaces + 1
+            fault = RequestError(400, "malformed request: two spaces in the request line")
+        if len(line) > MAX_TARGET:
+            target = line.find(b" ") + 1
+            target_end = line.find(b" ", target)
+            length = (len(line) if target_end < 0 else target_end) - target
+            if target and length > MAX_TARGET and target + MAX_TARGET < cut:
+                cut = target + MAX_TARGET + 1
+                fault = RequestError(414, f"the request target is longer than {MAX_TARGET} bytes")
+        self._judge(line[old:cut])
+        self._head = line
+        if fault is not None:
+            raise fault
+        if line.endswith(b"\n"):
+            judge_line(line)
+            self._line_end = len(line)
+            self._line_feeds = 0
+            self._state = _HEADERS
+        return end
+
+    def _take_headers(self, data: bytes, pos: int, stop: int) -> int:
+        # The block may have its limit and its empty line; then it must be over.
+        full = pos + self._line_end + MAX_BLOCK + 2 - len(self._head)
+        end = min(stop, full)
+        # The end of the head may straddle what came before and what comes now.
+        old = self._head[max(self._line_end - 2, len(self._head) - 3) :]
+        window = old + data[pos:end]
+        found = window.find(b"\r\n\r\n")
+        if found >= 0:
+            end = pos + found + 4 - len(old)
+        room = MAX_FIELDS + 1 - self._line_feeds
+        feeds = data.count(b"\n", pos, end)
+        too_many = feeds >= room
+        if feeds > room or (too_many and found < 0):
+            end = pos
+            for _ in range(room):
+                end = data.find(b"\n", end) + 1
+            found = -1
+        piece = data[pos:end]
+        self._line_feeds += feeds
+        same_protocol = self._judge(piece)
+        self._head += piece
+        if found >= 0:
+            self._open(same_protocol)
+        elif too_many:
+            raise RequestError(431, f"more than {MAX_FIELDS} header fields")
+        elif end == full:
+            raise RequestError(431, f"the header fields are longer than {MAX_BLOCK} bytes")
+        return end
+
+    def _open(self, same_protocol: bool) -> None:
+        """The head is complete: judge it as a whole, and expect what follows it."""
+        if not self._alive:
+            raise RequestError(400, "malformed request: the head is not complete")
+        keep_alive = self._alive.pop()
+        head = self._head
+        method, target, version = head[: self._line_end - 2].decode("latin-1").split(" ")
+        block = head[self._line_end : -2]
+        fields = self._last
+        if fields.block != block:
+            fields = self._parse_block(block)
+        modern = version == "HTTP/1.1"
+        framing = judge_fields(fields.headers, modern=modern)
+        if self._limit is not None and len(head) + framing.length > self._limit:
+            raise RequestError(413, _TOO_LARGE)
+        self._expecting = framing.expects_continue
+        make = HttpRequest if modern else Http10Request
+        self._request = request = make(method, target, fields, keep_alive)
+        if target[0] not in "/*":
+            request.headers = with_host(fields.headers, authority(target))
+        if framing.chunked:
+            self._chunks = ChunkedBody()
+            self._state = _CHUNKS
+        elif framing.length:
+            self._body = bytearray()
+            self._left = framing.length
+            self._state = _BODY
+        else:
+            self._complete(b"", fresh=not same_protocol)
+
+    def _take_body(self, data: bytes, pos: int, stop: int) -> int:
+        end = min(stop, pos + self._left)
+        self._left -= end - pos
+        if not self._left and not self._body:
+            self._complete(data[pos:end])  # it came in one piece
+            return end
+        self._body += data[pos:end]
+        if not self._left:
+            body, self._body = self._body, bytearray()
+            self._complete(bytes(body))
+        return end
+
+    def _take_chunks(self, data: bytes, pos: int, stop: int) -> int:
+        chunks = self._chunks
+        assert chunks is not None
+        assert self._request is not None
+        room = None if self._limit is None else self._limit - self._used
+        end = chunks.feed(data, pos, stop, room)
+        if chunks.complete:
+            if chunks.trailers:
+                self._renew()
+                # The fields' syntax is judged as that of a head.
+                self._judge(b"GET / HTTP/1.1\r\n")
+                self._judge(bytes(chunks.trailers))
+                self._judge(b"\r\n")
+                trailers = CIMultiDict(split_fields(bytes(chunks.trailers)))
+                self._request._trailers = CIMultiDictProxy(trailers)
+            self._complete(bytes(chunks.body))
+        return end
+
+    def _complete(self, body: bytes, *, fresh: bool = True) -> None:
+        """The request is whole. A ``fresh`` llhttp goes on where it did not see the end."""
+        request = self._request
+        assert request is not None
+        request.body = body
+        self._request = self._chunks = None
+        self._ready.append(request)
+        self._finish()
+        if not request.keep_alive:
+            self._state = _CLOSED
+        elif fresh:
+            self._renew()

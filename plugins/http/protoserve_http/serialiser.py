@@ -1,0 +1,231 @@
+"""From an HttpResponse to the bytes of the reply."""
+
+from __future__ import annotations
+
+import re
+import time
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Final
+
+from protoserve import MessageOut
+from protoserve_http.fields import CONNECTION, list_tokens
+from protoserve_http.messages import HttpResponse
+
+JOIN_SIZE: Final = 16 * 1024
+"""Bodies up to this size are copied behind the head; larger ones are sent as they are."""
+
+CLOSE: Final = b"Connection: close\r\n"
+STAY: Final = b"Connection: keep-alive\r\n"
+
+_MAX_PARTS: Final = 16  # of a large body that go out one by one
+_CACHED_LINES: Final = 1024
+_CACHED_VALUE: Final = 128
+
+_TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_FORBIDDEN: Final = re.compile(r"[\r\n\0]")
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
+# RFC 9110, 15.3.5, 15.3.6 and 15.4.5.
+_WITHOUT_BODY: Final = frozenset({204, 205, 304})
+
+# Fields that decide about the message itself, and so are not simply copied.
+_SPECIAL: Final = frozenset({"connection", "content-length", "date", "transfer-encoding"})
+
+# Header lines by (name, value), once checked. Applications use few different ones.
+_lines: dict[tuple[str, str], bytes] = {}
+
+
+class _Heads:
+    """What all replies of one second start with: status line and Date, by status."""
+
+    __slots__ = ("by_status", "date", "second")
+
+    def __init__(self, second: int) -> None:
+        self.second = second
+        self.date = f"Date: {formatdate(second, usegmt=True)}\r\n".encode()
+        self.by_status: dict[int, bytes] = {}
+
+
+_heads = _Heads(0)  # replaced as a whole, so that threads see one second or the next
+
+
+def _current_heads() -> _Heads:
+    global _heads
+    heads = _heads
+    second = int(time.time())
+    if heads.second != second:
+        _heads = heads = _Heads(second)
+    return heads
+
+
+def status_line(status: int, reason: str | None = None) -> bytes:
+    """The status line of a final reply; raises ``ValueError`` for what is none."""
+    if not isinstance(status, int) or not 100 <= status <= 999:
+        raise ValueError(f"status {status!r}: expected a whole number from 200 to 999")
+    if status < 200:
+        raise ValueError(
+            f"status {int(status)} is interim and cannot be the reply; use 200 or more"
+        )
+    if reason is None:
+        reason = _PHRASES.get(status, "")
+    if _FORBIDDEN.search(reason):
+        raise ValueError(f"reason {reason!r}: CR, LF and NUL cannot be sent")
+    return b"HTTP/1.1 %d %b\r\n" % (status, _latin(reason, "reason"))
+
+
+def _latin(text: str, what: str) -> bytes:
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{what} {text!r}: only Latin-1 can be sent; encode other text, see RFC 8187"
+        ) from None
+
+
+def header_line(name: str, value: str) -> bytes:
+    """One header line; raises ``ValueError`` naming the header when it is no legal one.
+
+    A name is a token; a value has no CR, LF or NUL, which would let whoever chose the
+    value write headers and replies of their own (RFC 9110, 5.5).
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"header {name!r}: expected a str, not {type(value).__name__}")
+    if not _TOKEN.fullmatch(name):
+        raise ValueError(f"header name {name!r} is not a token (RFC 9110, 5.6.2)")
+    if _FORBIDDEN.search(value):
+        raise ValueError(f"header {name!r}: CR, LF and NUL cannot be sent, got {value!r}")
+    return b"%b: %b\r\n" % (name.encode(), _latin(value, f"header {name!r}:"))
+
+
+def _remembered_line(name: str, value: str) -> bytes:
+    line = header_line(name, value)
+    if len(value) <= _CACHED_VALUE:
+        if len(_lines) >= _CACHED_LINES:
+            _lines.clear()
+        # Exact strings only: a subclass may compare as it likes.
+        _lines[(str(name), str(value))] = line
+    return line
+
+
+def wants_close(response: HttpResponse) -> bool:
+    """Whether the response itself asks for ``Connection: close``."""
+    headers = response._headers
+    if headers is None or CONNECTION not in headers:
+        return False
+    return "close" in list_tokens(headers.getall(CONNECTION))
+
+
+def _connection_line(response: HttpResponse, ours: bytes) -> bytes:
+    """What the response says in ``Connection``, with our decision about staying."""
+    tokens = list_tokens(response.headers.getall(CONNECTION))
+    others = [token for token in tokens if token not in ("close", "keep-alive")]
+    if ours == CLOSE or "close" in tokens:
+        others.append("close")
+    elif ours == STAY or "keep-alive" in tokens:
+        others.append("keep-alive")
+    return header_line(CONNECTION, ", ".join(others)) if others else b""
+
+
+def _special_lines(
+    response: HttpResponse, size: int, counted: bool, ours: bytes
+) -> tuple[list[bytes], bool, bool]:
+    """The checked lines of the special fields, and whether they have a length, a date."""
+    headers = response.headers
+    if "Transfer-Encoding" in headers:
+        raise ValueError(
+            "header 'Transfer-Encoding': the server decides how a reply is framed; leave it out"
+        )
+    lines = []
+    lengths = headers.getall("Content-Length", [])
+    for length in lengths:
+        if len(lengths) > 1 or not (str(length).isascii() and str(length).isdecimal()):
+            raise ValueError(f"header 'Content-Length': expected one number, got {lengths!r}")
+        if counted and int(length) != size:
+            raise ValueError(
+                f"header 'Content-Length': says {length}, but the body has {size} bytes; "
+                "leave it out, it is set for you"
+            )
+        lines.append(header_line("Content-Length", length))
+    dates = headers.getall("Date", [])
+    lines += [header_line("Date", date) for date in dates]
+    if CONNECTION in headers:
+        lines.append(_connection_line(response, ours))
+    elif ours:
+        lines.append(ours)
+    return lines, bool(lengths), bool(dates)
+
+
+def encode(response: HttpResponse, *, head_only: bool, connection: bytes) -> MessageOut:
+    """The reply as it goes out. ``head_only`` for HEAD; ``connection`` is the line that
+    says whether the connection stays, or empty where that goes without saying.
+
+    Raises ``ValueError`` for a response that cannot be sent.
+    """
+    status = response.status
+    reason = response._reason
+    heads = _current_heads()
+    head = heads.by_status.get(status) if reason is None else None
+    if head is None:
+        head = status_line(status, reason) + heads.date
+        if reason is None:
+            heads.by_status[int(status)] = head
+    parts = response._parts
+    if len(parts) == 1:
+        body = parts[0]
+        size = len(body)
+    else:
+        size = sum(map(len, parts))
+        body = b"".join(parts) if size <= JOIN_SIZE or len(parts) > _MAX_PARTS else b""
+    out = [head]
+    headers = response._headers
+    has_length = False
+    special = False
+    if headers is not None:
+        known = _lines
+        for field in headers.items():
+            line = known.get(field)
+            if line is None:
+                if field[0].lower() in _SPECIAL:
+                    special = True
+                    continue
+                line = _remembered_line(*field)
+            out.append(line)
+    if special:
+        counted = not (head_only or status in _WITHOUT_BODY)
+        lines, has_length, has_date = _special_lines(response, size, counted, connection)
+        if has_date:
+            out[0] = status_line(status, reason)
+        if status in (204, 205):
+            lines = [line for line in lines if not line.startswith(b"Content-Length")]
+        out += lines
+    elif connection:
+        out.append(connection)
+    if status in _WITHOUT_BODY:
+        if status == 205:
+            out.append(b"Content-Length: 0\r\n")
+        out.append(b"\r\n")
+        return b"".join(out)
+    if has_length or (head_only and not size):
+        out.append(b"\r\n")
+    else:
+        out.append(b"Content-Length: %d\r\n\r\n" % size)
+    if head_only:
+        return b"".join(out)
+    if size <= JOIN_SIZE:
+        out.append(body)
+        return b"".join(out)
+    return [b"".join(out), body] if body else [b"".join(out), *parts]
+
+
+def serialise(response: HttpResponse) -> MessageOut:
+    """The reply to an ordinary HTTP/1.1 request on a connection that stays open, or that
+    closes because the response says so. Raises ``ValueError`` as ``encode`` does."""
+    return encode(response, head_only=False, connection=b"")
+
+
+def farewell(status: int, text: str, *, head_only: bool = False) -> bytes:
+    """The last reply on a connection whose client broke a rule: ``text`` says which."""
+    response = HttpResponse(status, text + "\n", {"Content-Type": "text/plain; charset=utf-8"})
+    out = encode(response, head_only=head_only, connection=CLOSE)
+    assert isinstance(out, bytes)  # it is short
+    return out

@@ -1,0 +1,87 @@
+"""HttpServerTask, the task of a request, and WFHttpServer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from protoserve import MessageOut, ProtocolSpec, ServerParams, WFServer, WFServerTask
+from protoserve_http.messages import HttpRequest, HttpResponse
+from protoserve_http.parser import HttpRequestParser
+from protoserve_http.serialiser import CLOSE, STAY, encode, serialise, wants_close
+
+
+class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
+    """One HTTP request and its reply (the article's ``WFHttpServerTask``)."""
+
+    __slots__ = ()
+
+    def message_in(self, message: HttpRequest) -> None:
+        """The complete request, which has a say in how long the connection stays."""
+        self.req = message
+        if not message.keep_alive:
+            self.keep_alive = 0.0
+            return
+        wish = message.keep_alive_timeout
+        # The client may shorten the time, never extend it.
+        if wish is not None and (self.keep_alive is None or wish < self.keep_alive):
+            self.keep_alive = wish
+
+    def message_out(self) -> MessageOut:
+        """The reply's bytes, with the ``Connection`` that is due (RFC 9112, 9.6).
+
+        Raises ``ValueError`` for a response that cannot be sent.
+        """
+        req = self.req
+        resp = self.resp
+        if (
+            not req.keep_alive
+            or self.keep_alive == 0
+            or self.connection.closing
+            or wants_close(resp)
+        ):
+            self.keep_alive = 0.0
+            connection = CLOSE
+        else:
+            connection = STAY if req.version == "1.0" else b""
+        return encode(resp, head_only=req.method == "HEAD", connection=connection)
+
+
+WFHttpTask: TypeAlias = HttpServerTask
+"""What ``process`` is called with."""
+
+
+def error_response() -> HttpResponse:
+    """The reply when a handler raised; it tells nothing about the reason."""
+    return HttpResponse(
+        500, "Internal Server Error\n", {"Content-Type": "text/plain; charset=utf-8"}
+    )
+
+
+HTTP_SPEC: Final = ProtocolSpec[HttpRequest, HttpResponse](
+    name="http",
+    message_in=HttpRequestParser,
+    message_out=serialise,
+    response=HttpResponse,
+    task=HttpServerTask,
+    error_response=error_response,
+    params=ServerParams(keep_alive_timeout=75.0),  # nginx
+    url_scheme="http",
+    url_scheme_tls="https",
+)
+"""HTTP/1.1 and HTTP/1.0, as the ``protoserve`` command and ``WFHttpServer`` use it."""
+
+
+class WFHttpServer(WFServer[HttpRequest, HttpResponse]):
+    """An HTTP server (the article's ``WFHttpServer``).
+
+    ``process(task)`` fills in ``task.resp`` from ``task.req``. ``params`` defaults to
+    ``HTTP_SPEC.params``.
+    """
+
+    def __init__(
+        self,
+        process: Callable[[WFHttpTask], object],
+        params: ServerParams | None = None,
+    ) -> None:
+        super().__init__(HTTP_SPEC, process, params)

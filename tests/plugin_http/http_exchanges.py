@@ -1,0 +1,114 @@
+"""What the HTTP plugin's tests share: ways to feed a parser, and a task without a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser, HttpServerTask
+
+from protoserve import NEED_DATA, Feedback, ProtocolError, ServerParams
+
+
+@dataclass
+class Outcome:
+    """What a parser made of some bytes."""
+
+    requests: list[HttpRequest] = field(default_factory=list)
+    interim: list[bytes] = field(default_factory=list)
+    error: str | None = None
+    reply: bytes = b""
+    partial: bool = False
+
+    @property
+    def facts(self) -> list[Any]:
+        """What must not depend on how the bytes were split."""
+        return [
+            *(
+                (
+                    request.method,
+                    request.target,
+                    request.version,
+                    list(request.headers.items()),
+                    request.raw_headers,
+                    list(request.trailers.items()),
+                    request.body,
+                    request.keep_alive,
+                )
+                for request in self.requests
+            ),
+            self.error,
+            self.partial,
+        ]
+
+    @property
+    def status(self) -> int:
+        """The status of the farewell."""
+        return int(self.reply.split(b" ", 2)[1])
+
+
+def parse(pieces: Iterable[bytes], params: ServerParams | None = None) -> Outcome:
+    """Feed ``pieces`` to a new parser, taking messages after each."""
+    parser = HttpRequestParser(params or HTTP_SPEC.params)
+    outcome = Outcome()
+    for piece in pieces:
+        parser.feed(piece)
+        while outcome.error is None:
+            try:
+                message = parser.next_message()
+            except ProtocolError as error:
+                outcome.error = str(error)
+                outcome.reply = error.reply
+                with pytest.raises(ProtocolError):
+                    parser.next_message()
+                break
+            if message is NEED_DATA:
+                break
+            if isinstance(message, Feedback):
+                outcome.interim.append(message.data)
+            else:
+                outcome.requests.append(message)
+    outcome.partial = parser.partial
+    parser.close()
+    return outcome
+
+
+def every_byte(data: bytes) -> list[bytes]:
+    """``data`` in pieces of one byte."""
+    return [data[i : i + 1] for i in range(len(data))]
+
+
+def request(head: str, **kwargs: Any) -> HttpRequest:
+    """The one request of ``head``, lines separated by ``|`` without the last empty one."""
+    data = "".join(f"{line}\r\n" for line in [*head.split("|"), ""]).encode("latin-1")
+    outcome = parse([data], **kwargs)
+    assert outcome.error is None
+    (found,) = outcome.requests
+    return found
+
+
+def task_for(head: str, *, closing: bool = False, keep_alive: float = 75.0) -> HttpServerTask:
+    """A task that holds the request of ``head``, on a connection that does nothing."""
+    server = SimpleNamespace(
+        spec=HTTP_SPEC,
+        params=HTTP_SPEC.params.replace(keep_alive_timeout=keep_alive),
+        observers=(),
+    )
+    connection = SimpleNamespace(closing=closing, peername=("127.0.0.1", 1))
+    task = HttpServerTask(server, lambda task: None, 0, connection)  # type: ignore[arg-type]
+    task.message_in(request(head))
+    return task
+
+
+def sent(task: HttpServerTask) -> tuple[bytes, dict[bytes, bytes], bytes]:
+    """The status line, the header fields and the body of the task's reply."""
+    out = task.message_out()
+    data = bytes(out) if isinstance(out, bytes) else b"".join(bytes(part) for part in out)
+    head, _, body = data.partition(b"\r\n\r\n")
+    line, *lines = head.split(b"\r\n")
+    fields = dict(field.split(b": ", 1) for field in lines)
+    assert len(fields) == len(lines)
+    return line, fields, body

@@ -1,0 +1,195 @@
+"""The parser as the engine uses it: order, interim answers, states, farewells."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import httptools
+import pytest
+from http_exchanges import every_byte, parse
+from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser
+
+from protoserve import NEED_DATA, Feedback, ProtocolError
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+EXPECT = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n"
+
+
+def make() -> HttpRequestParser:
+    return HttpRequestParser(HTTP_SPEC.params)
+
+
+class TestContinue:
+    def test_sent_when_the_body_is_awaited(self) -> None:
+        parser = make()
+        parser.feed(EXPECT + b"Content-Length: 2\r\n\r\n")
+        message = parser.next_message()
+        assert isinstance(message, Feedback)
+        assert message.data == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert parser.next_message() is NEED_DATA
+        parser.feed(b"hi")
+        message = parser.next_message()
+        assert isinstance(message, HttpRequest)
+        assert message.body == b"hi"
+
+    def test_sent_once(self) -> None:
+        outcome = parse(every_byte(EXPECT + b"Content-Length: 9\r\n\r\n123456789"))
+        assert len(outcome.interim) == 1
+
+    def test_for_a_chunked_body(self) -> None:
+        head = EXPECT + b"Transfer-Encoding: chunked\r\n\r\n"
+        assert len(parse([head, b"0\r\n\r\n"]).interim) == 1
+        assert parse([head + b"0\r\n\r\n"]).interim == []
+
+    @pytest.mark.parametrize("rest", [b"\r\n", b"Content-Length: 0\r\n\r\n"])
+    def test_not_without_a_body(self, rest: bytes) -> None:
+        outcome = parse([EXPECT + rest])
+        assert outcome.interim == []
+        assert len(outcome.requests) == 1
+
+    def test_not_when_the_body_is_there(self) -> None:
+        assert parse([EXPECT + b"Content-Length: 2\r\n\r\nhi"]).interim == []
+
+    def test_not_to_http_1_0(self) -> None:
+        head = EXPECT.replace(b"1.1", b"1.0") + b"Content-Length: 2\r\n\r\n"
+        assert parse([head]).interim == []
+
+    def test_after_the_requests_before_it(self) -> None:
+        parser = make()
+        parser.feed(GET + EXPECT + b"Content-Length: 2\r\n\r\n")
+        assert isinstance(parser.next_message(), HttpRequest)
+        assert isinstance(parser.next_message(), Feedback)
+
+
+class TestStates:
+    def test_partial(self) -> None:
+        parser = make()
+        assert not parser.partial
+        for piece in (b"G", b"ET / HTTP/1.1\r\n", b"Host: a\r\nContent-Length: 2\r\n\r\n", b"x"):
+            parser.feed(piece)
+            assert parser.partial
+        parser.feed(b"y")
+        assert not parser.partial
+
+    def test_empty_lines_are_no_request(self) -> None:
+        parser = make()
+        parser.feed(b"\r\n")
+        assert not parser.partial
+        assert parser.timeout_reply() == b""
+
+    def test_partial_after_whole_requests(self) -> None:
+        parser = make()
+        parser.feed(GET + GET + b"GE")
+        assert parser.partial
+        parser.feed(b"T / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert not parser.partial
+        for _ in range(3):
+            assert isinstance(parser.next_message(), HttpRequest)
+        assert parser.next_message() is NEED_DATA
+
+    def test_timeout_reply(self) -> None:
+        parser = make()
+        assert parser.timeout_reply() == b""
+        parser.feed(b"GET / HT")
+        assert parser.timeout_reply().startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+        assert b"\r\nConnection: close\r\n" in parser.timeout_reply()
+
+    def test_fed_after_a_fault(self) -> None:
+        parser = make()
+        parser.feed(b"rubbish\r\n\r\n")
+        parser.feed(GET)
+        parser.feed_eof()
+        assert not parser.partial
+        with pytest.raises(ProtocolError):
+            parser.next_message()
+
+    def test_fed_after_close(self) -> None:
+        parser = make()
+        parser.close()
+        parser.close()
+        parser.feed(GET)
+        assert parser.next_message() is NEED_DATA
+
+    @pytest.mark.parametrize("data", [b"", GET, GET[:9], b"rubbish"])
+    def test_close_leaves_no_cycle(self, data: bytes) -> None:
+        class Watched(HttpRequestParser):
+            __slots__ = ("__weakref__",)
+
+        parser = Watched(HTTP_SPEC.params)
+        parser.feed(data)
+        parser.close()
+        reference = weakref.ref(parser)
+        gc.disable()
+        try:
+            del parser
+            assert reference() is None
+        finally:
+            gc.enable()
+
+
+class TestFarewells:
+    def test_none_has_a_body_for_head(self) -> None:
+        outcome = parse([b"HEAD / HTTP/1.1\r\n\r\n"])
+        assert outcome.status == 400
+        assert outcome.reply.endswith(b"\r\n\r\n")
+
+    def test_http_2_over_the_wire(self) -> None:
+        outcome = parse([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"])
+        assert outcome.reply.startswith(b"HTTP/1.1 505 HTTP Version Not Supported\r\n")
+
+    def test_errors_of_llhttp_are_not_shown_as_exceptions(self) -> None:
+        outcome = parse([b"GET / HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n"])
+        assert outcome.error == "malformed request: Invalid header value char"
+
+
+class TestFastWay:
+    """Input of whole heads takes another way through; it must lead to the same place."""
+
+    def test_llhttp_is_fed_once_for_pipelined_requests(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        feeds: list[int] = []
+        real = httptools.HttpRequestParser
+
+        class Counting:
+            def __init__(self, protocol: object) -> None:
+                self.parser = real(protocol)
+                self.should_keep_alive = self.parser.should_keep_alive
+
+            def feed_data(self, data: bytes) -> None:
+                feeds.append(len(data))
+                self.parser.feed_data(data)
+
+        monkeypatch.setattr(httptools, "HttpRequestParser", Counting)
+        data = b"".join(GET.replace(b"/ ", b"/%d " % i) for i in range(16))
+        outcome = parse([data])
+        assert [request.target for request in outcome.requests] == [f"/{i}" for i in range(16)]
+        assert feeds == [len(data)]
+
+    def test_repeated_blocks_are_shared(self) -> None:
+        outcome = parse([GET, GET.replace(b"/ ", b"/2 "), GET.replace(b"a", b"b"), GET])
+        first, second, third, fourth = outcome.requests
+        assert second.headers is first.headers
+        assert [r.headers["Host"] for r in (third, fourth)] == ["b", "a"]
+
+    @pytest.mark.parametrize(
+        "tail",
+        [
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nxx\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc" + GET,
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n\r\n\r\n",
+            b"\r\n\r\n",
+            b"\r\n" + GET,
+            b"GET /n HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+            b"GET /w HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+            b"GET /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" + GET,
+            b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 40\r\n\r\nhalf\r\n\r\n",
+            b"X\r\n\r\n",
+        ],
+    )
+    def test_agrees_with_the_careful_way(self, tail: bytes) -> None:
+        for data in (tail, GET + tail, GET * 2 + tail + GET):
+            assert parse([data]).facts == parse(every_byte(data)).facts

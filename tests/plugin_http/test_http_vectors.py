@@ -1,0 +1,116 @@
+"""Each wire vector on file, replayed whole, at every byte, split at random, in company."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from http_exchanges import Outcome, every_byte, parse
+
+VECTORS = Path(__file__).parent.parent / "vectors" / "http"
+GOOD = b"GET /good HTTP/1.1\r\nHost: good.example\r\n\r\n"
+
+
+def load(kind: str) -> list[Any]:
+    found = sorted((VECTORS / kind).glob("*.http"))
+    return [
+        pytest.param(
+            path.read_bytes(), json.loads(path.with_suffix(".json").read_text()), id=path.stem
+        )
+        for path in found
+    ]
+
+
+def splits(data: bytes) -> list[list[bytes]]:
+    """The same bytes in several ways."""
+    generator = random.Random(data)
+    ways = [[data], every_byte(data)]
+    ways += [[data[:at], data[at:]] for at in range(1, len(data))]
+    for _ in range(10):
+        points = sorted(generator.choices(range(len(data) + 1), k=4))
+        edges = [0, *points, len(data)]
+        ways.append([data[a:b] for a, b in itertools.pairwise(edges)])
+    return ways
+
+
+def check_requests(outcome: Outcome, expected: list[dict[str, Any]]) -> None:
+    assert outcome.error is None
+    assert len(outcome.requests) == len(expected)
+    for request, facts in zip(outcome.requests, expected, strict=True):
+        for name, value in facts.items():
+            found = getattr(request, name)
+            if name in ("headers", "trailers"):
+                found = [list(field) for field in found.items()]
+            elif name == "body":
+                found = found.decode("latin-1")
+            assert found == value, name
+
+
+@pytest.mark.parametrize(("data", "expected"), load("valid"))
+class TestValid:
+    def test_replays(self, data: bytes, expected: dict[str, Any]) -> None:
+        whole = parse([data])
+        check_requests(whole, expected["requests"])
+        assert not whole.partial
+        for pieces in splits(data):
+            assert parse(pieces).facts == whole.facts
+
+    def test_after_a_good_request(self, data: bytes, expected: dict[str, Any]) -> None:
+        for pieces in ([GOOD + data], [GOOD, data], every_byte(GOOD + data)):
+            outcome = parse(pieces)
+            assert outcome.requests.pop(0).target == "/good"
+            check_requests(outcome, expected["requests"])
+
+    def test_followed_by_a_request(self, data: bytes, expected: dict[str, Any]) -> None:
+        stays = expected["requests"][-1]["keep_alive"]
+        for pieces in ([data + GOOD], [data, GOOD], every_byte(data + GOOD)):
+            outcome = parse(pieces)
+            if stays:
+                assert outcome.requests.pop().target == "/good"
+            check_requests(outcome, expected["requests"])
+
+
+@pytest.mark.parametrize(("data", "expected"), load("invalid"))
+class TestInvalid:
+    def test_replays(self, data: bytes, expected: dict[str, Any]) -> None:
+        whole = parse([data])
+        assert whole.error is not None
+        assert whole.status == expected["status"], whole.error
+        assert expected["says"] in whole.error
+        assert len(whole.requests) == expected["good"]
+        assert not whole.partial
+        for pieces in splits(data):
+            assert parse(pieces).facts == whole.facts
+
+    def test_after_good_requests(self, data: bytes, expected: dict[str, Any]) -> None:
+        for pieces in ([GOOD * 3 + data], [GOOD * 3, data], every_byte(GOOD * 3 + data)):
+            outcome = parse(pieces)
+            assert len(outcome.requests) == 3 + expected["good"]
+            assert outcome.status == expected["status"]
+
+    def test_nothing_follows(self, data: bytes, expected: dict[str, Any]) -> None:
+        for pieces in ([data + GOOD], [data, GOOD], every_byte(data + GOOD)):
+            outcome = parse(pieces)
+            assert len(outcome.requests) == expected["good"]
+            assert outcome.status == expected["status"]
+
+    def test_farewell_is_complete(self, data: bytes, expected: dict[str, Any]) -> None:
+        outcome = parse([data])
+        head, _, body = outcome.reply.partition(b"\r\n\r\n")
+        lines = head.split(b"\r\n")
+        assert lines[0].startswith(b"HTTP/1.1 %d " % expected["status"])
+        fields = dict(line.split(b": ", 1) for line in lines[1:])
+        assert set(fields) == {b"Date", b"Content-Type", b"Connection", b"Content-Length"}
+        assert fields[b"Connection"] == b"close"
+        assert fields[b"Content-Type"].startswith(b"text/plain")
+        assert int(fields[b"Content-Length"]) == len(body)
+        assert body.decode() == f"{outcome.error}\n"
+
+
+def test_there_are_vectors() -> None:
+    assert len(load("valid")) >= 40
+    assert len(load("invalid")) >= 90
