@@ -112,7 +112,7 @@ def open_readiness() -> Readiness:
     """The operating system's mechanism. Raises ``RuntimeError`` where there is none."""
     if sys.platform == "linux":
         return EpollReadiness()
-    if hasattr(select, "kqueue"):
+    elif hasattr(select, "kqueue"):  # noqa: RET505 - the type checker needs the branch
         return KqueueReadiness()
     raise RuntimeError(
         f"protoserve needs epoll or kqueue and found neither on {sys.platform!r}; "

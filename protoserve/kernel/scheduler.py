@@ -55,6 +55,12 @@ class CommScheduler:
         self._ending: list[_Engine] = []
         self._services: list[CommService] = []
 
+    @property
+    def running(self) -> bool:
+        """Whether a service is bound, or threads of one that ended are not joined yet."""
+        with self._lock:
+            return self._engine is not None or bool(self._ending)
+
     def bind(self, service: CommService) -> Communicator:
         """Start to serve ``service``; the first one starts the threads."""
         with self._lock:

@@ -1,0 +1,44 @@
+# Everything works from a fresh clone: each target makes what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+BIND ?= 127.0.0.1:8888
+
+.PHONY: run test check bench clean
+
+run: $(VENV)/.installed  ## serve the HTTP echo example
+	$(BIN)/protoserve run http examples.http_echo:process --bind $(BIND)
+
+test: $(VENV)/.installed-dev  ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin
+
+bench: $(VENV)-bench/.installed  ## measure against other servers; needs wrk
+	$(VENV)-bench/bin/python -m benchmarks $(BENCH)
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) $(VENV)-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --editable '.[dev]'
+	touch $@
+
+# A peer that cannot be installed is named as missing in the report.
+$(VENV)-bench/.installed: pyproject.toml benchmarks/requirements.txt
+	test -x $(VENV)-bench/bin/python || $(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/python -m pip --disable-pip-version-check --quiet install --editable .
+	grep -v '^ *\(#\|$$\)' benchmarks/requirements.txt | while read -r peer; do \
+	  $(VENV)-bench/bin/python -m pip --disable-pip-version-check --quiet install "$$peer" \
+	    || echo "not installable: $$peer"; done
+	touch $@

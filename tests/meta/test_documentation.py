@@ -1,0 +1,65 @@
+"""The code blocks of README and docs run, and what they link to is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
+_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+# Which fixed port a block listens on; replaced, so that tests do not collide.
+_PORT = re.compile(r"\b(?:8888|9999|6380)\b")
+
+
+def _blocks() -> list[object]:
+    return [
+        pytest.param(match[1], id=f"{path.stem}-{number}")
+        for path in DOCUMENTS
+        for number, match in enumerate(_BLOCK.finditer(path.read_text()), 1)
+    ]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+@pytest.mark.parametrize("source", _blocks())
+def test_block_runs(source: str, tmp_path: Path) -> None:
+    program = tmp_path / "block.py"
+    program.write_text(_PORT.sub(str(_free_port()), source))
+    serves = "wait_for_signal()" in source
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            if serves:
+                assert process.stdout is not None
+                assert process.stdout.readline().startswith("listening on ")
+                process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 0, errors
+    assert not errors
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in _LINK.findall(path.read_text()):
+        assert (path.parent / target).exists(), f"{path.name} links to {target}"
