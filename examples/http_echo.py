@@ -1,7 +1,7 @@
 """The article's demo: a page that echoes the request line and the headers.
 
 Run it with ``python examples/http_echo.py [port]`` or
-``protoserve run examples.http_echo:process --port 8888``.
+``protoserve run http examples.http_echo:process --bind 127.0.0.1:8888``.
 """
 
 import sys

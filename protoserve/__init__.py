@@ -18,6 +18,7 @@ from protoserve.kernel.scheduler import CommScheduler, get_scheduler
 from protoserve.kernel.session import CommService, CommSession, TaskState
 from protoserve.kernel.subtask import SubTask
 from protoserve.params import SERVER_PARAMS_DEFAULT, ServerParams
+from protoserve.plugins import InstalledPlugin, installed_plugins, load_protocol
 from protoserve.protocol import (
     NEED_DATA,
     Buffer,
@@ -42,6 +43,7 @@ __all__ = [
     "CommSession",
     "ConfigError",
     "Feedback",
+    "InstalledPlugin",
     "MessageOut",
     "MessageParser",
     "NeedData",
@@ -61,4 +63,6 @@ __all__ = [
     "WFServerTask",
     "get_scheduler",
     "hookimpl",
+    "installed_plugins",
+    "load_protocol",
 ]

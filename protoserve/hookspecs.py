@@ -29,7 +29,13 @@ hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
 def protoserve_register_protocols(register: Callable[[ProtocolSpec[Any, Any]], None]) -> None:
     """Register the plugin's protocols: call ``register(spec)`` once for each.
 
-    ``register`` raises :class:`~protoserve.errors.PluginError` when another plugin has
-    taken the name, and ``TypeError`` for something that is no ``ProtocolSpec``. Called
-    once, in the thread that asked for a protocol, when the registry loads the plugin.
+    ``register`` raises ``TypeError`` for something that is no ``ProtocolSpec``, and
+    :class:`~protoserve.errors.PluginError` for a name that this plugin has registered
+    already or when the hook has returned. A plugin is registered as a whole: if one
+    protocol is refused, here or because another plugin has its name, none is used.
+
+    Name the entry point after the protocol: then the plugin is imported only when that
+    protocol is asked for, and has that name before plugins of other names.
+
+    Called once, in the thread that asked for a protocol, when the plugin is loaded.
     """

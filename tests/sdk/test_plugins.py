@@ -1,0 +1,377 @@
+"""Discovery: what is installed is found, and a broken plugin costs nobody but itself."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from protoserve import InstalledPlugin, PluginError, installed_plugins, load_protocol, plugins
+from protoserve.plugins import PluginRegistry
+
+GOOD = """
+from protoserve import MessageParser, ProtocolSpec, hookimpl
+
+def spec(name):
+    return ProtocolSpec(name=name, message_in=list, message_out=bytes, response=bytes)
+
+@hookimpl
+def protoserve_register_protocols(register):
+    for name in {names!r}:
+        register(spec(name))
+"""
+
+
+class Site:
+    """A folder of distributions, as pip leaves them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.modules: set[str] = set()
+
+    def module(self, source: str) -> str:
+        name = f"installed_plugin_{len(self.modules)}_{self.folder.name}"
+        (self.folder / f"{name}.py").write_text(dedent(source))
+        self.modules.add(name)
+        return name
+
+    def distribution(self, name: str, entry_points: str, version: str = "1.0") -> None:
+        info = self.folder / f"{name}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        (info / "entry_points.txt").write_text(entry_points)
+
+    def install(self, distribution: str, name: str, source: str) -> str:
+        module = self.module(source)
+        self.distribution(distribution, f"[protoserve]\n{name} = {module}\n")
+        return module
+
+    def serve(self, distribution: str, name: str, *protocols: str) -> str:
+        return self.install(distribution, name, GOOD.format(names=protocols or (name,)))
+
+    def registry(self) -> PluginRegistry:
+        return PluginRegistry(lambda: metadata.distributions(path=[str(self.folder)]))
+
+    @property
+    def imported(self) -> set[str]:
+        return self.modules & set(sys.modules)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    site = Site(tmp_path)
+    yield site
+    for name in site.imported:
+        del sys.modules[name]
+
+
+def owner(registry: PluginRegistry, protocol: str) -> str | None:
+    found = [p for p in registry.installed_plugins() if protocol in p.protocols]
+    assert len(found) <= 1
+    return found[0].distribution if found else None
+
+
+def only(registry: PluginRegistry, distribution: str) -> InstalledPlugin:
+    (found,) = (p for p in registry.installed_plugins() if p.distribution == distribution)
+    return found
+
+
+def test_a_plugin_is_listed_and_loaded(site: Site) -> None:
+    module = site.serve("good-line", "line")
+    registry = site.registry()
+    assert registry.installed_plugins() == [
+        InstalledPlugin("line", "good-line", "1.0", module, ("line",), "ok", "")
+    ]
+    assert registry.load_protocol("line").name == "line"
+    assert registry.load_protocol("line") is registry.load_protocol("line")
+
+
+def test_the_bundled_plugins_are_found_through_their_entry_points() -> None:
+    bundled = [p for p in installed_plugins() if p.distribution == "protoserve"]
+    assert "http" in [p.name for p in bundled]
+    # Just the protocol of its own name: that is what gives it the name before any other.
+    assert [p.protocols for p in bundled] == [(p.name,) for p in bundled]
+    assert load_protocol("http").url_scheme == "http"
+
+
+# -- broken plugins --------------------------------------------------------------------
+
+HOOK = "from protoserve import hookimpl\n@hookimpl\ndef protoserve_register_protocols"
+SPEC = "from protoserve import ProtocolSpec\nspec = ProtocolSpec(name='broken', "
+SPEC += "message_in=list, message_out=bytes, response=bytes)\n"
+
+BROKEN = {
+    "raises at import": ("1 / 0", "ZeroDivisionError: division by zero ("),
+    "exits at import": ("import sys\nsys.exit('bye')", "SystemExit: bye ("),
+    "raises BaseException": ("class E(BaseException): ...\nraise E", "raised E ("),
+    "does not parse": ("def (:", "SyntaxError: "),
+    "misses a dependency": ("import no_such_module_here", "No module named 'no_such_module_here'"),
+    "message of many lines": (
+        "raise ValueError('one\\ntwo\\x1b[31m')",
+        "ValueError: one two?[31m",
+    ),
+    "message that raises": (
+        "class E(Exception):\n  def __str__(self): raise ValueError\nraise E()",
+        "raised E (",
+    ),
+    "misspelt hook": (
+        "from protoserve import hookimpl\n@hookimpl\n"
+        "def protoserve_register_protocol(register): ...",
+        "unknown hook 'protoserve_register_protocol'",
+    ),
+    "misspelt argument": (HOOK + "(registrar): ...", "{'registrar'}"),
+    "forgotten mark": ("def protoserve_register_protocols(register): ...", "marked with"),
+    "empty": ("", "it has no protoserve_register_protocols"),
+    "newer API": (
+        "PROTOSERVE_API_VERSION = 2\n" + HOOK + "(register): ...",
+        "built for version 2 of the plugin API; this protoserve has version 1",
+    ),
+    "hook raises": (HOOK + "(register): raise KeyError('k')", "KeyError: 'k' ("),
+    "hook exits": (HOOK + "(register): raise SystemExit", "SystemExit ("),
+    "registers no spec": (HOOK + "(register): register('http')", "expected a ProtocolSpec"),
+    "registers the class": (
+        SPEC + HOOK + "(register): register(ProtocolSpec)",
+        "expected a ProtocolSpec",
+    ),
+    "registers an invalid spec": (
+        SPEC + HOOK + "(register): register(ProtocolSpec(name='Bad Name', message_in=list,"
+        " message_out=bytes, response=bytes))",
+        "protocol name 'Bad Name'",
+    ),
+    "registers twice": (
+        SPEC + HOOK + "(register):\n  register(spec)\n  register(spec)",
+        "protocol 'broken' is registered twice",
+    ),
+    "hides its fault": (
+        SPEC
+        + HOOK
+        + "(register):\n  register(spec)\n  try: register(None)\n  except Exception: pass",
+        "expected a ProtocolSpec",
+    ),
+    "returns": (SPEC + HOOK + "(register): return spec", "the hook returned ProtocolSpec"),
+    "coroutine": (
+        "from protoserve import hookimpl\n@hookimpl\n"
+        "async def protoserve_register_protocols(register): ...",
+        "the hook returned coroutine",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_plugin_changes_nothing_but_its_own_line(site: Site, kind: str) -> None:
+    site.serve("a-bystander", "first")
+    site.serve("z-bystander", "zero")
+    before = site.registry().installed_plugins()
+    source, reason = BROKEN[kind]
+    site.install("broken-one", "broken", source)
+
+    registry = site.registry()
+    listed = registry.installed_plugins()
+    assert [p for p in listed if p.distribution != "broken-one"] == before
+    (broken,) = (p for p in listed if p.distribution == "broken-one")
+    assert (broken.name, broken.version, broken.status) == ("broken", "1.0", "failed")
+    assert broken.protocols == ()
+    assert reason in broken.reason
+    assert broken.reason.isprintable()
+    assert registry.load_protocol("zero").name == "zero"
+
+    with pytest.raises(PluginError) as caught:
+        site.registry().load_protocol("broken")
+    assert reason in str(caught.value)
+    assert "broken-one 1.0" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("no_such_plugin", "importing 'no_such_plugin' raised ModuleNotFoundError"),
+        ("json:no_such_object", "has no attribute 'no_such_object'"),
+        ("no module", "its entry point 'no module' is not module or module:object"),
+    ],
+)
+def test_an_entry_point_that_leads_nowhere(site: Site, value: str, reason: str) -> None:
+    site.serve("good-line", "line")
+    site.distribution("lost", f"[protoserve]\nlost = {value}\n")
+    registry = site.registry()
+    assert reason in only(registry, "lost").reason
+    assert owner(registry, "line") == "good-line"
+
+
+def test_a_malformed_entry_points_file(site: Site) -> None:
+    site.serve("good-line", "line")
+    site.distribution("malformed", "[protoserve]\nno equals sign\n")
+    site.distribution("elsewhere", "[console_scripts]\nno equals sign\n")
+    registry = site.registry()
+    assert "malformed" in only(registry, "malformed").reason
+    assert [p.distribution for p in registry.installed_plugins()] == ["malformed", "good-line"]
+
+
+def test_where_a_plugin_failed_is_said(site: Site) -> None:
+    module = site.install("broken-one", "broken", "x = 1\n\nraise ValueError('why')")
+    reason = only(site.registry(), "broken-one").reason
+    assert reason.endswith(f"raised ValueError: why ({site.folder / module}.py:3)")
+
+
+def test_an_interrupt_is_no_failure_of_the_plugin(site: Site) -> None:
+    module = site.module("raise KeyboardInterrupt")
+    site.distribution("slow", f"[protoserve]\nline = {module}\n")
+    registry = site.registry()
+    with pytest.raises(KeyboardInterrupt):
+        registry.load_protocol("line")
+    path = site.folder / f"{module}.py"
+    path.write_text(GOOD.format(names=("line",)))
+    assert registry.load_protocol("line").name == "line"
+
+
+def test_registering_after_the_hook_is_refused(site: Site) -> None:
+    module = site.install("late", "late", HOOK + "(register):\n  global later\n  later = register")
+    registry = site.registry()
+    assert only(registry, "late").status == "ok"
+    with pytest.raises(PluginError, match="after the hook had returned"):
+        sys.modules[module].later(object())
+
+
+def test_a_plugin_that_asks_for_protocols_while_it_is_imported(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.install("eager", "eager", "import protoserve\nprotoserve.load_protocol('eager')")
+    monkeypatch.setattr(plugins, "_registry", site.registry())
+    (eager,) = installed_plugins()
+    assert "while it was being loaded" in eager.reason
+
+
+# -- who gets a name -------------------------------------------------------------------
+
+
+def test_only_the_plugin_that_is_asked_for_is_imported(site: Site) -> None:
+    asked = site.serve("one", "line")
+    site.serve("two", "other")
+    site.install("broken-one", "broken", "1 / 0")
+    site.registry().load_protocol("line")
+    assert site.imported == {asked}
+
+
+def test_a_protocol_under_another_entry_point_name_is_found(site: Site) -> None:
+    site.serve("family", "family", "uncle", "aunt")
+    registry = site.registry()
+    assert registry.load_protocol("aunt").name == "aunt"
+    assert only(registry, "family").protocols == ("uncle", "aunt")
+
+
+def test_two_distributions_with_one_entry_point_name(site: Site) -> None:
+    site.serve("zebra", "line")
+    site.serve("aardvark", "line")
+    for registry in (site.registry(), PluginRegistry(lambda: reversed(list(find(site))))):
+        winner, loser = registry.installed_plugins()
+        assert (winner.distribution, winner.protocols) == ("aardvark", ("line",))
+        assert (loser.distribution, loser.protocols) == ("zebra", ())
+        assert loser.reason == "protocol 'line' is taken by plugin 'line' of aardvark 1.0"
+
+
+def find(site: Site) -> Iterator[metadata.Distribution]:
+    return iter(metadata.distributions(path=[str(site.folder)]))
+
+
+def test_the_second_serves_when_the_first_is_broken(site: Site) -> None:
+    site.install("aardvark", "line", "1 / 0")
+    site.serve("zebra", "line")
+    assert site.registry().load_protocol("line").name == "line"
+    assert owner(site.registry(), "line") == "zebra"
+
+
+def test_nobody_takes_a_name_from_protoserve_itself(site: Site) -> None:
+    site.serve("protoserve", "http")
+    site.serve("aardvark", "http")
+    assert owner(site.registry(), "http") == "protoserve"
+
+
+def test_a_plugin_of_the_name_goes_before_others(site: Site) -> None:
+    site.serve("aardvark", "all", "all", "line")
+    site.serve("zebra", "line")
+    registry = site.registry()
+    assert owner(registry, "line") == "zebra"
+    # All or nothing: what it could have had is not served either.
+    assert only(registry, "aardvark").protocols == ()
+    assert only(registry, "aardvark").reason.startswith("protocol 'line' is taken")
+    with pytest.raises(PluginError, match=r"protocol 'all'.*is taken by plugin 'line'"):
+        registry.load_protocol("all")
+
+
+def test_the_outcome_does_not_depend_on_who_asks_first(site: Site) -> None:
+    site.serve("one", "a", "a", "x")
+    site.serve("two", "b", "b", "x")
+    site.serve("three", "c")
+    site.serve("four", "d", "c", "d")
+    outcomes = []
+    for order in itertools.permutations("abcdx"):
+        registry = site.registry()
+        for name in order:
+            with_name = ask(registry.load_protocol, name)
+            assert with_name == (name in "acx"), (order, name)
+        outcomes.append(registry.installed_plugins())
+    assert all(outcome == outcomes[0] for outcome in outcomes)
+
+
+def ask(load: Callable[[str], object], name: str) -> bool:
+    try:
+        load(name)
+    except PluginError:
+        return False
+    return True
+
+
+def test_of_one_distribution_twice_the_first_on_the_path_counts(
+    site: Site, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    shadowed = Site(tmp_path_factory.mktemp("shadowed"))
+    shadowed.distribution("good-line", "[protoserve]\nline = elsewhere\n", version="0.9")
+    site.serve("Good.Line", "line")
+    folders = [str(site.folder), str(shadowed.folder)]
+    (found,) = PluginRegistry(lambda: metadata.distributions(path=folders)).installed_plugins()
+    assert (found.distribution, found.version, found.status) == ("Good.Line", "1.0", "ok")
+
+
+def test_what_is_installed_is_named(site: Site) -> None:
+    with pytest.raises(PluginError) as caught:
+        site.registry().load_protocol("htpp")
+    assert str(caught.value) == "no protocol 'htpp' is installed, nor any other"
+    site.serve("one", "line")
+    site.serve("two", "http")
+    with pytest.raises(PluginError) as caught:
+        site.registry().load_protocol("htpp")
+    assert str(caught.value) == "no protocol 'htpp' is installed; installed: http, line"
+    site.install("broken-one", "broken", "1 / 0")
+    with pytest.raises(PluginError, match="installed: http, line; not usable: broken"):
+        site.registry().load_protocol("htpp")
+
+
+def test_threads_that_ask_at_once_load_once(site: Site) -> None:
+    module = site.install(
+        "counted", "line", GOOD.format(names=("line",)) + "\n    calls.append(1)\n\ncalls = []\n"
+    )
+    registry = site.registry()
+    start = threading.Barrier(6)
+    found = []
+
+    def load() -> None:
+        start.wait(10)
+        found.append(registry.load_protocol("line"))
+
+    threads = [threading.Thread(target=load) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(found) == 6
+    assert set(map(id, found)) == {id(found[0])}
+    assert sys.modules[module].calls == [1]
