@@ -8,8 +8,8 @@ import signal
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -37,6 +37,47 @@ _RESERVED_DESCRIPTORS = 64
 """Descriptors left to the rest of the program when RLIMIT_NOFILE bounds connections."""
 
 
+class _Inbox:
+    """Signals and the server's end, for the main thread that waits for one of them.
+
+    A descriptor, because a lock will not do: a signal that arrives just before the thread
+    blocks, or that the system gives to another thread, does not wake it. Python's wake-up
+    descriptor is written wherever and whenever the signal arrives.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: deque[int] = deque()
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+
+    def __enter__(self) -> _Inbox:
+        self._before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._before)
+        self._reader.close()
+        self._writer.close()
+
+    def put(self, number: int) -> None:
+        """From any thread, and from a signal handler."""
+        self._numbers.append(number)
+        with contextlib.suppress(BlockingIOError):  # full: the reader wakes anyway
+            self._writer.send(b"\0")
+
+    def get(self, until: float | None) -> int:
+        """The next number; 0 when there is none ``until`` then."""
+        while not self._numbers:
+            if until is not None and time.monotonic() >= until:
+                return 0
+            self._reader.settimeout(
+                None if until is None else max(0.001, until - time.monotonic())
+            )
+            with contextlib.suppress(TimeoutError):
+                self._reader.recv(64)
+        return self._numbers.popleft()
+
+
 class WFServerBase(CommService):
     """The life cycle of a server, whatever its protocol (the article's ``WFServerBase``).
 
@@ -56,7 +97,12 @@ class WFServerBase(CommService):
         self._family: int = socket.AF_INET
         self._cut_at: float | None = None
         self._cut_count = 0
-        self._finish_queues: list[SimpleQueue[int]] = []
+        self._abandoned = False  # a handler was still running when the rest was cut
+        self._cutting = False
+        self._starting = False
+        self._unwanted = False  # shut down by an observer of the start
+        self._ended_runs = 0
+        self._inboxes: list[_Inbox] = []
 
     # -- starting ----------------------------------------------------------------------
 
@@ -110,6 +156,8 @@ class WFServerBase(CommService):
                 self.starved = False
                 self._cut_at = None
                 self._cut_count = 0
+                self._abandoned = False
+                self._unwanted = False
                 self._address = sock.getsockname()
                 self._family = sock.family
                 self._apply_descriptor_limit()
@@ -123,8 +171,13 @@ class WFServerBase(CommService):
                 raise
             self.retain()  # the listener's reference
             self._phase = _RUNNING
+            self._starting = True
+            # Before the first connection can be accepted, so that observers see it first.
+            self.emit(ListenerStarted(self.url))
             self._listener.start()
-        self.emit(ListenerStarted(self.url))
+            self._starting = False
+            if self._unwanted:
+                self.shutdown()
         return self
 
     def _apply_descriptor_limit(self) -> None:
@@ -164,8 +217,8 @@ class WFServerBase(CommService):
     @property
     def url(self) -> str:
         """Where a client on this machine finds the server, for example
-        ``http://127.0.0.1:8888``."""
-        address = self._address
+        ``http://127.0.0.1:8888``. Raises ``UsageError`` before the first start."""
+        address = self.address
         if self._family == socket.AF_UNIX:
             path = address.decode() if isinstance(address, bytes) else address
             return f"{self.url_scheme}+{UNIX_PREFIX}{path}"
@@ -183,6 +236,9 @@ class WFServerBase(CommService):
         """
         with self._condition:
             if self._phase != _RUNNING or self.stopping:
+                return
+            if self._starting:  # an observer of the start has seen enough
+                self._unwanted = True
                 return
             self.stopping = True
             timeout = self.params.shutdown_timeout
@@ -207,8 +263,11 @@ class WFServerBase(CommService):
         """
         self._refuse_in_handler("wait_finish")
         limit = None if timeout is None else time.monotonic() + timeout
+        cutting = False
         with self._condition:
-            while self._phase != _STOPPED:
+            # Not the phase alone: the server may be running again before we wake up.
+            run = self._ended_runs
+            while self._phase != _STOPPED and self._ended_runs == run:
                 ends = [t for t in (limit, self._cut_at) if t is not None]
                 remaining = min(ends) - time.monotonic() if ends else None
                 if remaining is None or remaining > 0:
@@ -216,13 +275,13 @@ class WFServerBase(CommService):
                     continue
                 if self._cut_at is None or time.monotonic() < self._cut_at:
                     return False
+                cutting = True
                 break
-            cutting = self._phase != _STOPPED
         if cutting:
             self.cut()
         if self._scheduler is not None:
             left = None if limit is None else max(0.0, limit - time.monotonic())
-            self._scheduler.join(1.0 if self._cut_count else left)
+            self._scheduler.join(0.0 if self._abandoned else left)
         return True
 
     def cut(self) -> int:
@@ -232,22 +291,27 @@ class WFServerBase(CommService):
         A handler that blocks its thread cannot be ended; the server does not wait for it.
         """
         self.shutdown()
+        with self._condition:
+            if self._phase != _RUNNING:
+                return 0
+            run = self._ended_runs
+            if self._cutting:  # another thread does it
+                self._condition.wait_for(lambda: self._ended_runs != run)
+                return 0
+            self._cutting = True
         connections = self.connections()
         cut = sum(conn.communicator.close(conn, "cut by the server") for conn in connections)
         with self._condition:
-            if self._phase == _STOPPED:
-                self._cut_count += cut
-                return cut
             # Closing gave back what was only waiting; give callbacks a moment.
-            self._condition.wait_for(lambda: self._phase == _STOPPED, timeout=0.5)
-            abandoned = self._phase != _STOPPED
-            if abandoned:
+            if not self._condition.wait_for(lambda: self._ended_runs != run, timeout=0.5):
                 cut = max(cut, self._references)
-            self._cut_count += cut
+                self._abandoned = True
+            self._cut_count = cut
+            self._cutting = False
+            if self._abandoned:
+                self._finish()
         if cut:
             logger.warning("%s: cut %d connections or requests at the stop", self.url, cut)
-        if abandoned:
-            self._finish()
         return cut
 
     def stop(self) -> int:
@@ -273,14 +337,15 @@ class WFServerBase(CommService):
             if self._phase != _RUNNING:
                 return
             self._phase = _STOPPED
+            self._ended_runs += 1
             self.resume_accepting = None
-            queues, self._finish_queues = self._finish_queues, []
-            scheduler = self._scheduler
+            inboxes, self._inboxes = self._inboxes, []
+            # Before a waiter can look: it joins the threads that this ends.
+            if self._scheduler is not None:
+                self._scheduler.unbind(self)
             self._condition.notify_all()
-        if scheduler is not None:
-            scheduler.unbind(self)
-        for queue in queues:
-            queue.put(0)
+            for inbox in inboxes:  # under the lock: an inbox that has left may be closed
+                inbox.put(0)
 
     def _refuse_in_handler(self, what: str) -> None:
         if self._scheduler is not None and self._scheduler.in_handler():
@@ -291,9 +356,16 @@ class WFServerBase(CommService):
 
     # -- signals and blocks ------------------------------------------------------------
 
-    def wait_for_signal(self, signals: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)) -> int:
+    def wait_for_signal(
+        self,
+        signals: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM),
+        *,
+        ready: Callable[[], object] | None = None,
+    ) -> int:
         """Wait for one of ``signals``, then stop gracefully; a second one cuts that short.
 
+        ``ready()`` is called when signals are listened for: the place to tell others that
+        the server is there, so that a signal they send at once is not too early.
         Also returns when the server was stopped otherwise. Returns the signal's number, 0
         for none. The handlers that were installed before are put back. Main thread only:
         raises ``UsageError`` elsewhere.
@@ -303,27 +375,31 @@ class WFServerBase(CommService):
                 "wait_for_signal() works in the main thread only, as signals do; "
                 "elsewhere use wait_finish()"
             )
-        # Filled from a signal handler: SimpleQueue.put is the one that is reentrant.
-        queue: SimpleQueue[int] = SimpleQueue()
+        with _Inbox() as inbox:
 
-        def note(number: int, _: FrameType | None) -> None:
-            queue.put(number)
+            def note(number: int, _: FrameType | None) -> None:
+                inbox.put(number)
 
-        with self._condition:
-            if self._phase != _RUNNING:
-                return 0
-            self._finish_queues.append(queue)
-        before = {number: signal.signal(number, note) for number in signals}
-        try:
-            received = queue.get()
-            if received:
-                self.shutdown()
-                if queue.get():
-                    self.cut()
-            self.wait_finish()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            with self._condition:
+                if self._phase != _RUNNING:
+                    return 0
+                self._inboxes.append(inbox)
+            before = {number: signal.signal(number, note) for number in signals}
+            try:
+                if ready is not None:
+                    ready()
+                received = inbox.get(None)
+                if received:
+                    self.shutdown()
+                    if inbox.get(self._cut_at):
+                        self.cut()
+                self.wait_finish()
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+                with self._condition:
+                    if inbox in self._inboxes:
+                        self._inboxes.remove(inbox)
         return received
 
     def __enter__(self: ServerT) -> ServerT:

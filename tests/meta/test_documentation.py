@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,19 @@ def _free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def _await_handler(process: subprocess.Popen[str]) -> None:
+    """The block prints its line a moment before it listens for signals."""
+    bit = 1 << (signal.SIGTERM - 1)
+    status = Path(f"/proc/{process.pid}/status")
+    end = time.monotonic() + 10
+    while status.exists() and time.monotonic() < end:
+        caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status.read_text(), re.MULTILINE)
+        if caught is None or int(caught[1], 16) & bit:
+            return
+        time.sleep(0.005)
+    time.sleep(0.5)  # no such file on this system
+
+
 @pytest.mark.parametrize("source", _blocks())
 def test_block_runs(source: str, tmp_path: Path) -> None:
     program = tmp_path / "block.py"
@@ -51,6 +65,7 @@ def test_block_runs(source: str, tmp_path: Path) -> None:
             if serves:
                 assert process.stdout is not None
                 assert process.stdout.readline().startswith("listening on ")
+                _await_handler(process)
                 process.send_signal(signal.SIGTERM)
             _, errors = process.communicate(timeout=30)
         finally:

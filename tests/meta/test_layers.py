@@ -123,9 +123,7 @@ def test_plugins_import_public_names_only(path: Path) -> None:
             assert name == "protoserve", f"{path}: {name} is not public"
         else:
             assert (
-                top == own
-                or top in sys.stdlib_module_names
-                or top in THIRD_PARTY.get(own, set())
+                top == own or top in sys.stdlib_module_names or top in THIRD_PARTY.get(own, set())
             ), f"{path}: may not import {name}"
 
 

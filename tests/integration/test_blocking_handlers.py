@@ -1,0 +1,157 @@
+"""Leader/followers: handlers that block their thread do not block the others."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from loopback import RawClient, eventually, get
+from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
+
+from protoserve import ServerParams
+
+
+class Sleeper:
+    """A handler that sleeps at ``/sleep``."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.entered = threading.Semaphore(0)
+
+    def __call__(self, task: WFHttpTask) -> None:
+        if task.req.path == "/sleep":
+            self.entered.release()
+            time.sleep(self.seconds)
+        task.resp.write(task.req.path)
+
+
+def threads(count: int) -> ServerParams:
+    return HTTP_SPEC.params.replace(handler_threads=count)
+
+
+def test_ninth_request_beside_eight_that_sleep() -> None:
+    sleeper = Sleeper(0.5)
+    with WFHttpServer(sleeper).start("127.0.0.1", 0) as server:
+        clients = [RawClient(server.address) for _ in range(8)]
+        with RawClient(server.address) as ninth:
+            start = time.monotonic()
+            for client in clients:
+                client.send(get("/sleep"))
+            sent = time.monotonic()
+            assert ninth.ask("/quick").body == b"/quick"
+            took = time.monotonic() - sent
+        for client in clients:
+            assert client.reply().body == b"/sleep"
+            client.close()
+        all_took = time.monotonic() - start
+    # On a quiet machine: below 50 ms and 1 s.
+    assert took < 0.25
+    assert all_took < 2.0
+
+
+def test_request_while_eight_are_asleep() -> None:
+    sleeper = Sleeper(0.5)
+    with WFHttpServer(sleeper).start("127.0.0.1", 0) as server:
+        clients = [RawClient(server.address) for _ in range(8)]
+        for client in clients:
+            client.send(get("/sleep"))
+            assert sleeper.entered.acquire(timeout=10)
+        with RawClient(server.address) as ninth:
+            start = time.monotonic()
+            for _ in range(5):
+                assert ninth.ask("/quick").body == b"/quick"
+            assert time.monotonic() - start < 0.25
+        for client in clients:
+            client.close()
+
+
+def test_twenty_one_sleepers_are_all_answered() -> None:
+    events: list[object] = []
+    sleeper = Sleeper(0.3)
+    server = WFHttpServer(sleeper)
+    server.subscribe(events.append)
+    with server.start("127.0.0.1", 0):
+        clients = [RawClient(server.address) for _ in range(21)]
+        for client in clients:
+            client.send(get("/sleep"))
+        for client in clients:
+            assert client.reply().body == b"/sleep"
+            client.close()
+        names = [t.name for t in threading.enumerate() if t.name.startswith("protoserve-handler")]
+        assert len(names) <= 20
+    blocked = [event for event in events if type(event).__name__ == "HandlersBlocked"]
+    # Once, or again after one freed up and blocked again.
+    assert {getattr(event, "threads", 0) for event in blocked} == {20}
+
+
+def test_with_one_thread_everybody_waits_and_is_answered() -> None:
+    sleeper = Sleeper(0.1)
+    with (
+        WFHttpServer(sleeper, threads(1)).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as one,
+        RawClient(server.address) as two,
+    ):
+        one.send(get("/sleep"))
+        assert sleeper.entered.acquire(timeout=10)
+        assert two.ask("/quick").body == b"/quick"
+        assert one.reply().body == b"/sleep"
+
+
+def test_a_connection_stays_in_order_when_its_handlers_block() -> None:
+    sleeper = Sleeper(0.03)
+    with WFHttpServer(sleeper).start("127.0.0.1", 0) as server, RawClient(server.address) as c:
+        c.send(b"".join(get("/sleep") + get(f"/{i}") for i in range(10)))
+        for i in range(10):
+            assert c.reply().body == b"/sleep"
+            assert c.reply().body == b"/%d" % i
+
+
+def test_a_reply_before_a_blocking_request_is_not_held_back() -> None:
+    opened = threading.Event()
+
+    def process(task: WFHttpTask) -> None:
+        if task.req.path == "/block":
+            assert opened.wait(10)
+        task.resp.write(task.req.path)
+
+    with WFHttpServer(process).start("127.0.0.1", 0) as server, RawClient(server.address) as c:
+        c.send(get("/first") + get("/block"))
+        assert c.reply().body == b"/first"
+        opened.set()
+        assert c.reply().body == b"/block"
+
+
+def test_client_that_leaves_while_its_handler_blocks() -> None:
+    opened = threading.Event()
+    entered = threading.Event()
+    closed: list[bool] = []
+
+    def process(task: WFHttpTask) -> None:
+        entered.set()
+        assert opened.wait(10)
+        closed.append(task.closed)
+
+    with WFHttpServer(process).start("127.0.0.1", 0) as server:
+        client = RawClient(server.address)
+        client.sock.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SO_LINGER: a reset
+        client.send(get())
+        assert entered.wait(10)
+        client.close()
+        eventually(lambda: server.conn_count == 0)
+        opened.set()
+    assert closed == [True]
+
+
+def test_idle_server_has_one_handler_thread_and_no_work() -> None:
+    sleeper = Sleeper(0.05)
+    with WFHttpServer(sleeper).start("127.0.0.1", 0) as server, RawClient(server.address) as c:
+        c.ask("/quick")
+        before = time.process_time()
+        time.sleep(0.3)
+        assert time.process_time() - before < 0.05
+        # It wakes up as if nothing had been.
+        c.send(get("/sleep"))
+        assert sleeper.entered.acquire(timeout=10)
+        with RawClient(server.address) as other:
+            assert other.ask("/quick").body == b"/quick"
+        assert c.reply().body == b"/sleep"

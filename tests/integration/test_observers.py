@@ -1,0 +1,203 @@
+"""What observers of a server are told."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+import pytest
+from loopback import RawClient, eventually, get
+from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
+
+from protoserve.events import (
+    ConnectionClosed,
+    ConnectionOpened,
+    Event,
+    LimitReached,
+    ListenerStarted,
+    ListenerStopped,
+    RequestFinished,
+)
+
+
+def process(task: WFHttpTask) -> None:
+    if task.req.path == "/none":
+        task.noreply()
+    if task.req.path == "/raise":
+        raise RuntimeError("on purpose")
+    task.resp.write("x")
+
+
+class Observed(WFHttpServer):
+    """A server with the list of its events."""
+
+    def __init__(self) -> None:
+        super().__init__(process, HTTP_SPEC.params.replace(max_connections=2))
+        self.events: list[Event] = []
+        self.subscribe(self.events.append)
+
+    def wait_closed(self) -> ConnectionClosed:
+        def closed() -> list[ConnectionClosed]:
+            return [event for event in self.events if isinstance(event, ConnectionClosed)]
+
+        eventually(closed)
+        return closed()[0]
+
+
+def test_events_of_one_connection_in_order() -> None:
+    server = Observed()
+    with server.start("127.0.0.1", 0), RawClient(server.address) as client:
+        name = client.name
+        data = get("/a") + get("/raise")
+        client.send(data)
+        replies = [client.reply(), client.reply()]
+        assert [reply.status for reply in replies] == [200, 500]
+        eventually(lambda: len(server.events) == 4)
+        client.close()
+        closed = server.wait_closed()
+    started, opened, first, second, _, stopped = server.events
+    assert started == ListenerStarted(server.url)
+    assert opened == ConnectionOpened(name)
+    for seq, finished in enumerate((first, second)):
+        assert isinstance(finished, RequestFinished)
+        assert (finished.peername, finished.seq) == (name, seq)
+        assert (finished.state, finished.error) == ("SUCCESS", 0)
+        assert 0 <= finished.duration < 5
+    assert closed == server.events[4]
+    assert (closed.peername, closed.reason, closed.requests) == (name, "the peer closed", 2)
+    assert closed.bytes_in == len(data)
+    assert closed.bytes_out > sum(len(reply.body) for reply in replies)
+    assert stopped == ListenerStopped(server.url)
+
+
+def test_last_request_finishes_before_its_connection_closes() -> None:
+    server = Observed()
+    with server.start("127.0.0.1", 0), RawClient(server.address) as client:
+        client.ask("/", "Connection: close")
+        assert client.rest() == b""
+        assert server.wait_closed().reason == "the reply was the last"
+    names = [type(event).__name__ for event in server.events]
+    assert names[1:4] == ["ConnectionOpened", "RequestFinished", "ConnectionClosed"]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "requests"),
+    [
+        (get("/none"), "closed without a reply", 1),
+        (b"garbage\r\n\r\n", "protocol error: malformed request", 0),
+        (b"GET / HT", "the peer left in the middle of a request", 0),
+        (b"", "the peer closed", 0),
+    ],
+)
+def test_reasons_of_closing(data: bytes, reason: str, requests: int) -> None:
+    server = Observed()
+    with server.start("127.0.0.1", 0), RawClient(server.address) as client:
+        client.send(data)
+        client.end_sending()
+        client.rest()
+        closed = server.wait_closed()
+    assert closed.reason.startswith(reason)
+    assert closed.requests == requests
+    assert closed.bytes_in == len(data)
+
+
+def test_stop_is_the_reason() -> None:
+    server = Observed()
+    with server.start("127.0.0.1", 0), RawClient(server.address) as client:
+        client.ask()
+        eventually(lambda: server.connections()[0].state.name == "KEEPALIVE")
+        server.stop()
+    assert isinstance(server.events[-2], ListenerStopped)
+    closed = server.events[-1]
+    assert isinstance(closed, ConnectionClosed)
+    assert closed.reason == "the server stopped"
+
+
+def test_limit_reached(caplog: pytest.LogCaptureFixture) -> None:
+    server = Observed()
+    with server.start("127.0.0.1", 0):
+        clients = []
+        for _ in range(3):
+            client = RawClient(server.address)
+            clients.append(client)
+            client.ask()
+            eventually(
+                lambda: all(conn.state.name == "KEEPALIVE" for conn in server.connections())
+            )
+        assert server.wait_closed().reason == "made room for another"
+        for client in clients:
+            client.close()
+    limits = [event for event in server.events if isinstance(event, LimitReached)]
+    assert limits == [
+        LimitReached("max_connections", 2, "closed the least recently used idle connection")
+    ]
+    (record,) = caplog.records
+    assert record.name == "protoserve"
+    assert record.getMessage() == (
+        "limit max_connections=2 reached: closed the least recently used idle connection"
+    )
+
+
+def test_observer_that_raises_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def bad(event: Event) -> None:
+        raise KeyError(type(event).__name__)
+
+    server = Observed()
+    server.subscribe(bad)
+    later: list[Event] = []
+    server.subscribe(later.append)
+    with server.start("127.0.0.1", 0), RawClient(server.address) as client:
+        client.send(get() * 3 + get("/", "Connection: close"))
+        assert [client.reply().status for _ in range(4)] == [200] * 4
+        assert client.rest() == b""
+        eventually(lambda: len(later) == 7)
+    assert later == server.events
+    assert len(later) == 8
+    assert [record.exc_info is not None for record in caplog.records] == [True] * 8
+
+
+def test_unsubscribed_observers_hear_no_more() -> None:
+    server = Observed()
+    with server.start("127.0.0.1", 0), RawClient(server.address) as client:
+        client.ask()
+        eventually(lambda: len(server.events) == 3)
+        server.unsubscribe(server.events.append)
+        client.ask()
+    assert len(server.events) == 3
+
+
+@pytest.mark.parametrize("kind", [ListenerStarted, ConnectionOpened, ConnectionClosed])
+def test_observer_may_shut_the_server_down(kind: type) -> None:
+    server = WFHttpServer(process)
+    seen = threading.Event()
+
+    def once(event: Event) -> None:
+        if isinstance(event, kind) and not seen.is_set():
+            seen.set()
+            server.shutdown()
+
+    server.subscribe(once)
+    server.start("127.0.0.1", 0)
+    if kind is not ListenerStarted:
+        # Who comes late is refused or reset.
+        with contextlib.suppress(OSError), RawClient(server.address) as client:
+            client.send(get("/", "Connection: close"))
+            client.end_sending()
+            client.rest()
+    assert seen.wait(10)
+    assert server.wait_finish(5)
+    assert server.stop() == 0
+
+
+def test_on_close_may_shut_the_server_down_at_the_limit() -> None:
+    def process(task: WFHttpTask) -> None:
+        task.connection.on_close(lambda _: server.shutdown())
+
+    server = WFHttpServer(process, HTTP_SPEC.params.replace(max_connections=1))
+    with server.start("127.0.0.1", 0), RawClient(server.address) as one:
+        one.ask()
+        eventually(lambda: server.connections()[0].state.name == "KEEPALIVE")
+        with contextlib.suppress(ConnectionError), RawClient(server.address) as two:
+            two.rest()
+        assert one.rest() == b""
+        assert server.wait_finish(5)
