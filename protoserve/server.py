@@ -281,7 +281,7 @@ class WFServerBase(CommService):
             self.cut()
         if self._scheduler is not None:
             left = None if limit is None else max(0.0, limit - time.monotonic())
-            self._scheduler.join(0.0 if self._abandoned else left)
+            self._scheduler.join(0.0 if self._abandoned else left, self)
         return True
 
     def cut(self) -> int:

@@ -11,7 +11,7 @@ import errno
 import logging
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
@@ -149,8 +149,9 @@ class Communicator:
             conn.readable = True
             if mask & HANGUP:
                 conn.hangup = True
-        elif not conn.out:
-            # Writable, and nothing to write: how every registration begins.
+        elif not conn.out and not conn.more:
+            # Writable, and nothing to write: how every registration begins. Requests that
+            # had to wait for room go on, also where a later send of that turn found it.
             conn.lock.release()
             return
         self._advance(conn)
@@ -163,7 +164,8 @@ class Communicator:
     def on_blocked(self, conn: CommConnection) -> None:
         """A handler blocks its thread: send the replies that were waiting for company."""
         conn.lock.acquire()
-        if conn.out:
+        if conn.pumping and conn.out:
+            # Otherwise the handler has returned meanwhile, and what follows is arranged.
             self._flush_aside(conn)
         self._release(conn)
 
@@ -174,6 +176,10 @@ class Communicator:
             return
         conn.lock.acquire()
         now = self.poller.time()
+        if conn.timer_at > now:
+            # Another timer is in charge: this one would only multiply.
+            conn.lock.release()
+            return
         conn.timer_at = inf
         if conn.state is CLOSED or conn.deadline == inf:
             conn.lock.release()
@@ -187,7 +193,16 @@ class Communicator:
     def _expire(self, conn: CommConnection) -> None:
         conn.deadline = inf
         if conn.out:
-            self._close_locked(conn, "the peer did not take the reply in time", errno.ETIMEDOUT)
+            # A slow reader makes room long before the system announces it.
+            sent = conn.bytes_out
+            self._flush(conn)
+            late = conn.send_deadline is not None and conn.send_deadline <= self.poller.time()
+            if conn.bytes_out > sent and not (late and conn.out):
+                self.poller.post(self.resume, conn)
+            else:
+                self._close_locked(
+                    conn, "the peer did not take the reply in time", errno.ETIMEDOUT
+                )
         elif conn.state is RECEIVING:
             try:
                 farewell = conn.parser.timeout_reply()
@@ -253,7 +268,7 @@ class Communicator:
                 break
         conn.pumping = False
         if conn.state is not CLOSED:
-            if conn.out:
+            if conn.out or conn.unsent:
                 self._flush(conn)
             self._settle(conn)
         self._release(conn)
@@ -269,37 +284,45 @@ class Communicator:
             self._say_farewell(conn, error.reply)
             return False
         except Exception:
-            logger.exception("the parser of %r raised; the connection closes", conn)
-            self._close_locked(conn, "the parser failed", errno.EPROTO)
+            self._fail(conn, "the parser failed")
             return False
         if message is NEED_DATA:
             conn.more = False
             return True
         if type(message) is Feedback:
-            self._put(conn, message.data)
+            try:
+                self._put(conn, message.data)
+            except TypeError:
+                self._fail(conn, "the parser gave feedback that is no bytes")
+                return False
             return True
         try:
             session = conn.service.new_session(conn.seq, conn)
             session.message_in(message)
         except Exception:
-            logger.exception("new_session raised for %r; the connection closes", conn)
-            self._close_locked(conn, "no session could be made", errno.EPROTO)
+            self._fail(conn, "no session could be made")
             return False
         conn.seq += 1
         conn.session = session
         conn.state = conn.state.message
         conn.receive_deadline = None
-        conn.deadline = inf
+        if conn.send_mark != conn.bytes_out:
+            # Else a peer that does not read keeps its deadline, whatever it asks for.
+            conn.deadline = inf
         lock = conn.lock
         lock.release()
         try:
             session.handle(TOREPLY, 0)
-        except Exception:
-            logger.exception("a session of %r raised; the connection closes", conn)
+        except BaseException:
             lock.acquire()
-            if conn.session is session:
+            if conn.state is not CLOSED:
                 conn.session = None
-            self._close_locked(conn, "the session failed", errno.EPROTO)
+                self._fail(conn, "the session failed")
+                return False
+            logger.exception("a session of %r raised", conn)
+            lock.release()
+            self.forget(session)
+            lock.acquire()
             return False
         lock.acquire()
         return conn.state is not CLOSED
@@ -330,6 +353,7 @@ class Communicator:
             conn.more = True
         except Exception:
             logger.exception("the parser of %r raised in feed(); the connection closes", conn)
+            self._flush(conn)  # the answers to good requests
             self._close_locked(conn, "the parser failed", errno.EPROTO)
 
     def _read_ahead(self, conn: CommConnection) -> None:
@@ -435,7 +459,7 @@ class Communicator:
 
     def _finish_reply(self, conn: CommConnection) -> None:
         """After a reply that no pump waits for. With the lock; returns without it."""
-        if conn.out:
+        if conn.out or conn.unsent:
             self._flush(conn)
         if conn.state is not CLOSED:
             if not conn.ending and (conn.more or conn.readable or conn.eof):
@@ -461,7 +485,18 @@ class Communicator:
         conn.farewell = True
         conn.state = conn.state.reply
         if data:
-            self._put(conn, data)
+            try:
+                self._put(conn, data)
+            except TypeError:
+                logger.exception("the farewell of %r is no bytes", conn)
+
+    def _fail(self, conn: CommConnection, reason: str) -> None:
+        """An exception of the protocol's own code: close, with no word but the replies
+        to the requests before."""
+        logger.exception("%r: %s, it raised; the connection closes", conn, reason)
+        conn.more = False
+        conn.close_reason = reason
+        self._say_farewell(conn, b"")
 
     def _put(self, conn: CommConnection, out: MessageOut) -> None:
         if isinstance(out, (bytes, bytearray, memoryview)):
@@ -518,6 +553,10 @@ class Communicator:
         except OSError as error:
             self._close_locked(conn, f"the peer is gone ({error.strerror})", error.errno or 0)
             return
+        except Exception:  # a buffer that was changed: see MessageOut
+            logger.exception("a reply of %r cannot be sent any more; it closes", conn)
+            self._close_locked(conn, "a reply could not be sent", errno.EIO)
+            return
         unsent = conn.unsent
         if not unsent:
             return
@@ -530,6 +569,7 @@ class Communicator:
             sent_end = conn.out_end - conn.out_size
             while unsent and unsent[0][1] <= sent_end:
                 finished.append((unsent.pop(0)[0], SUCCESS, 0))
+                conn.send_deadline = None  # the next reply has its own
 
     @staticmethod
     def _consume(out: list[Buffer], sent: int) -> bool:
@@ -556,6 +596,7 @@ class Communicator:
             self._await_peer(conn)
         else:
             conn.deadline = inf
+            conn.send_deadline = None
 
     def _settle(self, conn: CommConnection) -> None:
         """Decide what comes next: the state at rest, its deadline, or the end."""
@@ -576,7 +617,12 @@ class Communicator:
             conn.state = REPLYING.sent
         now = self.poller.time()
         service = conn.service
-        partial = conn.parser.partial
+        try:
+            partial = conn.parser.partial
+        except Exception:
+            logger.exception("the parser of %r raised in partial; the connection closes", conn)
+            self._close_locked(conn, "the parser failed", errno.EPROTO)
+            return
         if conn.eof:
             self._close_locked(
                 conn,
@@ -591,6 +637,7 @@ class Communicator:
                 conn.state = KEEPALIVE.bytes
             params = service.params
             if conn.receive_deadline is None:
+                conn.idle_since = now
                 whole = params.receive_timeout
                 conn.receive_deadline = inf if whole is None else now + whole
             peer = params.peer_response_timeout
@@ -629,8 +676,7 @@ class Communicator:
     def _end(self, conn: CommConnection) -> None:
         """Everything is sent and the connection is to close: gently, where input that
         nobody read would make the system send a reset over the reply."""
-        unread = conn.farewell or conn.readable or conn.more or conn.parser.partial
-        if conn.eof or not unread:
+        if conn.eof or not self._unread(conn):
             self._close_locked(conn, conn.close_reason, 0)
             return
         conn.transport.shutdown_write()
@@ -638,6 +684,23 @@ class Communicator:
         conn.readable = True
         self._arm(conn, self.poller.time(), DRAIN_TIME)
         self._drain(conn)
+
+    @staticmethod
+    def _unread(conn: CommConnection) -> bool:
+        """Whether the peer sent more than was answered, or may be sending it."""
+        if conn.farewell or conn.queue:
+            return True
+        try:
+            if conn.readable and conn.recv(RECEIVE_SIZE):
+                return True
+        except OSError:  # nothing, or nobody
+            conn.readable = False
+        try:
+            return (
+                conn.more and conn.parser.next_message() is not NEED_DATA
+            ) or conn.parser.partial
+        except Exception:  # what it is does not matter any more
+            return True
 
     def _drain(self, conn: CommConnection) -> None:
         try:
@@ -670,37 +733,37 @@ class Communicator:
         for session, _ in conn.unsent:
             conn.finished.append((session, SYS_ERROR, error or errno.ECONNRESET))
         conn.unsent.clear()
-        conn.parser.close()
+        try:
+            conn.parser.close()
+        except Exception:
+            logger.exception("the parser of %r raised in close()", conn)
         return True
 
     def _release(self, conn: CommConnection) -> None:
         """Let go of the lock, then tell sessions and observers what happened under it."""
-        finished = conn.finished
-        if finished:
+        finished: Sequence[tuple[CommSession, TaskState, int]] = ()
+        if conn.finished:  # never the list itself when it is empty: others will fill it
+            finished = conn.finished
             conn.finished = []
         if conn.state is CLOSED and not conn.ended:
-            conn.ended = True
-            callbacks = conn.close_callbacks
-            conn.close_callbacks = None
+            conn.ended = closed = True
             last = conn.session is None
-            conn.lock.release()
-            self._report_closed(conn, callbacks)
         else:
-            last = False
-            conn.lock.release()
+            last = closed = False
+        conn.lock.release()
         for session, state, error in finished:
             try:
                 session.handle(state, error)
-            except Exception:
+            except BaseException:
                 logger.exception("a session of %r raised after its reply", conn)
+        if closed:
+            self._report_closed(conn)
         if last:
             # Otherwise the session that still runs gives the reference back: forget().
             conn.service.release()
 
     @staticmethod
-    def _report_closed(
-        conn: CommConnection, callbacks: list[Callable[[CommConnection], object]] | None
-    ) -> None:
+    def _report_closed(conn: CommConnection) -> None:
         service = conn.service
         service.remove_connection(conn)
         if service.observers:
@@ -709,8 +772,10 @@ class Communicator:
                     conn.peername, conn.close_reason, conn.bytes_in, conn.bytes_out, conn.seq
                 )
             )
+        # Nobody adds to them any more, see CommConnection.on_close.
+        callbacks, conn.close_callbacks = conn.close_callbacks, None
         for callback in callbacks or ():
             try:
                 callback(conn)
-            except Exception:
+            except BaseException:
                 logger.exception("an on_close callback of %r raised", conn)

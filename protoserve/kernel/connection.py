@@ -39,6 +39,8 @@ class State:
         return self.name
 
     def __getattr__(self, signal: str) -> State:
+        if signal not in State.__slots__:
+            raise AttributeError(signal)
         raise RuntimeError(f"a connection that is {self.name} cannot take the signal {signal!r}")
 
 
@@ -115,7 +117,6 @@ class CommConnection:
         "keep_alive",
         "lock",
         "more",
-        "opened",
         "out",
         "out_end",
         "out_size",
@@ -187,8 +188,8 @@ class CommConnection:
         self.receive_deadline: float | None = None
         self.send_deadline: float | None = None
         self.send_mark = -1  # bytes_out when the deadline of a step was last set
-        self.idle_since = 0.0
-        self.opened = communicator.poller.time()
+        # Since when it waits for a request, or the rest of one.
+        self.idle_since = communicator.poller.time()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.peername!r} {self.state!r} seq={self.seq}>"

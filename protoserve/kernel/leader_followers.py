@@ -75,10 +75,13 @@ class LeaderFollowers:
         self.current: Any = None
 
     def start(self) -> None:
-        """Start the first leader and the monitor."""
+        """Start the first leader and the monitor. Raises ``RuntimeError`` when the system
+        has no thread for them."""
         self._baton.acquire()
         with self._mutex:
-            self._promote_locked()
+            if not self._promote_locked():
+                self._baton.release()
+                raise RuntimeError("the system refused a thread for the handlers")
         self._monitor = threading.Thread(
             target=self._watch, name="protoserve-monitor", daemon=True
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
+import select
 import socket
 import stat
 import sys
 import threading
-import time
 from typing import Any, Final, TypeAlias
 
 from protoserve.errors import BindError, ConfigError
@@ -18,6 +19,8 @@ from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.connection import CONNECTED, KEEPALIVE, RECEIVING, CommConnection
 from protoserve.kernel.session import CommService
 from protoserve.kernel.transport import SocketTransport
+
+logger = logging.getLogger("protoserve")
 
 UNIX_PREFIX: Final = "unix:"
 
@@ -54,6 +57,12 @@ _REMEDIES: Final = {
     errno.EADDRNOTAVAIL: "this machine has no such address; use one of its own, "
     "127.0.0.1, or 0.0.0.0 for all",
 }
+_UNIX_REMEDIES: Final = {
+    errno.EADDRINUSE: "another program listens there, or the file is no socket; "
+    "stop or remove it, or choose another path",
+    errno.EACCES: "permission is missing; use a folder that this process may write to",
+    errno.ENOENT: "its folder does not exist; make it first",
+}
 
 
 def open_listener(address: Address, backlog: int) -> socket.socket:
@@ -63,11 +72,12 @@ def open_listener(address: Address, backlog: int) -> socket.socket:
     :class:`~protoserve.errors.BindError` when the system refuses.
     """
     if isinstance(address, str):
-        if not address.startswith(UNIX_PREFIX) or len(address) == len(UNIX_PREFIX):
+        path = address.removeprefix(UNIX_PREFIX)
+        if path in ("", address) or "\0" in path:
             raise ConfigError(
                 f"address {address!r}: expected a port, (host, port), or 'unix:/path'"
             )
-        return _open_unix(address.removeprefix(UNIX_PREFIX), backlog)
+        return _open_unix(path, backlog)
     host, port = address
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
         raise ConfigError(f"port {port!r}: expected a whole number from 0 to 65535")
@@ -109,7 +119,7 @@ def _open_unix(path: str, backlog: int) -> socket.socket:
         sock.listen(backlog)
     except OSError as error:
         sock.close()
-        raise _bind_error(error, UNIX_PREFIX + path) from error
+        raise _bind_error(error, UNIX_PREFIX + path, _UNIX_REMEDIES) from error
     return sock
 
 
@@ -121,17 +131,26 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a busy server's backlog may be full
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
+        except OSError:
+            return  # not known to be dead: bind() says what is wrong
 
 
-def _bind_error(error: OSError | OverflowError, where: str) -> BindError:
-    number = error.errno if isinstance(error, OSError) and error.errno else errno.EINVAL
-    remedy = _REMEDIES.get(number)
-    reason = f"{os.strerror(number)}" + (f" ({remedy})" if remedy else "")
-    return BindError(number, f"cannot listen on {where}: {reason}")
+def _bind_error(
+    error: OSError | OverflowError, where: str, remedies: dict[int, str] = _REMEDIES
+) -> BindError:
+    # Python's own errors, such as a path that is too long, have no number.
+    number = getattr(error, "errno", None)
+    reason = os.strerror(number) if number else str(error)
+    remedy = remedies.get(number) if number else None
+    return BindError(
+        number or errno.EINVAL,
+        f"cannot listen on {where}: {reason}" + (f" ({remedy})" if remedy else ""),
+    )
 
 
 def adopt_listener(source: socket.socket | int, backlog: int) -> socket.socket:
@@ -141,9 +160,13 @@ def adopt_listener(source: socket.socket | int, backlog: int) -> socket.socket:
     :class:`~protoserve.errors.ConfigError` for what is no bound stream socket.
     """
     number = source if isinstance(source, int) else source.fileno()
+    duplicate = -1
     try:
-        sock = socket.socket(fileno=os.dup(number))
+        duplicate = os.dup(number)
+        sock = socket.socket(fileno=duplicate)
     except OSError as error:
+        if duplicate >= 0:
+            os.close(duplicate)
         raise ConfigError(
             f"descriptor {number} is no open socket ({error.strerror}); "
             "pass a bound or listening stream socket, or its descriptor"
@@ -196,9 +219,11 @@ class Listener:
         self._communicator = communicator
         self._service = service
         self._adopted = adopted
-        self._lock = threading.Lock()
+        # Reentrant: observers and on_close callbacks run under it and may stop the server.
+        self._lock = threading.RLock()
         self._closed = False
         self._pause_until = 0.0
+        self._retry_at = 0.0
         self._reported: dict[str, float] = {}
         self._idle: list[tuple[float, CommConnection]] = []
         self._file: tuple[str, int] | None = None
@@ -255,9 +280,10 @@ class Listener:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             self._communicator.attach(SocketTransport(sock), peername, self._service)
-        except BaseException:
+        except Exception:
+            # The others in the backlog are not announced again: go on with them.
+            logger.exception("the connection of %r could not be made; it closes", peername)
             sock.close()
-            raise
 
     def _go_on_after(self, error: OSError) -> bool:
         if error.errno in _TRANSIENT:
@@ -284,6 +310,13 @@ class Listener:
         limit = service.max_connections
         if limit is None or service.conn_count < limit:
             return True
+        now = self._communicator.poller.time()
+        if service.starved and now < self._retry_at:
+            return False  # nobody has closed or become idle since we looked
+        if not self._someone_waits():
+            # Room is made for those who come, not beforehand.
+            service.starved = False
+            return False
         # Set before looking: who closes or becomes idle from here on wakes us.
         service.starved = True
         if self._evict_idle():
@@ -292,12 +325,18 @@ class Listener:
             action = "closed the oldest connection that made no request"
         else:
             self._report_limit(limit, "accepting pauses until a connection closes")
-            poller = self._communicator.poller
-            poller.call_at(poller.time() + SILENT_TIME, self.on_ready, self)
+            if now >= self._retry_at:
+                self._retry_at = now + SILENT_TIME
+                self._communicator.poller.call_at(self._retry_at, self.on_ready, self)
             return False
         service.starved = False
         self._report_limit(limit, action)
         return True
+
+    def _someone_waits(self) -> bool:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _evict_idle(self) -> bool:
         """Candidates are collected once for many evictions; one that has been used since
@@ -324,17 +363,20 @@ class Listener:
         silent = [
             conn
             for conn in self._service.connections()
-            if (conn.state is CONNECTED or conn.state is RECEIVING) and conn.opened < before
+            if (conn.state is CONNECTED or conn.state is RECEIVING) and conn.idle_since < before
         ]
-        silent.sort(key=lambda conn: conn.opened)
+        silent.sort(key=lambda conn: conn.idle_since)
         return any(self._communicator.evict_silent(conn) for conn in silent)
 
     def _report_limit(self, limit: int, action: str) -> None:
-        if self._service.observers or self._may_report(action):
-            self._service.emit(LimitReached("max_connections", limit, action))
+        event = LimitReached("max_connections", limit, action)
+        if self._may_report(action):
+            self._service.emit(event)
+        else:
+            self._service.notify(event)
 
     def _may_report(self, what: str) -> bool:
-        now = time.monotonic()
+        now = self._communicator.poller.time()
         if now - self._reported.get(what, -_REPORT_INTERVAL) < _REPORT_INTERVAL:
             return False
         self._reported[what] = now

@@ -180,8 +180,8 @@ class Poller:
     def forget(self, fd: int, *, shared: bool = False) -> None:
         """Stop watching. Closing a descriptor ends its registration, unless another
         process or descriptor shares the open file: then pass ``shared``."""
-        self._targets.pop(fd, None)
-        if shared or sys.platform != "linux":
+        target = self._targets.pop(fd, None)
+        if target is not None and (shared or sys.platform != "linux"):
             self._readiness.remove(fd)
 
     def post(self, callback: Callback, argument: Any) -> None:

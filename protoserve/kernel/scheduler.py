@@ -24,6 +24,7 @@ class _Engine:
     def __init__(self, scheduler: CommScheduler, threads: int, clock: Callable[[], float]) -> None:
         self.poller = Poller(clock=clock)
         self.communicator = Communicator(self.poller)
+        self.served: list[CommService] = []
         self.threads = LeaderFollowers(
             self.poller,
             threads=threads,
@@ -66,12 +67,18 @@ class CommScheduler:
         with self._lock:
             threads = service.params.handler_threads
             if self._engine is None:
-                self._engine = _Engine(self, threads, self._clock)
-                self._engine.threads.start()
+                engine = _Engine(self, threads, self._clock)
+                try:
+                    engine.threads.start()
+                except BaseException:
+                    engine.poller.close()
+                    raise
+                self._engine = engine
             # One pool for all: as many threads as the most demanding server asks for.
             pool = self._engine.threads
             pool.max_threads = max(pool.max_threads, threads)
             self._services.append(service)
+            self._engine.served.append(service)
             return self._engine.communicator
 
     def unbind(self, service: CommService) -> None:
@@ -86,11 +93,14 @@ class CommScheduler:
             self._ending.append(engine)
         engine.threads.stop(timeout=0)
 
-    def join(self, timeout: float | None) -> bool:
-        """Wait until the threads of engines that ended are gone. False when some still
-        run a handler after ``timeout`` seconds."""
+    def join(self, timeout: float | None, service: CommService | None = None) -> bool:
+        """Wait until the threads of engines that ended are gone; with ``service``, only
+        those that served it last, so that nobody waits for the handlers of others.
+        False when some still run a handler after ``timeout`` seconds."""
         with self._lock:
             ending = list(self._ending)
+            if service is not None:
+                ending = [engine for engine in ending if service in engine.served][-1:]
         gone = [engine for engine in ending if engine.threads.stop(timeout)]
         with self._lock:
             self._ending = [engine for engine in self._ending if engine not in gone]

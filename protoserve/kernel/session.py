@@ -126,7 +126,7 @@ class CommService(ABC):
         for observer in self.observers:
             try:
                 observer(event)
-            except Exception:
+            except BaseException:
                 logger.exception("an observer raised at %r", event)
 
     @property

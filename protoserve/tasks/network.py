@@ -248,9 +248,9 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             return
         try:
             sent = communicator.reply(self)
-        except UsageError:
-            raise
         except BaseException as error:
+            if self.connection.session is not self:
+                raise  # it was answered before, by hand
             again = self._failure is None
             self._fail(error)
             if again:
@@ -281,7 +281,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             self._callback = None
             try:
                 callback(self)
-            except Exception:
+            except BaseException:
                 logger.exception("the callback of %r raised", self)
             self.server.release()
         return None if self._series is None else self._series.pop()
@@ -332,7 +332,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             try:
                 self.resp = make()
                 return True
-            except Exception:
+            except BaseException:
                 logger.exception("error_response of %r raised", self.spec.name)
         self._give_up()
         return False

@@ -64,7 +64,7 @@ class SeriesWork:
 
     @property
     def canceled(self) -> bool:
-        """Whether ``cancel`` was called, or a task failed, before the series ended."""
+        """Whether ``cancel`` was called."""
         return self._canceled
 
     @property
@@ -105,9 +105,10 @@ class SeriesWork:
             if self._current is not None or self._finished:
                 raise UsageError("this series was started before; make a new one")
             self._running = True
-            task = self._queue.popleft()
+            # Empty when it was cancelled before it began.
+            task = self._queue.popleft() if self._queue else None
             self._current = task
-        self._run(task)
+        self._run(task if task is not None else self._proceed(self.pop()))
 
     def pop(self) -> SubTask | None:
         """The next task, or ``None`` when the series is at its end. For ``SubTask.done``."""
@@ -137,7 +138,7 @@ class SeriesWork:
         while task is not None:
             try:
                 task.dispatch()
-            except Exception as error:
+            except BaseException as error:
                 self._fail(error)
                 with self._lock:
                     self._done_early = True
@@ -151,7 +152,7 @@ class SeriesWork:
     def _next(self, task: SubTask) -> SubTask | None:
         try:
             following = task.done()
-        except Exception as error:
+        except BaseException as error:
             self._fail(error)
             following = self.pop()
         return self._proceed(following)
@@ -184,7 +185,7 @@ class SeriesWork:
         if callback is not None:
             try:
                 callback(self)
-            except Exception:
+            except BaseException:
                 logger.exception("the callback of a series raised")
 
     def _adopt(self, task: SubTask) -> None:

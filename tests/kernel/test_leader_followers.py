@@ -1,0 +1,304 @@
+"""LeaderFollowers: who runs a handler, and what a blocking one does to the others.
+
+The block threshold is shortened where a test waits for it; nothing here asserts that
+something is fast.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from protoserve.kernel.leader_followers import LeaderFollowers
+from protoserve.kernel.poller import Poller
+
+PATIENCE = 10.0
+
+
+class Pool:
+    """Handler threads on a poller of their own, and what they reported."""
+
+    def __init__(self, threads: int = 4) -> None:
+        self.poller = Poller()
+        self.blocked: list[Any] = []
+        self.exhausted: list[int] = []
+        self.errors: list[str] = []
+        self.threads = LeaderFollowers(
+            self.poller,
+            threads=threads,
+            on_blocked=self.blocked.append,
+            on_exhausted=self.exhausted.append,
+            on_error=lambda: self.errors.append("error"),
+        )
+        self.threads.start()
+
+    def call(self, function: Callable[[], object]) -> Call:
+        call = Call(function)
+        self.poller.post(call.run, call)
+        return call
+
+
+class Call:
+    """A posted handler: which thread ran it, and when it began and ended."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self.function = function
+        self.thread = ""
+        self.began = threading.Event()
+        self.ended = threading.Event()
+
+    def run(self, _: Call, mask: int) -> None:
+        self.thread = threading.current_thread().name
+        self.began.set()
+        try:
+            self.function()
+        finally:
+            self.ended.set()
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def pools() -> Iterator[Callable[..., Pool]]:
+    made: list[Pool] = []
+
+    def make(threads: int = 4) -> Pool:
+        made.append(Pool(threads))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        assert pool.threads.stop(PATIENCE)
+
+
+def nothing() -> None:
+    """A fast handler."""
+
+
+def test_fast_handlers_never_change_threads(pools: Callable[..., Pool]) -> None:
+    pool = pools()
+    calls = [pool.call(nothing) for _ in range(2000)]
+    assert calls[-1].ended.wait(PATIENCE)
+    # A busy machine may delay one handler past the threshold, not many of them.
+    changes = sum(a.thread != b.thread for a, b in pairwise(calls))
+    assert changes <= 5
+    assert pool.exhausted == []
+
+
+def test_a_blocking_handler_gets_a_follower(pools: Callable[..., Pool]) -> None:
+    pool = pools()
+    gate = threading.Event()
+    blocking = pool.call(gate.wait)
+    assert blocking.began.wait(PATIENCE)
+    other = pool.call(nothing)
+    assert other.ended.wait(PATIENCE)
+    assert not blocking.ended.is_set()
+    assert other.thread != blocking.thread
+    assert blocking in pool.blocked
+    gate.set()
+    assert blocking.ended.wait(PATIENCE)
+    assert pool.exhausted == []
+
+
+def test_events_that_were_pending_behind_a_blocking_handler_are_served(
+    pools: Callable[..., Pool],
+) -> None:
+    pool = pools()
+    gate, ready = threading.Event(), threading.Event()
+    first = pool.call(ready.wait)
+    behind: list[Call] = []
+    pool.call(lambda: behind.extend(pool.call(nothing) for _ in range(10)))
+    blocking = pool.call(gate.wait)
+    ready.set()
+    assert first.ended.wait(PATIENCE)
+    assert blocking.began.wait(PATIENCE)
+    wait_until(lambda: len(behind) == 10)
+    assert all(call.ended.wait(PATIENCE) for call in behind)
+    gate.set()
+
+
+def test_all_blocked_is_reported_once_and_work_goes_on(pools: Callable[..., Pool]) -> None:
+    pool = pools(3)
+    gates = [threading.Event() for _ in range(3)]
+    blocking = [pool.call(gate.wait) for gate in gates]
+    assert all(call.began.wait(PATIENCE) for call in blocking)
+    wait_until(lambda: pool.exhausted)
+    last = pool.call(nothing)
+    assert not last.ended.wait(0.05)
+    assert pool.exhausted == [3]
+    gates[1].set()
+    assert last.ended.wait(PATIENCE)
+    assert last.thread == blocking[1].thread
+    # Once more when they are all blocked again.
+    again = threading.Event()
+    fourth = pool.call(again.wait)
+    assert fourth.began.wait(PATIENCE)
+    wait_until(lambda: pool.exhausted == [3, 3])
+    for gate in (*gates, again):
+        gate.set()
+    assert pool.call(nothing).ended.wait(PATIENCE)
+
+
+def test_one_thread(pools: Callable[..., Pool]) -> None:
+    pool = pools(1)
+    for _ in range(3):
+        gate = threading.Event()
+        pool.exhausted.clear()
+        blocking = pool.call(gate.wait)
+        other = pool.call(nothing)
+        assert blocking.began.wait(PATIENCE)
+        wait_until(lambda: pool.exhausted)
+        assert not other.ended.is_set()
+        gate.set()
+        assert other.ended.wait(PATIENCE)
+        assert other.thread == blocking.thread
+
+
+def test_threads_are_bounded_and_reused(pools: Callable[..., Pool]) -> None:
+    pool = pools(4)
+    for _ in range(5):
+        gate = threading.Event()
+        calls = [pool.call(gate.wait) for _ in range(8)]
+        assert all(call.began.wait(PATIENCE) for call in calls[:4])
+        gate.set()
+        assert all(call.ended.wait(PATIENCE) for call in calls)
+    assert len(pool.threads._workers) <= 4
+    assert pool.threads._named == len(pool.threads._workers)
+
+
+def test_no_wakeups_while_idle(pools: Callable[..., Pool]) -> None:
+    pool = pools()
+    assert pool.call(nothing).ended.wait(PATIENCE)
+    wait_until(lambda: pool.poller.waiting and pool.threads._parked)
+    turns = pool.poller.turns
+    cpu = time.process_time()
+    time.sleep(0.3)
+    assert pool.poller.turns == turns
+    assert pool.threads._parked
+    # 5 ms ticks would cost at least this much; the margin is for a busy machine.
+    assert time.process_time() - cpu < 0.1
+    assert pool.call(nothing).ended.wait(PATIENCE)
+
+
+def test_a_handler_after_a_long_rest_is_watched(pools: Callable[..., Pool]) -> None:
+    pool = pools()
+    for _ in range(20):
+        wait_until(lambda: pool.poller.waiting and pool.threads._parked)
+        gate = threading.Event()
+        pool.call(gate.wait)
+        other = pool.call(nothing)
+        assert other.ended.wait(PATIENCE)
+        gate.set()
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_no_exception_ends_a_thread(
+    pools: Callable[..., Pool], error: type[BaseException]
+) -> None:
+    pool = pools(1)
+
+    def fail() -> None:
+        raise error
+
+    for _ in range(3):
+        failing = pool.call(fail)
+        assert failing.ended.wait(PATIENCE)
+    assert pool.call(nothing).ended.wait(PATIENCE)
+    assert len(pool.errors) == 3
+
+
+def test_stop_from_a_handler(pools: Callable[..., Pool]) -> None:
+    pool = pools()
+    results: list[bool] = []
+    call = pool.call(lambda: results.append(pool.threads.stop()))
+    assert call.ended.wait(PATIENCE)
+    assert results == [False]
+    assert pool.threads.stop(PATIENCE)
+
+
+def test_stop_with_blocked_handlers(pools: Callable[..., Pool]) -> None:
+    pool = pools(3)
+    gate = threading.Event()
+    calls = [pool.call(gate.wait) for _ in range(3)]
+    assert all(call.began.wait(PATIENCE) for call in calls)
+    assert pool.threads.stop(timeout=0.01) is False
+    gate.set()
+    assert pool.threads.stop(PATIENCE)
+    assert all(call.ended.is_set() for call in calls)
+    # The last one to leave has closed it.
+    with pytest.raises(ValueError, match="closed"):
+        pool.poller.wait()
+
+
+def test_owns(pools: Callable[..., Pool]) -> None:
+    pool = pools()
+    owned: list[bool] = []
+    call = pool.call(lambda: owned.append(pool.threads.owns(threading.get_ident())))
+    assert call.ended.wait(PATIENCE)
+    assert owned == [True]
+    assert not pool.threads.owns(threading.get_ident())
+
+
+def test_start_and_stop_many_times() -> None:
+    for number in range(50):
+        pool = Pool(2)
+        call = pool.call(nothing) if number % 2 else None
+        blocked = pool.call(lambda: time.sleep(0.006)) if number % 10 == 0 else None
+        if call:
+            assert call.ended.wait(PATIENCE)
+        assert pool.threads.stop(PATIENCE)
+        assert blocked is None or blocked.ended.is_set() or not blocked.began.is_set()
+
+
+def test_the_system_has_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(4)
+    gate = threading.Event()
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        blocking = pool.call(gate.wait)
+        wait_until(lambda: pool.exhausted)
+        other = pool.call(nothing)
+        gate.set()
+        assert other.ended.wait(PATIENCE)
+        assert other.thread == blocking.thread
+        with pytest.raises(RuntimeError, match="refused a thread"):
+            LeaderFollowers(
+                pool.poller,
+                threads=1,
+                on_blocked=print,
+                on_exhausted=print,
+                on_error=lambda: None,
+            ).start()
+    assert pool.threads.stop(PATIENCE)
+
+
+def test_a_mixture_of_fast_and_blocking_handlers(pools: Callable[..., Pool]) -> None:
+    """Each posted call runs exactly once, whatever changes hands meanwhile."""
+    pool = pools(4)
+    ran: list[int] = []
+    calls = []
+    for i in range(600):
+        pause = 0.008 if i % 40 == 0 else 0.0
+
+        def handler(i: int = i, pause: float = pause) -> None:
+            if pause:
+                time.sleep(pause)
+            ran.append(i)
+
+        calls.append(pool.call(handler))
+    assert all(call.ended.wait(PATIENCE) for call in calls)
+    assert sorted(ran) == list(range(600))
