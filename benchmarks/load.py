@@ -1,0 +1,132 @@
+"""Load generators: what sends requests and counts answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from benchmarks.processes import CLIENT_CORE
+
+CONNECTIONS = 32
+
+_SCRIPT = """
+local requests = {%s}
+local last, n = #requests, 0
+request = function()
+  n = n %% last + 1
+  return requests[n]
+end
+done = function(summary, latency)
+  local e = summary.errors
+  local times = {}
+  for i = 1, #latency do
+    times[i] = string.format("[%%d, %%d]", latency(i))
+  end
+  io.stderr:write(string.format(
+    '{"requests": %%d, "micros": %%d, "socket": %%d, "timeouts": %%d, "status": %%d, '
+    .. '"times": [%%s]}', summary.requests, summary.duration, e.connect + e.read + e.write,
+    e.timeout, e.status, table.concat(times, ",")))
+end
+"""
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """What a load generator saw. Times in seconds; ``faults`` is empty for a valid run."""
+
+    requests: int
+    seconds: float
+    p99: float
+    faults: str = ""
+
+
+class Load(Protocol):
+    """Loads the server on a port of this machine, from the client's core."""
+
+    tool: str
+    """The program it needs."""
+
+    def run(self, port: int, seconds: float) -> LoadResult: ...
+
+
+class Wrk:
+    """wrk: one thread, ``CONNECTIONS`` connections. Each of ``requests`` is sent in turn, as
+    it is; it may consist of several pipelined ones, which are timed as one."""
+
+    tool = "wrk"
+
+    def __init__(self, requests: Sequence[bytes]) -> None:
+        self._requests = requests
+
+    def run(self, port: int, seconds: float) -> LoadResult:
+        quoted = ",".join(_quote(request) for request in self._requests)
+        with tempfile.TemporaryDirectory() as directory:
+            script = Path(directory) / "load.lua"
+            script.write_text(_SCRIPT % quoted)
+            # wrk takes whole seconds only.
+            command = [
+                "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s",
+                "-s", str(script), f"http://127.0.0.1:{port}/",
+            ]  # fmt: skip
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=seconds + 30,
+                preexec_fn=lambda: os.sched_setaffinity(0, {CLIENT_CORE}),
+            )
+        if done.returncode:
+            raise RuntimeError(f"wrk ended with {done.returncode}: {done.stderr.strip()}")
+        seen = json.loads(done.stderr.splitlines()[-1])
+        faults = [
+            f"{seen[what]} {what}" for what in ("socket", "timeouts", "status") if seen[what]
+        ]
+        if not seen["requests"]:
+            faults.append("no answers")
+        times = _measured(seen["times"], seen["micros"] // max(1, seen["requests"] // CONNECTIONS))
+        p99 = _percentile(times, 0.99) / 1e6
+        return LoadResult(seen["requests"], seen["micros"] / 1e6, p99, ", ".join(faults))
+
+
+def _measured(times: Sequence[tuple[int, int]], interval: int) -> dict[int, int]:
+    """The times that wrk measured, in microseconds, and how often each.
+
+    wrk adds some: for each time longer than two average intervals between requests, those
+    that requests in between might have had. Pipelined requests, of which only the whole
+    batch is timed, all look like that, so this is undone, from the largest down.
+    """
+    counts = dict(times)
+    for time in sorted(counts, reverse=True):
+        if time < 2 * interval:
+            break
+        for added in range(time - interval, interval, -interval):
+            if added in counts:
+                counts[added] -= counts[time]
+    return counts
+
+
+def _percentile(counts: dict[int, int], share: float) -> int:
+    left = share * sum(counts.values())
+    for value in sorted(counts):
+        left -= counts[value]
+        if left <= 0:
+            return value
+    return 0
+
+
+def _quote(request: bytes) -> str:
+    body = request.decode("ascii").replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + body.replace("\r", "\\r").replace("\n", "\\n") + '"'
+
+
+def missing_tools(loads: Sequence[Load]) -> list[str]:
+    """The programs that are needed and not installed."""
+    return sorted({load.tool for load in loads if shutil.which(load.tool) is None})

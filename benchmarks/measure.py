@@ -1,0 +1,74 @@
+"""One measurement: a fresh server, checked, warmed up, loaded; and what that took."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.load import Load
+from benchmarks.peers import Peer
+from benchmarks.processes import ServerProcess, free_port, running
+from benchmarks.workloads import Workload
+
+START_TIMEOUT = 15.0
+WARM_UP = 1.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The figures of one run: requests a second, seconds, microseconds of server CPU for
+    each request; ``faults`` says why they count for nothing."""
+
+    rate: float = 0.0
+    p99: float = 0.0
+    cpu: float = 0.0
+    faults: str = ""
+
+
+@contextmanager
+def serving(peer: Peer, workload: Workload) -> Iterator[ServerProcess]:
+    """The peer's server, which gives the right answer and is warm."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as directory:
+        where = Path(directory)
+        with running(peer.command(workload.app, port, where), port, where) as server:
+            _await_answer(server, peer, workload)
+            workload.load.run(port, WARM_UP)
+            yield server
+
+
+def _await_answer(server: ServerProcess, peer: Peer, workload: Workload) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while True:
+        try:
+            workload.verify(server.port, peer.name)
+            return
+        except OSError:
+            server.check()
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
+
+
+def load(server: ServerProcess, generator: Load, seconds: float) -> Sample:
+    """Load a server that runs."""
+    before = server.cpu_seconds()
+    result = generator.run(server.port, seconds)
+    spent = server.cpu_seconds() - before
+    server.check()
+    if result.faults:
+        return Sample(faults=result.faults)
+    return Sample(result.requests / result.seconds, result.p99, spent / result.requests * 1e6)
+
+
+def measure(peer: Peer, workload: Workload, seconds: float) -> Sample:
+    """A fresh server under load. Never raises for what the server does wrong."""
+    try:
+        with serving(peer, workload) as server:
+            return load(server, workload.load, seconds)
+    except (OSError, ValueError, RuntimeError) as error:
+        return Sample(faults=f"{type(error).__name__}: {error}")

@@ -1,0 +1,122 @@
+"""The servers that are compared: how each is started with one worker, at its best."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from types import MappingProxyType
+
+from benchmarks.workloads import PLAIN_ANSWER, echo_page, echo_request
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One server.
+
+    ``command(app, port, directory)`` gives the command line; files may be written to the
+    directory. ``version`` tells what is installed, ``None`` for nothing. ``without`` names
+    workloads that the peer cannot serve, and why.
+    """
+
+    name: str
+    command: Callable[[str, int, Path], list[str]]
+    version: Callable[[], str | None]
+    without: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def _script(module: str) -> Callable[[str, int, Path], list[str]]:
+    """A server of ours around a library."""
+    return lambda app, port, _: [
+        sys.executable,
+        "-m",
+        f"benchmarks.peers.{module}",
+        app,
+        str(port),
+    ]
+
+
+def _uvicorn(app: str, port: int, _: Path) -> list[str]:
+    return [
+        sys.executable, "-m", "uvicorn", f"benchmarks.peers.asgi:{app}", "--port", str(port),
+        "--loop", "uvloop", "--http", "httptools", "--lifespan", "off", "--ws", "none",
+        "--no-access-log", "--log-level", "warning",
+    ]  # fmt: skip
+
+
+def _granian(interface: str) -> Callable[[str, int, Path], list[str]]:
+    def command(app: str, port: int, _: Path) -> list[str]:
+        return [
+            sys.executable, "-m", "granian", f"benchmarks.peers.{interface}:{app}",
+            "--interface", interface, "--port", str(port), "--workers", "1",
+            "--runtime-threads", "1", "--runtime-mode", "st", "--blocking-threads", "1",
+            "--loop", "uvloop", "--http", "1", "--no-ws", "--log-level", "warning",
+        ]  # fmt: skip
+
+    return command
+
+
+_NGINX = """
+daemon off; master_process off; worker_processes 1; pid {directory}/nginx.pid;
+error_log stderr crit;
+events {{ worker_connections 8192; }}
+http {{
+  access_log off; keepalive_requests 1000000000; keepalive_timeout 75s; default_type text/html;
+  client_body_temp_path {directory}; proxy_temp_path {directory}; fastcgi_temp_path {directory};
+  uwsgi_temp_path {directory}; scgi_temp_path {directory};
+  server {{ listen 127.0.0.1:{port}; location / {{ return 200 '{body}'; }} }}
+}}
+"""
+
+
+def _nginx(app: str, port: int, directory: Path) -> list[str]:
+    body = echo_page(echo_request()) if app == "echo" else PLAIN_ANSWER
+    config = directory / "nginx.conf"
+    config.write_text(_NGINX.format(directory=directory, port=port, body=body.decode()))
+    return ["nginx", "-p", str(directory), "-e", "stderr", "-c", str(config)]
+
+
+def _nginx_version() -> str | None:
+    if shutil.which("nginx") is None:
+        return None
+    said = subprocess.run(["nginx", "-v"], capture_output=True, text=True).stderr
+    found = re.search(r"nginx/(\S+)", said)
+    return f"nginx {found[1]}" if found else None
+
+
+def _installed(*packages: str) -> Callable[[], str | None]:
+    def version() -> str | None:
+        try:
+            return ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+        except metadata.PackageNotFoundError:
+            return None
+
+    return version
+
+
+OURS = "protoserve"
+
+PEERS = [
+    Peer(OURS, _script("protoserve_server"), _installed("protoserve", "httptools", "multidict")),
+    Peer("uvicorn", _uvicorn, _installed("uvicorn", "httptools", "uvloop")),
+    Peer("granian RSGI", _granian("rsgi"), _installed("granian", "uvloop")),
+    Peer("granian WSGI", _granian("wsgi"), _installed("granian")),
+    Peer(
+        "bjoern",
+        _script("bjoern_server"),
+        _installed("bjoern"),
+        MappingProxyType({"pipelined": "bjoern answers only the first of pipelined requests"}),
+    ),
+    Peer("aiohttp", _script("aiohttp_server"), _installed("aiohttp", "uvloop")),
+    Peer(
+        "nginx",
+        _nginx,
+        _nginx_version,
+        MappingProxyType({"post": "nginx's `return` echoes no body"}),
+    ),
+]

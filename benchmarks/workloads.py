@@ -1,0 +1,164 @@
+"""What is measured: the requests of each workload and the answer that they must get."""
+
+from __future__ import annotations
+
+import io
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from http.client import HTTPResponse
+
+from benchmarks.load import CONNECTIONS, Load, Wrk
+
+BODY = bytes(range(33, 127)).replace(b"\\", b"/").replace(b'"', b"'") * 700
+BODY = BODY[: 64 * 1024]
+
+PIPELINED = 16
+
+
+def echo_request(number: int = 0) -> bytes:
+    """A GET with eight header fields, one of which needs escaping in HTML."""
+    return (
+        b"GET /hello HTTP/1.1\r\n"
+        b"Host: www.example.com\r\n"
+        b"User-Agent: wrk/%06d\r\n"
+        b"Accept: text/html\r\n"
+        b"Accept-Language: en\r\n"
+        b"Accept-Encoding: gzip\r\n"
+        b"Referer: http://example.com/?a=1&b=2\r\n"
+        b"Cache-Control: no-cache\r\n"
+        b"Connection: keep-alive\r\n\r\n"
+    ) % number
+
+
+def echo_page(request: bytes) -> bytes:
+    """The page that answers an echo request, about 300 bytes."""
+    lines = escape(request.decode().strip(), quote=False).split("\r\n")
+    body = "</p>\n<p>".join(lines)
+    return f"<!DOCTYPE html>\n<title>Echo</title>\n<p>{body}</p>\n".encode()
+
+
+PLAIN_REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+PLAIN_ANSWER = b"Hello, World!"
+POST_REQUEST = (
+    b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """CPU per request may be at most ``factor`` times the peer's."""
+
+    peer: str
+    factor: float
+
+
+@dataclass(frozen=True)
+class Workload:
+    """``app`` is the name of the application in ``benchmarks.peers.*``; ``verify`` raises
+    ``ValueError`` when a server's answer is not the one that all must give."""
+
+    name: str
+    title: str
+    app: str
+    load: Load
+    verify: Callable[[int, str], None]
+    targets: tuple[Target, ...] = ()
+
+
+class _Stream(io.BufferedReader):
+    """What several ``HTTPResponse`` read from, one after the other."""
+
+    def makefile(self, mode: str) -> _Stream:
+        return self
+
+    def close(self) -> None:
+        """Left open for the next response; the socket is closed by its owner."""
+
+
+def fetch(port: int, request: bytes, count: int = 1) -> list[tuple[int, bytes]]:
+    """Status and body of the ``count`` answers to ``request``, on one connection."""
+    answers = []
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+        sock.sendall(request)
+        stream = _Stream(socket.SocketIO(sock, "r"))
+        for _ in range(count):
+            response = HTTPResponse(stream)  # type: ignore[arg-type]
+            response.begin()
+            answers.append((response.status, response.read()))
+    return answers
+
+
+def _expect(answers: list[tuple[int, bytes]], body: bytes) -> None:
+    for status, got in answers:
+        if status != 200:
+            raise ValueError(f"status {status} instead of 200")
+        if got != body:
+            raise ValueError(f"{len(got)} bytes {got[:400]!r} instead of {body[:400]!r}")
+
+
+def _verify_echo(port: int, peer: str) -> None:
+    request = echo_request()
+    [(status, got)] = fetch(port, request)
+    page = echo_page(request)
+    if peer != "nginx":
+        # Gateways change the case and the order of header fields: that is their work.
+        got, page = (b"\n".join(sorted(text.lower().split(b"\n"))) for text in (got, page))
+    elif len(got) == len(page):
+        got = page
+    _expect([(status, got)], page)
+
+
+def _verify_plain(port: int, peer: str) -> None:
+    _expect(fetch(port, PLAIN_REQUEST), PLAIN_ANSWER)
+
+
+def _verify_pipelined(port: int, peer: str) -> None:
+    _expect(fetch(port, PLAIN_REQUEST * PIPELINED, PIPELINED), PLAIN_ANSWER)
+
+
+def _verify_post(port: int, peer: str) -> None:
+    _expect(fetch(port, POST_REQUEST), BODY)
+
+
+WORKLOADS = [
+    Workload(
+        "echo",
+        f"Echo page: GET with 8 headers, {len(echo_page(echo_request()))} bytes of HTML",
+        "echo",
+        Wrk([echo_request()]),
+        _verify_echo,
+        (
+            Target("uvicorn", 0.6),
+            Target("granian RSGI", 0.65),
+            Target("bjoern", 0.85),
+            Target("nginx", 1.9),
+        ),
+    ),
+    Workload(
+        "varied",
+        "Echo page, with one header field that differs in every request",
+        "echo",
+        # More requests than connections: no two on one connection are the same in a row.
+        Wrk([echo_request(number) for number in range(31 * CONNECTIONS + 1)]),
+        _verify_echo,
+    ),
+    Workload(
+        "plaintext",
+        "Plaintext: 13 bytes",
+        "plaintext",
+        Wrk([PLAIN_REQUEST]),
+        _verify_plain,
+        (Target("bjoern", 1.3),),
+    ),
+    Workload(
+        "pipelined",
+        f"Plaintext, {PIPELINED} requests in a pipeline",
+        "plaintext",
+        Wrk([PLAIN_REQUEST * PIPELINED]),
+        _verify_pipelined,
+    ),
+    Workload("post", "POST echo: 64 KiB", "post", Wrk([POST_REQUEST]), _verify_post),
+]
