@@ -26,11 +26,22 @@ from protoserve.protocol import (
     MessageOut,
     MessageParser,
     NeedData,
+    Piece,
     ProtocolSpec,
 )
 from protoserve.server import WFServer, WFServerBase
+from protoserve.tasks.coroutine import CoroutineTask, coroutine
+from protoserve.tasks.counter import CounterTask, MailboxTask, count_by_name, counter, mailbox
+from protoserve.tasks.dynamic import DynamicTask, RepeaterTask, dynamic, repeater
+from protoserve.tasks.go import GoTask, go
+from protoserve.tasks.graph import GraphNode, GraphTask, graph
 from protoserve.tasks.network import Processor, WFNetworkTask, WFServerTask
+from protoserve.tasks.parallel import ParallelWork, parallel
+from protoserve.tasks.pool import ResourcePool, ResourceTask
+from protoserve.tasks.result import EmptyTask, ResultTask, empty
 from protoserve.tasks.series import SeriesWork
+from protoserve.tasks.timer import TimerTask, cancel_by_name, timer
+from protoserve.tasks.wait_group import WaitGroup
 
 __all__ = [
     "NEED_DATA",
@@ -42,27 +53,55 @@ __all__ = [
     "CommService",
     "CommSession",
     "ConfigError",
+    "CoroutineTask",
+    "CounterTask",
+    "DynamicTask",
+    "EmptyTask",
     "Feedback",
+    "GoTask",
+    "GraphNode",
+    "GraphTask",
     "InstalledPlugin",
+    "MailboxTask",
     "MessageOut",
     "MessageParser",
     "NeedData",
+    "ParallelWork",
+    "Piece",
     "PluginError",
     "Processor",
     "ProtocolError",
     "ProtocolSpec",
     "ProtoserveError",
+    "RepeaterTask",
+    "ResourcePool",
+    "ResourceTask",
+    "ResultTask",
     "SeriesWork",
     "ServerParams",
     "SubTask",
     "TaskState",
+    "TimerTask",
     "UsageError",
     "WFNetworkTask",
     "WFServer",
     "WFServerBase",
     "WFServerTask",
+    "WaitGroup",
+    "cancel_by_name",
+    "coroutine",
+    "count_by_name",
+    "counter",
+    "dynamic",
+    "empty",
     "get_scheduler",
+    "go",
+    "graph",
     "hookimpl",
     "installed_plugins",
     "load_protocol",
+    "mailbox",
+    "parallel",
+    "repeater",
+    "timer",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar
@@ -25,8 +25,14 @@ RESP = TypeVar("RESP")
 REQ_co = TypeVar("REQ_co", covariant=True)
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-MessageOut: TypeAlias = Buffer | Sequence[Buffer]
-"""What ``message_out`` returns: one bytes-like object, or a list or tuple of them.
+Piece: TypeAlias = Buffer | Sequence[Buffer]
+"""One bytes-like object, or a list or tuple of them."""
+
+MessageOut: TypeAlias = Piece | Iterator[Piece] | AsyncIterator[Piece]
+"""What ``message_out`` returns: the reply whole, or an iterator or async iterator of its
+pieces. The engine takes the next one when the socket has room; with the first, it may
+still be refused by raising. The iterator's ``close`` or ``aclose`` is called when the peer
+leaves before the end.
 
 The engine keeps the buffers until they are sent: do not change them afterwards."""
 
@@ -146,6 +152,13 @@ class ProtocolSpec(Generic[REQ, RESP]):
                 raise ConfigError(
                     f"protocol {self.name!r}: {what} must be callable, "
                     f"not {type(getattr(self, what)).__name__}"
+                )
+        for what in ("task", "error_response"):
+            value = getattr(self, what)
+            if value is not None and not callable(value):
+                raise ConfigError(
+                    f"protocol {self.name!r}: {what} must be callable, or None, "
+                    f"not {type(value).__name__}"
                 )
         if not isinstance(self.params, ServerParams):
             raise ConfigError(f"protocol {self.name!r}: params must be a ServerParams")

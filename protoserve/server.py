@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import inspect
 import logging
 import signal
 import socket
@@ -13,7 +15,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from protoserve.errors import ConfigError, UsageError
+from protoserve.errors import BindError, ConfigError, UsageError
 from protoserve.events import ListenerStarted, ListenerStopped
 from protoserve.kernel.connection import CommConnection
 from protoserve.kernel.listener import UNIX_PREFIX, Listener, adopt_listener, open_listener
@@ -22,6 +24,7 @@ from protoserve.kernel.session import CommService, CommSession
 from protoserve.params import ServerParams
 from protoserve.protocol import REQ, RESP, MessageParser, ProtocolSpec
 from protoserve.tasks.network import WFServerTask
+from protoserve.tasks.series import SeriesWork
 
 if TYPE_CHECKING:
     from protoserve.kernel.communicator import Communicator
@@ -103,6 +106,9 @@ class WFServerBase(CommService):
         self._unwanted = False  # shut down by an observer of the start
         self._ended_runs = 0
         self._inboxes: list[_Inbox] = []
+        self._series: set[SeriesWork] = set()  # guarded by _condition
+        self.waiting: set[WFServerTask[Any, Any]] = set()
+        """Handlers that are coroutines and wait; touched in their loop only."""
 
     # -- starting ----------------------------------------------------------------------
 
@@ -174,10 +180,19 @@ class WFServerBase(CommService):
             self._starting = True
             # Before the first connection can be accepted, so that observers see it first.
             self.emit(ListenerStarted(self.url))
-            self._listener.start()
-            self._starting = False
-            if self._unwanted:
-                self.shutdown()
+            try:
+                self._listener.start()
+            except OSError as error:
+                self._unwanted = True
+                raise BindError(
+                    error.errno or 0,
+                    f"cannot watch {self.url}: {error.strerror}; this system has no room for "
+                    "one more watched descriptor",
+                ) from error
+            finally:
+                self._starting = False
+                if self._unwanted:
+                    self.shutdown()
         return self
 
     def _apply_descriptor_limit(self) -> None:
@@ -302,6 +317,12 @@ class WFServerBase(CommService):
         connections = self.connections()
         cut = sum(conn.communicator.close(conn, "cut by the server") for conn in connections)
         with self._condition:
+            running = list(self._series)
+        for series in running:
+            series.cancel()
+        if self.asynchronous and self.engine is not None:
+            self.engine.call(self._cancel_waiting)
+        with self._condition:
             # Closing gave back what was only waiting; give callbacks a moment.
             if not self._condition.wait_for(lambda: self._ended_runs != run, timeout=0.5):
                 cut = max(cut, self._references)
@@ -313,6 +334,49 @@ class WFServerBase(CommService):
         if cut:
             logger.warning("%s: cut %d connections or requests at the stop", self.url, cut)
         return cut
+
+    def _cancel_waiting(self) -> None:
+        for task in list(self.waiting):
+            task.cancel_coroutine()
+
+    def series_began(self, series: SeriesWork) -> None:
+        """A request has a series: it counts as alive. Any thread."""
+        self.retain()
+        with self._condition:
+            self._series.add(series)
+
+    def series_ended(self, series: SeriesWork) -> None:
+        """A request's series has ended. Any thread."""
+        with self._condition:
+            self._series.discard(series)
+        self.release()
+
+    async def aclose(self) -> int:
+        """``stop()`` for coroutines: stops gracefully without blocking the loop. Returns
+        how many connections and requests had to be cut."""
+        if self._phase == _NEW:
+            return 0
+        self.shutdown()
+        loop = asyncio.get_running_loop()
+        finished: asyncio.Future[None] = loop.create_future()
+
+        def arrived() -> None:
+            if not finished.done():
+                finished.set_result(None)
+
+        def wait() -> None:
+            try:
+                self.wait_finish()
+            finally:
+                with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                    loop.call_soon_threadsafe(arrived)
+
+        thread = threading.Thread(target=wait, name="protoserve-stop", daemon=True)
+        thread.start()
+        await finished
+        thread.join()
+        await asyncio.sleep(0)  # lets the tasks end that the engine had in this loop
+        return self._cut_count
 
     def stop(self) -> int:
         """``shutdown`` and ``wait_finish``. Returns how many connections and requests had
@@ -350,8 +414,8 @@ class WFServerBase(CommService):
     def _refuse_in_handler(self, what: str) -> None:
         if self._scheduler is not None and self._scheduler.in_handler():
             raise UsageError(
-                f"{what}() in a handler would wait for that handler; call shutdown() there, "
-                "and wait_finish() in another thread"
+                f"{what}() in a handler would wait for that handler; call shutdown() there "
+                "and wait_finish() in another thread, or await aclose() in a coroutine"
             )
 
     # -- signals and blocks ------------------------------------------------------------
@@ -396,7 +460,8 @@ class WFServerBase(CommService):
                 self.wait_finish()
             finally:
                 for number, handler in before.items():
-                    signal.signal(number, handler)
+                    # None: a handler that was not installed from Python.
+                    signal.signal(number, signal.SIG_DFL if handler is None else handler)
                 with self._condition:
                     if inbox in self._inboxes:
                         self._inboxes.remove(inbox)
@@ -404,6 +469,17 @@ class WFServerBase(CommService):
 
     def __enter__(self: ServerT) -> ServerT:
         return self
+
+    async def __aenter__(self: ServerT) -> ServerT:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
 
     def __exit__(
         self,
@@ -417,9 +493,11 @@ class WFServerBase(CommService):
 class WFServer(WFServerBase, Generic[REQ, RESP]):
     """A server of one protocol (the article's ``WFServer<REQ, RESP>``).
 
-    ``process(task)`` is called for each request, on a handler thread, with the
-    protocol's task. ``params`` defaults to the protocol's. Override ``new_session`` for
-    settings of single requests and ``new_connection`` for connections of your own.
+    ``process(task)`` is called for each request with the protocol's task: a function on a
+    handler thread, a coroutine function in an asyncio loop: the running one where ``start``
+    is called in one, else a loop of the scheduler's (uvloop's where that is installed).
+    ``params`` defaults to the protocol's. Override ``new_session`` for settings of single
+    requests and ``new_connection`` for connections of your own.
     """
 
     def __init__(
@@ -435,6 +513,9 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
         super().__init__(params if params is not None else spec.params)
         self.spec = spec
         self.process = process
+        self.asynchronous = inspect.iscoroutinefunction(process) or inspect.iscoroutinefunction(
+            getattr(process, "__call__", None)  # noqa: B004 - an object with an async __call__
+        )
         self._task_class: type[WFServerTask[REQ, RESP]] = spec.task or WFServerTask
 
     @property

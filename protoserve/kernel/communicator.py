@@ -11,7 +11,7 @@ import errno
 import logging
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,11 +28,13 @@ from protoserve.kernel.connection import (
     CommConnection,
     State,
 )
-from protoserve.kernel.poller import HANGUP, READABLE, Poller
+from protoserve.kernel.poller import GONE, HANGUP, READABLE, Poller
 from protoserve.kernel.session import CommService, CommSession, TaskState
-from protoserve.protocol import NEED_DATA, Buffer, Feedback, MessageOut
+from protoserve.kernel.stream import END, Stream, open_stream
+from protoserve.protocol import NEED_DATA, Buffer, Feedback, MessageOut, Piece
 
 if TYPE_CHECKING:
+    from protoserve.kernel.engine import Engine
     from protoserve.kernel.transport import Transport
 
 logger = logging.getLogger("protoserve")
@@ -55,6 +57,9 @@ _VECTOR_LENGTH: Final = 64
 _TURN_REQUESTS: Final = 64
 """Requests of one connection handled before others have their turn."""
 
+_TURN_PULLS: Final = 64
+"""Pieces of one reply taken before other connections have their turn."""
+
 _TURN_READS: Final = 4
 """Reads of one connection before others have their turn."""
 
@@ -67,11 +72,30 @@ _EXPIRED: Final[dict[State, str]] = {
 }
 """Why a connection was closed when its deadline passed, with nothing to send."""
 
-_INPUT: Final = READABLE | HANGUP
+_ENDS: Final = HANGUP | GONE
+_INPUT: Final = READABLE | _ENDS
 
 TOREPLY: Final = TaskState.TOREPLY
 SUCCESS: Final = TaskState.SUCCESS
 SYS_ERROR: Final = TaskState.SYS_ERROR
+
+
+class _Coming(CommSession):
+    """Stands for a session that is being made."""
+
+    __slots__ = ()
+
+    def message_in(self, message: Any) -> None:
+        raise NotImplementedError
+
+    def message_out(self) -> MessageOut:
+        raise NotImplementedError
+
+    def handle(self, state: TaskState, error: int) -> None:
+        raise NotImplementedError
+
+
+COMING: Final = _Coming()
 
 
 class Communicator:
@@ -81,10 +105,11 @@ class Communicator:
     ``shutdown``, ``close`` and ``stop_connection`` may be called from any thread.
     """
 
-    __slots__ = ("poller",)
+    __slots__ = ("engine", "poller")
 
-    def __init__(self, poller: Poller) -> None:
+    def __init__(self, poller: Poller, engine: Engine | None = None) -> None:
         self.poller = poller
+        self.engine = engine
 
     # -- beginning and end -------------------------------------------------------------
 
@@ -147,9 +172,11 @@ class Communicator:
         conn.lock.acquire()
         if mask & _INPUT:
             conn.readable = True
-            if mask & HANGUP:
+            if mask & _ENDS:
                 conn.hangup = True
-        elif not conn.out and not conn.more:
+                if mask & GONE:
+                    conn.gone = True
+        elif not conn.out and not conn.more and conn.stream is None:
             # Writable, and nothing to write: how every registration begins. Requests that
             # had to wait for room go on, also where a later send of that turn found it.
             conn.lock.release()
@@ -184,10 +211,13 @@ class Communicator:
         if conn.state is CLOSED or conn.deadline == inf:
             conn.lock.release()
             return
-        if conn.deadline > now:
-            self._arm_at(conn, conn.deadline)
-        else:
-            self._expire(conn)
+        try:
+            if conn.deadline > now:
+                self._arm_at(conn, conn.deadline)
+            else:
+                self._expire(conn)
+        except BaseException:
+            self._broken(conn)
         self._release(conn)
 
     def _expire(self, conn: CommConnection) -> None:
@@ -225,26 +255,45 @@ class Communicator:
         """Read, hand over, send, until nothing more can be done. Called with the lock,
         returns without it."""
         state = conn.state
-        if state is CLOSED or state is DRAINING:
-            if state is DRAINING:
+        try:
+            if state is CLOSED:
+                pass
+            elif state is DRAINING:
                 self._drain(conn)
-            self._release(conn)
-            return
-        if conn.pumping:
-            # A handler of this connection runs on another thread.
-            self._read_ahead(conn)
-            if conn.out:
-                self._flush_aside(conn)
-            self._release(conn)
-            return
+            elif conn.pumping:
+                # A handler of this connection runs on another thread.
+                self._read_ahead(conn)
+                if conn.out:
+                    self._flush_aside(conn)
+            else:
+                self._pump(conn)
+        except BaseException:
+            # A fault of ours, or of a plugin in a place where it must not raise.
+            self._broken(conn)
+        self._release(conn)
+
+    def _pump(self, conn: CommConnection) -> None:
+        """The lane of the requests: one thread at a time, the one that set ``pumping``."""
         conn.pumping = True
-        requests = reads = 0
+        requests = reads = pulls = 0
         while True:
             if conn.session is not None or conn.ending:
                 if conn.session is not None and conn.readable and reads < _TURN_READS:
                     reads += 1
                     self._read_ahead(conn)
-                break
+                stream = conn.stream
+                if stream is None or stream.busy or conn.state is CLOSED:
+                    break
+                if conn.out_size >= JOIN_SIZE:
+                    self._flush(conn)
+                    if conn.out_size >= JOIN_SIZE or conn.state is CLOSED:
+                        break
+                if pulls == _TURN_PULLS:
+                    self.poller.post(self.resume, conn)
+                    break
+                pulls += 1
+                self._pull(conn, stream)
+                continue
             if conn.out_size >= HIGH_WATER:
                 self._flush(conn)
                 if conn.out_size >= HIGH_WATER or conn.state is CLOSED:
@@ -269,9 +318,24 @@ class Communicator:
         conn.pumping = False
         if conn.state is not CLOSED:
             if conn.out or conn.unsent:
+                full = conn.out_size >= HIGH_WATER
                 self._flush(conn)
+                if full and not conn.out and conn.more:
+                    self.poller.post(self.resume, conn)  # no edge will come for this room
             self._settle(conn)
-        self._release(conn)
+
+    def _broken(self, conn: CommConnection) -> None:
+        """In an ``except`` block, with the lock: something raised that must not. Nobody
+        may wait for this connection for ever."""
+        logger.exception("%r failed; it closes", conn)
+        conn.pumping = False
+        if conn.state is not CLOSED:
+            try:
+                self._close_locked(conn, "an internal error", errno.EPROTO)
+            except BaseException:
+                logger.exception("%r could not be closed in order", conn)
+                conn.state = CLOSED
+                conn.transport.close()
 
     def _hand_over(self, conn: CommConnection) -> bool:
         """Take the next message and run its handler. With the lock, which is let go while
@@ -280,8 +344,15 @@ class Communicator:
             message = conn.queue.popleft() if conn.queue else conn.parser.next_message()
         except ProtocolError as error:
             conn.more = False
-            conn.close_reason = f"protocol error: {error}"
-            self._say_farewell(conn, error.reply)
+            try:
+                # The parser keeps it, and a traceback would keep this frame.
+                error.__traceback__ = None
+                reason, farewell = f"protocol error: {error}", error.reply
+            except Exception:
+                self._fail(conn, "the parser's ProtocolError is incomplete")
+                return False
+            conn.close_reason = reason
+            self._say_farewell(conn, farewell)
             return False
         except Exception:
             self._fail(conn, "the parser failed")
@@ -292,37 +363,38 @@ class Communicator:
         if type(message) is Feedback:
             try:
                 self._put(conn, message.data)
-            except TypeError:
+            except (TypeError, ValueError):
                 self._fail(conn, "the parser gave feedback that is no bytes")
                 return False
             return True
-        try:
-            session = conn.service.new_session(conn.seq, conn)
-            session.message_in(message)
-        except Exception:
-            self._fail(conn, "no session could be made")
-            return False
-        conn.seq += 1
-        conn.session = session
+        conn.session = COMING
         conn.state = conn.state.message
         conn.receive_deadline = None
         if conn.send_mark != conn.bytes_out:
             # Else a peer that does not read keeps its deadline, whatever it asks for.
             conn.deadline = inf
+        seq = conn.seq
+        conn.seq = seq + 1
         lock = conn.lock
         lock.release()
+        what = "no session could be made"
+        session: CommSession = COMING
         try:
+            session = conn.service.new_session(seq, conn)
+            session.message_in(message)
+            what = "the session failed"
+            # Nobody else touches it while it is COMING.
+            conn.session = session
             session.handle(TOREPLY, 0)
         except BaseException:
             lock.acquire()
-            if conn.state is not CLOSED:
+            if conn.state is CLOSED:
+                logger.exception("%r: %s", conn, what)
+                if conn.session is session or conn.session is COMING:
+                    conn.session = None
+            else:
                 conn.session = None
-                self._fail(conn, "the session failed")
-                return False
-            logger.exception("a session of %r raised", conn)
-            lock.release()
-            self.forget(session)
-            lock.acquire()
+                self._fail(conn, what)
             return False
         lock.acquire()
         return conn.state is not CLOSED
@@ -344,11 +416,14 @@ class Communicator:
                     # A short read empties the socket: the next edge announces more.
                     conn.readable = False
                 conn.bytes_in += size
-                conn.state = conn.state.bytes
                 conn.parser.feed(data)
             else:
                 conn.readable = False
                 conn.eof = True
+                if conn.gone:
+                    # Both directions are down: not a client that still waits for replies.
+                    self._close_locked(conn, "the peer is gone", errno.ECONNRESET)
+                    return
                 conn.parser.feed_eof()
             conn.more = True
         except Exception:
@@ -397,13 +472,14 @@ class Communicator:
 
         False when the peer is gone: nothing was sent, ``handle`` is not called, and the
         session calls ``forget`` when it has ended.
-        Raises what ``message_out`` raises; the session may then try another reply.
+        Raises what ``message_out`` raises, and what an iterator raises that it returned
+        before its first piece; the session may then try another reply.
         Raises :class:`~protoserve.errors.UsageError` when it was answered before.
         """
         conn = session.connection
         lock = conn.lock
         lock.acquire()
-        if conn.session is not session:
+        if conn.session is not session or conn.stream is not None:
             lock.release()
             raise UsageError("this request was answered before; a request has one reply")
         if conn.state is CLOSED:
@@ -411,20 +487,29 @@ class Communicator:
             return False
         try:
             out = session.message_out()
+            keep_alive = session.keep_alive
+            if keep_alive is not None and not keep_alive >= 0:
+                raise ValueError(f"keep_alive {keep_alive!r}: expected 0 or more, or None")
             if type(out) is bytes:
                 size = len(out)
                 conn.out.append(out)
                 conn.out_size += size
                 conn.out_end += size
-            else:
+            elif isinstance(out, (bytearray, memoryview, list, tuple)):
                 self._put(conn, out)
+            else:
+                stream = conn.stream = open_stream(session, out)
+                stream.keep_alive = keep_alive
         except BaseException:
             lock.release()
             raise
+        if conn.stream is not None:
+            lock.release()
+            return stream.begin(self)
         conn.session = None
         conn.state = conn.state.reply
         conn.unsent.append((session, conn.out_end))
-        keep_alive = conn.keep_alive = session.keep_alive
+        conn.keep_alive = keep_alive
         if keep_alive == 0:
             conn.ending = True
             conn.close_reason = "the reply was the last"
@@ -435,6 +520,180 @@ class Communicator:
         self._finish_reply(conn)
         return True
 
+    # -- replies in pieces -------------------------------------------------------------
+
+    def begin_stream(self, stream: Stream, first: Piece, *, busy: bool) -> bool:
+        """The first piece of a reply is there: from here on it is the reply. Any thread.
+
+        ``busy`` tells whether its source goes on by itself, and is not to be pulled. False
+        when the peer is gone. Raises ``TypeError`` for a piece that is none.
+        """
+        conn = stream.session.connection
+        conn.lock.acquire()
+        if conn.state is CLOSED:
+            conn.stream = None
+            conn.lock.release()
+            stream.close()
+            return False
+        try:
+            self._put(conn, first)
+        except BaseException:
+            conn.stream = None
+            conn.lock.release()
+            raise
+        conn.state = conn.state.reply
+        stream.begun = True
+        stream.busy = busy
+        if conn.pumping:
+            conn.lock.release()
+            return True
+        self._flush(conn)
+        if conn.state is not CLOSED:
+            self.poller.post(self.resume, conn)
+            self._settle(conn)
+        self._release(conn)
+        return True
+
+    def abandon_stream(self, stream: Stream) -> None:
+        """There is no first piece: the session will reply otherwise, if at all."""
+        conn = stream.session.connection
+        with conn.lock:
+            conn.stream = None
+
+    def add_piece(self, stream: Stream, piece: Piece) -> bool:
+        """One more piece, from a source that is not pulled here. False when the peer is
+        gone. Raises ``TypeError`` for a piece that is none. Any thread."""
+        conn = stream.session.connection
+        conn.lock.acquire()
+        if conn.state is not CLOSED:
+            try:
+                self._put(conn, piece)
+            except BaseException:
+                conn.lock.release()
+                raise
+            self._flush_aside(conn)
+        gone = conn.state is CLOSED
+        self._release(conn)
+        return not gone
+
+    def end_stream(self, stream: Stream, error: BaseException | None = None) -> None:
+        """The source of a reply has ended, well or with an exception. Any thread."""
+        conn = stream.session.connection
+        conn.lock.acquire()
+        stream.busy = False
+        if conn.state is CLOSED:
+            self._drop_stream(conn, 0)
+        elif error is not None:
+            self._stream_failed(conn, error)
+        else:
+            self._last_piece(conn)
+            if not conn.pumping:
+                self._finish_reply(conn)
+                return
+        self._release(conn)
+
+    def _pull(self, conn: CommConnection, stream: Stream) -> None:
+        """Take the next piece. With the lock, which is let go while user code runs."""
+        stream.busy = True
+        conn.lock.release()
+        error: BaseException | None = None
+        piece: Any = END
+        try:
+            piece = stream.pull()
+        except BaseException as raised:
+            error = raised
+        conn.lock.acquire()
+        stream.busy = False
+        if conn.state is CLOSED:
+            self._drop_stream(conn, 0)
+        elif error is not None:
+            self._stream_failed(conn, error)
+        elif piece is END:
+            self._last_piece(conn)
+        else:
+            try:
+                self._put(conn, piece)
+            except TypeError as raised:
+                self._stream_failed(conn, raised)
+
+    def _last_piece(self, conn: CommConnection) -> None:
+        stream = conn.stream
+        assert stream is not None
+        session = stream.session
+        conn.stream = None
+        conn.session = None
+        conn.unsent.append((session, conn.out_end))
+        keep_alive = conn.keep_alive = stream.keep_alive
+        if keep_alive == 0:
+            conn.ending = True
+            conn.close_reason = "the reply was the last"
+        for data in conn.held or ():
+            self._put(conn, data)
+        conn.held = None
+
+    def _stream_failed(self, conn: CommConnection, error: BaseException) -> None:
+        """A part of the reply is out: the peer can only be told by a reset."""
+        assert conn.stream is not None
+        logger.error("the reply of %r failed midway", conn.stream.session, exc_info=error)
+        self._close_locked(conn, "the reply failed midway", errno.EIO)
+
+    def _drop_stream(self, conn: CommConnection, error: int) -> None:
+        """The connection has closed while a reply was under way, and its source rests."""
+        stream = conn.stream
+        assert stream is not None
+        conn.stream = None
+        conn.session = None
+        conn.dropped = stream
+        conn.finished.append((stream.session, SYS_ERROR, error or errno.ECONNRESET))
+
+    # -- bytes between replies ---------------------------------------------------------
+
+    def push(self, conn: CommConnection, data: Buffer, session: CommSession | None = None) -> bool:
+        """Send ``data`` at once; before the reply of ``session``, where one is given.
+
+        Nothing is dropped or reordered: what the socket does not take waits for it.
+        False when the peer is gone. Any thread; never blocks. Raises ``TypeError`` for
+        what is not bytes-like, ``UsageError`` when the session has been answered.
+        """
+        conn.lock.acquire()
+        if session is not None and (conn.session is not session or conn.stream is not None):
+            conn.lock.release()
+            raise UsageError("the reply is on its way already; push before it")
+        if conn.state is CLOSED or conn.state is DRAINING or conn.ending:
+            conn.lock.release()
+            return False
+        try:
+            if conn.stream is not None:
+                # In the middle of a reply it would be taken for a part of that.
+                if conn.held is None:
+                    conn.held = []
+                conn.held.append(bytes(data))
+                conn.lock.release()
+                return True
+            self._put(conn, data)
+        except BaseException:
+            conn.lock.release()
+            raise
+        if conn.pumping or conn.session is not None:
+            self._flush_aside(conn)
+        else:
+            self._flush(conn)
+            self._settle(conn)
+        gone = conn.state is CLOSED
+        self._release(conn)
+        return not gone
+
+    def wait_for_room(self, conn: CommConnection, wake: Callable[[], object]) -> bool:
+        """Have ``wake`` called, on any thread, when the output has room again or the
+        connection has closed. False, and no call, when that is so already. Any thread."""
+        with conn.lock:
+            if conn.state is CLOSED or conn.out_size < HIGH_WATER:
+                return False
+            if conn.waiters is None:
+                conn.waiters = []
+            conn.waiters.append(wake)
+            return True
+
     def shutdown(self, session: CommSession) -> None:
         """End the connection where the session's reply would have gone. Any thread.
 
@@ -442,10 +701,7 @@ class Communicator:
         """
         conn = session.connection
         conn.lock.acquire()
-        if conn.session is not session:
-            conn.lock.release()
-            return
-        if conn.state is CLOSED:
+        if conn.session is not session or conn.state is CLOSED:
             conn.lock.release()
             return
         conn.session = None
@@ -459,25 +715,26 @@ class Communicator:
 
     def _finish_reply(self, conn: CommConnection) -> None:
         """After a reply that no pump waits for. With the lock; returns without it."""
-        if conn.out or conn.unsent:
-            self._flush(conn)
-        if conn.state is not CLOSED:
-            if not conn.ending and (conn.more or conn.readable or conn.eof):
-                # The next request is handled by a handler thread, never on this one.
-                self.poller.post(self.resume, conn)
-            self._settle(conn)
+        try:
+            if conn.out or conn.unsent:
+                self._flush(conn)
+            if conn.state is not CLOSED:
+                if not conn.ending and (conn.more or conn.readable or conn.eof):
+                    # The next request is handled by a handler thread, never on this one.
+                    self.poller.post(self.resume, conn)
+                self._settle(conn)
+        except BaseException:
+            self._broken(conn)
         self._release(conn)
 
     def forget(self, session: CommSession) -> None:
         """A session that could not reply has ended: the last that its closed connection
         had to wait for. Any thread."""
         conn = session.connection
-        with conn.lock:
-            last = conn.session is session and conn.ended
-            if last:
-                conn.session = None
-        if last:
-            conn.service.release()
+        conn.lock.acquire()
+        if conn.session is session and conn.state is CLOSED:
+            conn.session = None
+        self._release(conn)
 
     def _say_farewell(self, conn: CommConnection, data: bytes) -> None:
         """Close after ``data`` and what was given out before it."""
@@ -487,7 +744,7 @@ class Communicator:
         if data:
             try:
                 self._put(conn, data)
-            except TypeError:
+            except (TypeError, ValueError):
                 logger.exception("the farewell of %r is no bytes", conn)
 
     def _fail(self, conn: CommConnection, reason: str) -> None:
@@ -498,7 +755,7 @@ class Communicator:
         conn.close_reason = reason
         self._say_farewell(conn, b"")
 
-    def _put(self, conn: CommConnection, out: MessageOut) -> None:
+    def _put(self, conn: CommConnection, out: Piece) -> None:
         if isinstance(out, (bytes, bytearray, memoryview)):
             buffers: tuple[Buffer, ...] | list[Buffer] = (out,)
         elif isinstance(out, (list, tuple)):
@@ -613,7 +870,8 @@ class Communicator:
             # A handler is at work, or a turn of this connection is posted.
             conn.deadline = inf
             return
-        if conn.state is REPLYING:
+        fresh = conn.state is REPLYING
+        if fresh:
             conn.state = REPLYING.sent
         now = self.poller.time()
         service = conn.service
@@ -631,10 +889,8 @@ class Communicator:
             )
         elif service.stopping and not partial and not conn.readable:
             self._close_locked(conn, "the server stopped", 0)
-        elif partial or conn.state is RECEIVING:
-            # The second: bytes that make no message, like a blank line before a request.
-            if conn.state is KEEPALIVE:
-                conn.state = KEEPALIVE.bytes
+        elif partial:
+            conn.state = conn.state.bytes
             params = service.params
             if conn.receive_deadline is None:
                 conn.idle_since = now
@@ -642,7 +898,9 @@ class Communicator:
                 conn.receive_deadline = inf if whole is None else now + whole
             peer = params.peer_response_timeout
             self._arm_at(conn, min(conn.receive_deadline, inf if peer is None else now + peer))
-        elif conn.state is KEEPALIVE:
+        elif conn.state is KEEPALIVE and (fresh or conn.deadline == inf):
+            # Otherwise what came was no request, a blank line: its time goes on.
+            conn.queue = None
             conn.idle_since = now
             self._arm(conn, now, conn.keep_alive)
             if service.starved:
@@ -722,7 +980,7 @@ class Communicator:
         conn.close_reason = reason
         conn.deadline = inf
         self.poller.forget(conn.fd)
-        if error == errno.ETIMEDOUT and conn.out:
+        if (error == errno.ETIMEDOUT and conn.out) or error == errno.EIO:
             conn.transport.abort()
         else:
             conn.transport.close()
@@ -733,6 +991,12 @@ class Communicator:
         for session, _ in conn.unsent:
             conn.finished.append((session, SYS_ERROR, error or errno.ECONNRESET))
         conn.unsent.clear()
+        stream = conn.stream
+        if stream is not None and stream.begun:
+            if stream.busy:
+                stream.cancel()  # whoever works on it drops it
+            else:
+                self._drop_stream(conn, error)
         try:
             conn.parser.close()
         except Exception:
@@ -740,27 +1004,67 @@ class Communicator:
         return True
 
     def _release(self, conn: CommConnection) -> None:
-        """Let go of the lock, then tell sessions and observers what happened under it."""
-        finished: Sequence[tuple[CommSession, TaskState, int]] = ()
-        if conn.finished:  # never the list itself when it is empty: others will fill it
-            finished = conn.finished
-            conn.finished = []
-        if conn.state is CLOSED and not conn.ended:
-            conn.ended = closed = True
-            last = conn.session is None
-        else:
-            last = closed = False
+        """Let go of the lock, then tell sessions and observers what happened under it.
+
+        User code runs for a connection on one thread at a time: who hands a request over,
+        or tells a session of its end, has ``pumping`` set; what ends meanwhile is told then.
+        """
+        if conn.finished and not conn.pumping:
+            self._tell_sessions(conn)
+        waiters = conn.waiters
+        if waiters is not None:
+            if conn.state is CLOSED or conn.out_size < HIGH_WATER // 2:
+                conn.waiters = None
+            else:
+                waiters = None
+        dropped = None
+        closed = last = False
+        if conn.state is CLOSED:
+            dropped, conn.dropped = conn.dropped, None
+            closed = not conn.ended
+            conn.ended = True
+            # A session that still runs gives the reference back itself: forget().
+            last = conn.session is None and not conn.forgotten
+            conn.forgotten = conn.forgotten or last
         conn.lock.release()
-        for session, state, error in finished:
-            try:
-                session.handle(state, error)
-            except BaseException:
-                logger.exception("a session of %r raised after its reply", conn)
+        if dropped is not None:
+            dropped.close()
+        for wake in waiters or ():
+            wake()
         if closed:
             self._report_closed(conn)
         if last:
-            # Otherwise the session that still runs gives the reference back: forget().
             conn.service.release()
+
+    def _tell_sessions(self, conn: CommConnection) -> None:
+        """Tell sessions that they have ended. With the lock, which is let go meanwhile."""
+        conn.pumping = True
+        lock = conn.lock
+        while conn.finished:
+            finished, conn.finished = conn.finished, []
+            dropped, conn.dropped = conn.dropped, None
+            lock.release()
+            if dropped is not None:
+                dropped.close()
+            for session, state, error in finished:
+                try:
+                    session.handle(state, error)
+                except BaseException:
+                    logger.exception("a session of %r raised after its reply", conn)
+            lock.acquire()
+        conn.pumping = False
+        if conn.state is not CLOSED and (
+            conn.more
+            or conn.readable
+            or conn.out
+            or conn.unsent
+            or conn.ending
+            or conn.eof
+            or conn.stream is not None
+            or conn.service.stopping
+        ):
+            # Left to us by those who saw us at work.
+            self.poller.post(self.resume, conn)
 
     @staticmethod
     def _report_closed(conn: CommConnection) -> None:

@@ -13,6 +13,7 @@ from protoserve.protocol import Buffer
 if TYPE_CHECKING:
     from protoserve.kernel.communicator import Communicator
     from protoserve.kernel.session import CommService, CommSession, TaskState
+    from protoserve.kernel.stream import Stream
     from protoserve.kernel.transport import Transport
 
 
@@ -89,12 +90,17 @@ for (_state, _signal), _next in TRANSITIONS.items():
     setattr(_state, _signal, _next)
 
 
+OUTPUT_LIMIT: Final = 32 * 1024 * 1024
+"""Unsent bytes at which a connection that is pushed to counts as dead."""
+
+
 class CommConnection:
     """One peer (the article's ``CommConnection`` and ``WFConnection``).
 
     Users see ``peername``, ``context``, ``closed``, ``closing``, ``seq``,
     ``on_close`` and ``close``; they may be used from any thread. Everything else is the
-    communicator's and guarded by ``lock``. No user code runs under the lock.
+    communicator's and guarded by ``lock``. Handlers, callbacks and observers run without
+    the lock; parsers and ``message_out`` run under it.
     """
 
     __slots__ = (
@@ -106,13 +112,17 @@ class CommConnection:
         "communicator",
         "context",
         "deadline",
+        "dropped",
         "ended",
         "ending",
         "eof",
         "farewell",
         "fd",
         "finished",
+        "forgotten",
+        "gone",
         "hangup",
+        "held",
         "idle_since",
         "keep_alive",
         "lock",
@@ -135,9 +145,11 @@ class CommConnection:
         "service",
         "session",
         "state",
+        "stream",
         "timer_at",
         "transport",
         "unsent",
+        "waiters",
     )
 
     def __init__(
@@ -161,7 +173,8 @@ class CommConnection:
         self.parser = service.new_parser()
         self.readable = False  # there may be input that we have not read (edges!)
         self.hangup = False  # the peer's end of sending was announced
-        self.eof = False  # ... and was reached
+        self.gone = False  # ... and that of its receiving
+        self.eof = False  # the end of its sending was reached
         self.more = False  # the parser may hold messages
         self.queue: deque[Any] | None = None  # parsed while another request was served
         self.out: list[Buffer] = []
@@ -173,12 +186,17 @@ class CommConnection:
         self.lock = threading.Lock()
         self.state = CONNECTED
         self.session: CommSession | None = None  # handed over and not answered
+        self.stream: Stream | None = None  # a reply in pieces is under way
+        self.held: list[Buffer] | None = None  # pushed meanwhile
+        self.waiters: list[Callable[[], object]] | None = None  # for room in out
         self.pumping = False  # a thread is handing requests over
         self.unsent: list[tuple[CommSession, int]] = []  # and where in out each one ends
         self.finished: list[tuple[CommSession, TaskState, int]] = []
         self.ending = False  # close when everything in out is sent
         self.farewell = False  # ... and take in what the peer still sends
         self.ended = False  # the socket is closed and the callbacks were taken
+        self.forgotten = False  # ... and nothing runs for it any more
+        self.dropped: Stream | None = None  # closed when the lock is released
         self.close_reason = ""
         self.close_callbacks: list[Callable[[CommConnection], object]] | None = None
         # time, in seconds of the poller's clock
@@ -215,6 +233,17 @@ class CommConnection:
                 self.close_callbacks.append(callback)
                 return
         callback(self)
+
+    def push(self, data: Buffer) -> bool:
+        """Send bytes that belong to no reply, at once, or after the reply that is being
+        sent. Any thread; never blocks. What the peer does not take waits for it; one that
+        lets more than 32 MiB wait is cut. False when the connection is closed.
+
+        Raises ``TypeError`` for what is not bytes-like.
+        """
+        if self.out_size > OUTPUT_LIMIT:
+            self.communicator.close(self, "the peer does not take what is pushed")
+        return self.communicator.push(self, data)
 
     def close(self) -> None:
         """Close now; what is unsent is lost. Any thread; harmless when closed."""

@@ -87,8 +87,19 @@ class LeaderFollowers:
         )
         self._monitor.start()
 
+    def grow(self, threads: int) -> None:
+        """Change how many threads there may be; more help at once where all are blocked."""
+        with self._mutex:
+            self.max_threads = threads
+            if self._leader is None and self._workers and not self._stopping:
+                self._baton.acquire()
+                if self._promote_locked():
+                    self._exhausted = False
+                else:
+                    self._baton.release()
+
     def owns(self, ident: int) -> bool:
-        """Whether the thread with this identifier is a handler thread."""
+        """Whether the thread with this identifier is a handler thread, or the monitor."""
         return ident in self._idents
 
     def stop(self, timeout: float | None = None) -> bool:
@@ -215,6 +226,14 @@ class LeaderFollowers:
     # -- the monitor -------------------------------------------------------------------
 
     def _watch(self) -> None:
+        ident = threading.get_ident()
+        self._idents.add(ident)  # it calls observers
+        try:
+            self._watch_until_stopped()
+        finally:
+            self._idents.discard(ident)
+
+    def _watch_until_stopped(self) -> None:
         poller = self._poller
         seen: tuple[int, int, _Worker | None] | None = None
         while not self._stopping:

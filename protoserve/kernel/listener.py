@@ -219,9 +219,10 @@ class Listener:
         self._communicator = communicator
         self._service = service
         self._adopted = adopted
-        # Reentrant: observers and on_close callbacks run under it and may stop the server.
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()  # guards the socket and the next three
         self._closed = False
+        self._accepting = False
+        self._again = False
         self._pause_until = 0.0
         self._retry_at = 0.0
         self._reported: dict[str, float] = {}
@@ -255,21 +256,42 @@ class Listener:
     def on_ready(self, _: Listener, mask: int) -> None:
         """Connections wait: take some, and come back for the rest."""
         with self._lock:
-            if self._closed or self._communicator.poller.time() < self._pause_until:
+            if self._accepting:  # on another thread, whose user code takes its time
+                self._again = True
                 return
-            for _turn in range(_ACCEPTS_A_TURN):
-                if not self._has_room():
-                    return
+            self._accepting = True
+            self._again = False
+        more = False
+        try:
+            more = self._accept_some()
+        finally:
+            with self._lock:
+                self._accepting = False
+                more = more or self._again
+        if more:
+            self._communicator.poller.post(self.on_ready, self)
+
+    def _accept_some(self) -> bool:
+        """Accept what is there, within bounds. True when there may be more. No user code
+        runs under the lock, which ``close`` takes."""
+        for _ in range(_ACCEPTS_A_TURN):
+            if self._closed or not self._has_room():
+                return False
+            failure = None
+            with self._lock:
+                if self._closed or self._communicator.poller.time() < self._pause_until:
+                    return False
                 try:
                     sock, peername = self._sock.accept()
                 except BlockingIOError:
-                    return
+                    return False
                 except OSError as error:
-                    if not self._go_on_after(error):
-                        return
-                    continue
+                    failure = error
+            if failure is None:
                 self._attach(sock, peername)
-        self._communicator.poller.post(self.on_ready, self)
+            elif not self._go_on_after(failure):
+                return False
+        return True
 
     def _wake(self) -> None:
         self._communicator.poller.post(self.on_ready, self)
@@ -319,6 +341,9 @@ class Listener:
             return False
         # Set before looking: who closes or becomes idle from here on wakes us.
         service.starved = True
+        if service.conn_count < limit:
+            service.starved = False  # somebody closed between the two looks
+            return True
         if self._evict_idle():
             action = "closed the least recently used idle connection"
         elif self._evict_silent():
@@ -334,9 +359,12 @@ class Listener:
         return True
 
     def _someone_waits(self) -> bool:
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        return bool(poll.poll(0))
+        with self._lock:
+            if self._closed:
+                return False
+            poll = select.poll()
+            poll.register(self._fd, select.POLLIN)
+            return bool(poll.poll(0))
 
     def _evict_idle(self) -> bool:
         """Candidates are collected once for many evictions; one that has been used since

@@ -14,20 +14,29 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
 from typing import Any, Final, Protocol, TypeAlias
 
 READABLE: Final = 0x0001
 WRITABLE: Final = 0x0004
-HANGUP: Final = 0x2018
-"""Error, hang-up of both sides, or end of the peer's sending side."""
+HANGUP: Final = 0x2000
+"""The peer has ended its sending side."""
+GONE: Final = 0x0018
+"""An error, or both sides are down: there is nobody to send to."""
 
 _MAX_EVENTS: Final = 256
 
+_MAX_CANCELED: Final = 128
+"""Cancelled timers that may stay in the heap until their time comes."""
+
 Callback: TypeAlias = Callable[[Any, int], None]
-"""Called with its argument and a mask of READABLE, WRITABLE and HANGUP (0 for a call)."""
+"""Called with its argument and a mask of the bits above (0 for a call)."""
+
+TimerEntry: TypeAlias = list[Any]
+"""When, a number that decides between equals, the callback (``None`` when it will not be
+called any more) and its argument."""
 
 Ready: TypeAlias = tuple[Callback, Any, int]
 
@@ -97,7 +106,8 @@ else:  # pragma: no cover - BSD and macOS
             for event in events:
                 mask = READABLE if event.filter == select.KQ_FILTER_READ else WRITABLE
                 if event.flags & select.KQ_EV_EOF:
-                    mask |= HANGUP
+                    # On the reading side the peer may have ended its sending only.
+                    mask |= GONE if event.filter == select.KQ_FILTER_WRITE else HANGUP
                 masks[event.ident] = masks.get(event.ident, 0) | mask
             return list(masks.items())
 
@@ -128,6 +138,7 @@ class Poller:
     """
 
     __slots__ = (
+        "_canceled",
         "_clock",
         "_lock",
         "_order",
@@ -153,7 +164,8 @@ class Poller:
         self._targets: dict[int, tuple[Callback, Any]] = {}
         self._lock = threading.Lock()  # guards _posted, _timers and the step to waiting
         self._posted: deque[Ready] = deque()
-        self._timers: list[tuple[float, int, Callback, Any]] = []
+        self._timers: list[TimerEntry] = []  # a heap
+        self._canceled = 0  # of those in it
         self._order = count()
         self.ready: deque[Ready] = deque()
         self.now = clock()
@@ -191,16 +203,30 @@ class Poller:
             if self.waiting:
                 self._write_wake()
 
-    def call_at(self, when: float, callback: Callback, argument: Any) -> None:
-        """Have ``callback(argument, 0)`` called at ``when`` on this poller's clock.
-
-        Any thread. There is no cancelling: the callback looks whether it is still wanted.
-        """
+    def call_at(self, when: float, callback: Callback, argument: Any) -> TimerEntry:
+        """Have ``callback(argument, 0)`` called at ``when`` on this poller's clock. Any
+        thread. Returns what ``cancel`` takes."""
         with self._lock:
+            entry: TimerEntry = [when, next(self._order), callback, argument]
             first = not self._timers or when < self._timers[0][0]
-            heappush(self._timers, (when, next(self._order), callback, argument))
+            heappush(self._timers, entry)
             if first and self.waiting:
                 self._write_wake()
+            return entry
+
+    def cancel(self, entry: TimerEntry) -> bool:
+        """Forget a call. False when it is about to be made, or was. Any thread."""
+        with self._lock:
+            if entry[2] is None:
+                return False
+            entry[2] = entry[3] = None
+            self._canceled += 1
+            if self._canceled > _MAX_CANCELED and self._canceled * 2 > len(self._timers):
+                # Most of the heap is dead: far timers that were cancelled, not waited for.
+                self._timers = [timer for timer in self._timers if timer[2] is not None]
+                heapify(self._timers)
+                self._canceled = 0
+            return True
 
     def wake(self) -> None:
         """End a wait that is under way, or the next one. Any thread."""
@@ -233,6 +259,16 @@ class Poller:
 
     def wait(self) -> None:
         """Wait for events, timers or posted calls, and add them to ``ready``. Leader only."""
+        timeout = self.before_wait()
+        try:
+            # epoll takes milliseconds in an int; a day is as good as for ever.
+            events = self._readiness.poll(min(timeout, 86_400.0))
+        finally:
+            self.waiting = False
+        self._collect(events)
+
+    def before_wait(self) -> float:
+        """Seconds to wait at the most; from now on who posts wakes us. Leader only."""
         with self._lock:
             if self._posted:
                 timeout = 0.0
@@ -242,11 +278,14 @@ class Poller:
                 timeout = inf
             # Set under the lock: who posts afterwards sees it and wakes us.
             self.waiting = timeout > 0
-        try:
-            # epoll takes milliseconds in an int; a day is as good as for ever.
-            events = self._readiness.poll(min(timeout, 86_400.0))
-        finally:
-            self.waiting = False
+            return timeout
+
+    def poll_now(self) -> None:
+        """As ``wait``, without waiting: for a loop that watches ``fileno``. Leader only."""
+        self.waiting = False
+        self._collect(self._readiness.poll(0))
+
+    def _collect(self, events: list[tuple[int, int]]) -> None:
         self.now = now = self._clock()
         self.turns += 1
         ready = self.ready
@@ -263,8 +302,13 @@ class Poller:
                 self._posted.clear()
                 timers = self._timers
                 while timers and timers[0][0] <= now:
-                    _, _, callback, argument = heappop(timers)
-                    ready.append((callback, argument, 0))
+                    entry = heappop(timers)
+                    callback = entry[2]
+                    if callback is None:
+                        self._canceled -= 1
+                        continue
+                    ready.append((callback, entry[3], 0))
+                    entry[2] = None  # too late to cancel
 
     def fileno(self) -> int:
         """A descriptor that is readable while events wait, for embedding in a loop."""

@@ -1,97 +1,136 @@
-"""CommScheduler: the process-wide owner of poller, communicator and handler threads."""
+"""CommScheduler: the process-wide owner of the engines."""
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeAlias
 
 from protoserve.events import HandlersBlocked, log_event
+from protoserve.kernel.asyncio_host import LoopEngine, OwnLoopEngine
 from protoserve.kernel.communicator import Communicator
-from protoserve.kernel.connection import CommConnection
-from protoserve.kernel.leader_followers import LeaderFollowers
-from protoserve.kernel.poller import Poller
+from protoserve.kernel.engine import Engine, ThreadEngine
+from protoserve.kernel.executor import Executor
 from protoserve.kernel.session import CommService, CommSession
+from protoserve.params import SERVER_PARAMS_DEFAULT
 
-logger = logging.getLogger("protoserve")
+THREADS: Final = "threads"
+"""The engine of plain functions: handler threads."""
 
+OWN_LOOP: Final = "loop"
+"""The engine of coroutines outside a running loop: a thread with a loop of ours."""
 
-class _Engine:
-    """What runs while at least one service is bound."""
-
-    def __init__(self, scheduler: CommScheduler, threads: int, clock: Callable[[], float]) -> None:
-        self.poller = Poller(clock=clock)
-        self.communicator = Communicator(self.poller)
-        self.served: list[CommService] = []
-        self.threads = LeaderFollowers(
-            self.poller,
-            threads=threads,
-            on_blocked=self._on_blocked,
-            on_exhausted=scheduler._on_exhausted,
-            on_error=self._on_error,
-        )
-
-    def _on_blocked(self, argument: Any) -> None:
-        if isinstance(argument, CommConnection):
-            self.communicator.on_blocked(argument)
-
-    @staticmethod
-    def _on_error() -> None:
-        logger.exception("an event's callback raised; the server goes on")
+Kind: TypeAlias = str | asyncio.AbstractEventLoop
+"""THREADS, OWN_LOOP, or the running loop that is to drive the poller."""
 
 
 class CommScheduler:
     """Shared by all servers of a process (the article's ``CommScheduler``).
 
-    Threads and descriptors exist while a service is bound. All methods may be called
-    from any thread.
+    It has an engine for plain functions, and one for coroutines in each loop they run in.
+    Threads and descriptors exist while somebody holds an engine: a bound service, a timer.
+    All methods may be called from any thread.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._engine: _Engine | None = None
-        self._ending: list[_Engine] = []
+        self._engines: dict[Kind, Engine] = {}
+        self._ending: list[Engine] = []
         self._services: list[CommService] = []
+        self.executor = Executor()
 
     @property
     def running(self) -> bool:
-        """Whether a service is bound, or threads of one that ended are not joined yet."""
+        """Whether an engine or a compute thread runs, or has not ended yet."""
+        self.join(0)
         with self._lock:
-            return self._engine is not None or bool(self._ending)
+            return bool(self._engines or self._ending) or self.executor.threads > 0
 
-    def bind(self, service: CommService) -> Communicator:
-        """Start to serve ``service``; the first one starts the threads."""
+    def acquire(self, kind: Kind = THREADS) -> Engine:
+        """Hold the engine of that kind, which starts if it has to; see ``release``."""
         with self._lock:
-            threads = service.params.handler_threads
-            if self._engine is None:
-                engine = _Engine(self, threads, self._clock)
+            engine = self._engines.get(kind)
+            if engine is None:
+                if kind == THREADS:
+                    threads = SERVER_PARAMS_DEFAULT.handler_threads
+                    engine = ThreadEngine(self, self._clock, threads)
+                elif isinstance(kind, str):
+                    engine = OwnLoopEngine(self, self._clock)
+                else:
+                    engine = LoopEngine(self, self._clock, kind)
                 try:
-                    engine.threads.start()
+                    engine.start()
                 except BaseException:
                     engine.poller.close()
                     raise
-                self._engine = engine
-            # One pool for all: as many threads as the most demanding server asks for.
-            pool = self._engine.threads
-            pool.max_threads = max(pool.max_threads, threads)
+                self._engines[kind] = engine
+            engine.holds += 1
+            return engine
+
+    def acquire_here(self) -> Engine:
+        """Hold the engine that the calling thread works for, or else the one of plain
+        functions."""
+        ident = threading.get_ident()
+        with self._lock:
+            for engine in self._engines.values():
+                if engine.owns(ident):
+                    engine.holds += 1
+                    return engine
+        return self.acquire()
+
+    def hold(self, engine: Engine | None) -> Engine:
+        """Hold this engine while it runs, else the one that ``acquire_here`` gives."""
+        if engine is not None:
+            with self._lock:
+                if engine.holds:
+                    engine.holds += 1
+                    return engine
+        return self.acquire_here()
+
+    def release(self, engine: Engine) -> None:
+        """Give back one hold; the last ends the engine. Never blocks."""
+        with self._lock:
+            engine.holds -= 1
+            if engine.holds:
+                return
+            for kind, known in list(self._engines.items()):
+                if known is engine:
+                    del self._engines[kind]
+            self._ending.append(engine)
+            last = not self._engines
+        engine.stop(0)
+        if last:
+            self.executor.linger(False)
+
+    def bind(self, service: CommService) -> Communicator:
+        """Start to serve ``service``: in the running loop or else one of ours where its
+        handlers are coroutines, on handler threads otherwise."""
+        kind: Kind = THREADS
+        if service.asynchronous:
+            try:
+                kind = asyncio.get_running_loop()
+            except RuntimeError:
+                kind = OWN_LOOP
+        engine = self.acquire(kind)
+        engine.want_threads(service.params.handler_threads)
+        with self._lock:
             self._services.append(service)
-            self._engine.served.append(service)
-            return self._engine.communicator
+        self.executor.linger(True)
+        service.engine = engine
+        return engine.communicator
 
     def unbind(self, service: CommService) -> None:
-        """``service`` has ended; the last one ends the threads. Never blocks."""
+        """``service`` has ended. Never blocks."""
         with self._lock:
             if service not in self._services:
                 return
             self._services.remove(service)
-            if self._services or self._engine is None:
-                return
-            engine, self._engine = self._engine, None
-            self._ending.append(engine)
-        engine.threads.stop(timeout=0)
+        engine = service.engine
+        assert engine is not None
+        self.release(engine)
 
     def join(self, timeout: float | None, service: CommService | None = None) -> bool:
         """Wait until the threads of engines that ended are gone; with ``service``, only
@@ -100,18 +139,36 @@ class CommScheduler:
         with self._lock:
             ending = list(self._ending)
             if service is not None:
-                ending = [engine for engine in ending if service in engine.served][-1:]
-        gone = [engine for engine in ending if engine.threads.stop(timeout)]
+                ending = [engine for engine in ending if engine is service.engine]
+            idle = not self._engines
+        gone = [engine for engine in ending if engine.stop(timeout)]
+        if idle:
+            self.executor.join(timeout)
         with self._lock:
             self._ending = [engine for engine in self._ending if engine not in gone]
         return len(gone) == len(ending)
 
     def in_handler(self) -> bool:
-        """Whether the calling thread is one of the handler threads."""
+        """Whether the calling thread runs handlers of an engine."""
         ident = threading.get_ident()
         with self._lock:
-            engines = [*self._ending, *([self._engine] if self._engine else [])]
-        return any(engine.threads.owns(ident) for engine in engines)
+            engines = [*self._ending, *self._engines.values()]
+        return any(engine.owns(ident) for engine in engines)
+
+    def run_coroutine(
+        self, coro: Coroutine[Any, Any, object], ended: Callable[[BaseException | None], object]
+    ) -> Callable[[], object]:
+        """Run ``coro`` in the loop that is ours, which starts if it has to; see
+        :meth:`Engine.run_coroutine`."""
+        engine = self.acquire(OWN_LOOP)
+
+        def release(error: BaseException | None) -> None:
+            try:
+                ended(error)
+            finally:
+                engine.release()
+
+        return engine.run_coroutine(coro, release)
 
     @staticmethod
     def reply(session: CommSession) -> bool:
@@ -123,7 +180,8 @@ class CommScheduler:
         """End the session's connection; see :meth:`Communicator.shutdown`."""
         session.connection.communicator.shutdown(session)
 
-    def _on_exhausted(self, threads: int) -> None:
+    def on_exhausted(self, threads: int) -> None:
+        """Every handler thread is blocked."""
         event = HandlersBlocked(threads)
         with self._lock:
             services = list(self._services)

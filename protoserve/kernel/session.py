@@ -16,6 +16,7 @@ from protoserve.protocol import MessageOut, MessageParser
 if TYPE_CHECKING:
     from protoserve.kernel.communicator import Communicator
     from protoserve.kernel.connection import CommConnection
+    from protoserve.kernel.engine import Engine
     from protoserve.kernel.transport import Transport
 
 logger = logging.getLogger("protoserve")
@@ -61,6 +62,10 @@ class CommSession(ABC):
         """The reply's bytes. Called once, under the connection's lock: it must not block
         and not call the connection."""
 
+    def reply_failed(self, error: BaseException | None) -> None:
+        """``reply`` had returned, but the first piece of an async iterator could not be
+        had, or the peer has gone (``None``). The session may reply otherwise."""
+
     @abstractmethod
     def handle(self, state: TaskState, error: int) -> None:
         """TOREPLY: the request is complete. Afterwards once more: SUCCESS when the reply
@@ -82,6 +87,9 @@ class CommService(ABC):
         self.stopping = False
         self.starved = False
         """Whether the listener waits for a connection to close or become idle."""
+        self.asynchronous = False
+        """Whether its handlers are coroutines, and belong in an asyncio loop."""
+        self.engine: Engine | None = None
         self.observers: tuple[Callable[[Event], object], ...] = ()
         self.resume_accepting: Callable[[], None] | None = None
         self._references = 0

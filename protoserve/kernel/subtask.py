@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+from protoserve.errors import UsageError
+
 if TYPE_CHECKING:
     from protoserve.tasks.series import SeriesWork
 
@@ -26,8 +28,6 @@ class SubTask(ABC):
     def series(self) -> SeriesWork:
         """The series this task is in. Raises ``UsageError`` for a task in none."""
         if self._series is None:
-            from protoserve.errors import UsageError
-
             raise UsageError(
                 f"{type(self).__name__} is in no series yet; push it on one, "
                 "for example task.series.push_back(...)"
@@ -37,6 +37,13 @@ class SubTask(ABC):
     @abstractmethod
     def dispatch(self) -> None:
         """Start the work. An exception ends the series with a failure."""
+
+    def interrupt(self) -> None:
+        """The series was cancelled while this task runs: end soon, where that is possible,
+        by ``subtask_done``. Any thread; must not block."""
+
+    def discard(self) -> None:
+        """The series was cancelled before this task's turn, which will not come."""
 
     def done(self) -> SubTask | None:
         """What follows: by default the next task of the series. Called once, by

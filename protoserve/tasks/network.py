@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Final, Generic
 
 from protoserve.errors import UsageError
 from protoserve.events import RequestFinished
+from protoserve.kernel.communicator import HIGH_WATER
 from protoserve.kernel.session import CommSession, TaskState
+from protoserve.kernel.stream import room
 from protoserve.kernel.subtask import SubTask
-from protoserve.protocol import REQ, RESP, MessageOut, ProtocolSpec
+from protoserve.protocol import REQ, RESP, Buffer, MessageOut, ProtocolSpec
+from protoserve.tasks.coroutine import CoroutineTask
 from protoserve.tasks.series import SeriesWork
 
 if TYPE_CHECKING:
@@ -36,6 +40,19 @@ _PROCESSING: Final = 0
 _REPLYING: Final = 1
 _CALLBACK: Final = 2
 _OVER: Final = 3
+
+
+class _NoWait:
+    """An awaitable that is there already."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return
+        yield
+
+
+NO_WAIT: Final = _NoWait()
 
 _series_lock = threading.Lock()  # series are made rarely; one lock serves all tasks
 
@@ -99,8 +116,12 @@ class Processor(SubTask):
 
     def dispatch(self) -> None:
         """Run the handler, then go on with what it pushed."""
-        self.task.run_process()
-        self.subtask_done()
+        if self.task.run_process():
+            self.subtask_done()
+
+    def interrupt(self) -> None:
+        """The series was cancelled: so is a handler that is a coroutine."""
+        self.task.cancel_coroutine()
 
 
 class ServerSeries(SeriesWork):
@@ -114,11 +135,12 @@ class ServerSeries(SeriesWork):
             super().__init__(Processor(task), last=task)
         else:
             super().__init__(task)
+        self.engine = task.connection.communicator.engine
         # The first task runs already, without a series: that is why we are made.
         self._current = self._queue.popleft()
         self._running = stage != _REPLYING
-        # The server must not be gone while this runs.
-        task.server.retain()
+        # The server must not be gone while this runs, and may have to cut it.
+        task.server.series_began(self)
 
     def first_done(self) -> None:
         """The task that ran when the series was made has ended: go on with the rest."""
@@ -128,7 +150,12 @@ class ServerSeries(SeriesWork):
 
     def _finish(self) -> None:
         super()._finish()
-        self._task.server.release()
+        server = self._task.server
+        # The task has the series; and tracebacks, once logged, only keep frames alive.
+        del self._task
+        if self._failure is not None:
+            self._failure.__traceback__ = None
+        server.series_ended(self)
 
 
 class WFServerTask(WFNetworkTask[REQ, RESP]):
@@ -140,7 +167,16 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
     for ``series`` first in ``process`` or in the callback.
     """
 
-    __slots__ = ("_failure", "_process", "_stage", "_started", "server", "spec")
+    __slots__ = (
+        "_cancel",
+        "_failed",
+        "_process",
+        "_pushed",
+        "_stage",
+        "_started",
+        "server",
+        "spec",
+    )
 
     def __init__(
         self,
@@ -163,8 +199,10 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         self.keep_alive = server.params.keep_alive_timeout
         self._process = process
         self._stage = _PROCESSING
-        self._failure: BaseException | None = None
+        self._failed = False
         self._started = 0.0
+        self._pushed = False
+        self._cancel: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -189,12 +227,8 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             self.state = TOREPLY
             if self.server.observers:
                 self._started = time.monotonic()
-            self.run_process()
-            series = self._series
-            if series is None:
-                self.dispatch()
-            else:
-                series.first_done()  # type: ignore[attr-defined]
+            if self.run_process():
+                self._processed()
             return
         self.state = state
         self.error = error
@@ -222,12 +256,55 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         assert self._series is not None
         return self._series
 
-    def run_process(self) -> None:
-        """Call the handler. What it raises becomes the protocol's error reply."""
+    def run_process(self) -> bool:
+        """Call the handler. What it raises becomes the protocol's error reply. False when
+        it is a coroutine that waits: then ``_processed`` is called later."""
         try:
-            self._process(self)
+            outcome = self._process(self)
+            if outcome is not None and isinstance(outcome, Coroutine):
+                return self._run_coroutine(outcome)
         except BaseException as error:
             self._fail(error)
+        return True
+
+    def _run_coroutine(self, coro: Coroutine[Any, Any, object]) -> bool:
+        if not self.server.asynchronous:
+            # A plain function that returned a coroutine: it comes before what was pushed.
+            self.series.push_front(CoroutineTask(coro))
+            return True
+        engine = self.server.engine
+        assert engine is not None
+        cancel = engine.run_first_step(coro, self._coroutine_ended)
+        if cancel is None:
+            return True
+        self._cancel = cancel
+        self.server.waiting.add(self)
+        return False
+
+    def _coroutine_ended(self, error: BaseException | None) -> None:
+        self._cancel = None
+        self.server.waiting.discard(self)
+        if error is not None:
+            self._fail(error)
+        self._processed()
+
+    def cancel_coroutine(self) -> None:
+        """Cancel the handler, where it is a coroutine that waits. Any thread."""
+        engine = self.server.engine
+        if self._cancel is not None and engine is not None:
+            engine.call(self._cancel_now)
+
+    def _cancel_now(self) -> None:
+        if self._cancel is not None:
+            self._cancel()
+
+    def _processed(self) -> None:
+        """The handler has ended: go on with the series."""
+        series = self._series
+        if series is None:
+            self.dispatch()
+        else:
+            series.first_done()  # type: ignore[attr-defined]
 
     def dispatch(self) -> None:
         """Give the reply: everything before it in the series is done."""
@@ -238,20 +315,22 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             if series.canceled:
                 self.state = NOREPLY
                 self._callback_dropped()
-            elif series.failure is not None and self._failure is None:
+            elif series.failure is not None and not self._failed:
                 self._fail(series.failure)
         if self.state is NOREPLY:
             communicator.shutdown(self)
             self._end()
             return
-        if self._failure is not None and not self._make_error_response():
+        if self._failed and (self._pushed or not self._make_error_response()):
+            if self.state is TOREPLY:
+                self._give_up()
             return
         try:
             sent = communicator.reply(self)
         except BaseException as error:
             if self.connection.session is not self:
                 raise  # it was answered before, by hand
-            again = self._failure is None
+            again = not self._failed
             self._fail(error)
             if again:
                 self.dispatch()
@@ -280,7 +359,9 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         if callback is not None:
             self._callback = None
             try:
-                callback(self)
+                outcome = callback(self)
+                if outcome is not None and isinstance(outcome, Coroutine):
+                    self.series.push_back(CoroutineTask(outcome))
             except BaseException:
                 logger.exception("the callback of %r raised", self)
             self.server.release()
@@ -299,6 +380,44 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
                 series._run(series._proceed(following))
             return
         self._stage = _OVER
+
+    def push(self, data: Buffer) -> Awaitable[None]:
+        """Send raw bytes at once, before the reply.
+
+        Nothing is dropped or reordered. Where the peer does not keep up it waits for room:
+        a plain function in the call, a coroutine where it awaits what is returned
+        (``await task.push(data)``), which it must. A peer that takes nothing for
+        ``peer_response_timeout`` is cut.
+
+        Raises ``ConnectionResetError`` when the peer is gone, ``TypeError`` for what is not
+        bytes-like and :class:`~protoserve.errors.UsageError` once the reply is on its way.
+        """
+        conn = self.connection
+        communicator = conn.communicator
+        in_loop = asyncio._get_running_loop() is not None
+        if in_loop and conn.out_size >= HIGH_WATER and not conn.closed:
+            raise UsageError(
+                "the peer does not keep up, and nobody waits for it: await task.push(...)"
+            )
+        self._pushed = True
+        if not communicator.push(conn, data, self):
+            raise ConnectionResetError(errno.ECONNRESET, "the peer is gone")
+        if conn.out_size < HIGH_WATER:
+            return NO_WAIT
+        if in_loop:
+            return self._pushed_room()
+        made = threading.Event()
+        if communicator.wait_for_room(conn, made.set):
+            made.wait()
+        if conn.closed:
+            raise ConnectionResetError(errno.ECONNRESET, "the peer is gone")
+        return NO_WAIT
+
+    async def _pushed_room(self) -> None:
+        conn = self.connection
+        await room(conn.communicator, conn)
+        if conn.closed:
+            raise ConnectionResetError(errno.ECONNRESET, "the peer is gone")
 
     def noreply(self) -> None:
         """Send no reply: the connection closes where it would have gone."""
@@ -321,9 +440,31 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
 
     # -- failure -----------------------------------------------------------------------
 
+    def reply_failed(self, error: BaseException | None) -> None:
+        """The first piece of an async iterator could not be had: reply otherwise."""
+        if error is None or self.connection.closed:
+            self.state = SYS_ERROR
+            self.error = errno.ENOENT
+            self._end()
+            return
+        again = not self._failed
+        self._fail(error)
+        if again:
+            self.dispatch()
+        else:
+            self._give_up()
+
     def _fail(self, error: BaseException) -> None:
-        self._failure = error
-        logger.error("%r failed; the client gets an error reply", self, exc_info=error)
+        if isinstance(error, asyncio.CancelledError):
+            # Somebody's decision, not a fault: the connection closes.
+            self.state = NOREPLY
+            self._callback_dropped()
+            return
+        # Not the exception: its traceback would keep this task, and all it holds.
+        self._failed = True
+        if self.connection.closed and isinstance(error, ConnectionError):
+            return  # the handler noticed that its peer is gone
+        logger.error("%r failed", self, exc_info=error)
 
     def _make_error_response(self) -> bool:
         """Put the protocol's error response in place; False when there is none to give."""
@@ -350,5 +491,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
 
     def _end(self) -> None:
         """The communicator will not call again."""
-        self.subtask_done()
-        self.connection.communicator.forget(self)
+        try:
+            self.subtask_done()
+        finally:
+            self.connection.communicator.forget(self)

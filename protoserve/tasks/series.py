@@ -6,10 +6,13 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from protoserve.errors import UsageError
 from protoserve.kernel.subtask import SubTask
+
+if TYPE_CHECKING:
+    from protoserve.kernel.engine import Engine
 
 logger = logging.getLogger("protoserve")
 
@@ -26,6 +29,7 @@ class SeriesWork:
     """
 
     __slots__ = (
+        "_adopter",
         "_callback",
         "_canceled",
         "_current",
@@ -37,6 +41,7 @@ class SeriesWork:
         "_queue",
         "_running",
         "context",
+        "engine",
     )
 
     def __init__(
@@ -56,6 +61,8 @@ class SeriesWork:
         self._canceled = False
         self._finished = False
         self._failure: BaseException | None = None
+        self._adopter: Callable[[SeriesWork], object] | None = None
+        self.engine: Engine | None = None
         self.context: Any = None
         self._adopt(first)
         if last is not None:
@@ -97,7 +104,13 @@ class SeriesWork:
         """
         with self._lock:
             self._canceled = True
+            dropped = list(self._queue)
             self._queue.clear()
+            current = self._current
+        for task in dropped:
+            task.discard()
+        if current is not None:
+            current.interrupt()
 
     def start(self) -> None:
         """Run the series. Raises ``UsageError`` when it has been started before."""
@@ -117,6 +130,20 @@ class SeriesWork:
                 return self._queue.popleft()
             last, self._last = self._last, None
             return last
+
+    def requeue(self, task: SubTask) -> None:
+        """Run ``task``, which runs now, once more when it has ended. For tasks that repeat."""
+        with self._lock:
+            if not self._canceled:
+                self._queue.appendleft(task)
+
+    def adopt(self, finished: Callable[[SeriesWork], object]) -> None:
+        """Make the series a part of a task: ``finished(series)`` is called after its
+        callback. Raises ``UsageError`` when it has started, or is a part already."""
+        with self._lock:
+            if self._adopter is not None or self._current is not None or self._finished:
+                raise UsageError("this series was started before, or is a part of another task")
+            self._adopter = finished
 
     def advance(self, task: SubTask) -> None:
         """``task`` has ended. For ``SubTask.subtask_done``."""
@@ -176,8 +203,12 @@ class SeriesWork:
             first = self._failure is None
             if first:
                 self._failure = error
+            dropped = list(self._queue)
             self._queue.clear()
-        if not first or self._last is None:
+        for task in dropped:
+            task.discard()
+        # Whoever has the series as a part, or its last task, reports what went wrong.
+        if not first or (self._last is None and self._adopter is None):
             logger.error("a task of a series raised", exc_info=error)
 
     def _finish(self) -> None:
@@ -187,6 +218,8 @@ class SeriesWork:
                 callback(self)
             except BaseException:
                 logger.exception("the callback of a series raised")
+        if self._adopter is not None:
+            self._adopter(self)
 
     def _adopt(self, task: SubTask) -> None:
         if task._series is not None:
@@ -204,9 +237,11 @@ class SeriesWork:
                     "this series has finished; start a series of its own for later work"
                 )
             self._adopt(task)
-            if self._canceled:
-                return
-            if front:
-                self._queue.appendleft(task)
-            else:
-                self._queue.append(task)
+            canceled = self._canceled
+            if not canceled:
+                if front:
+                    self._queue.appendleft(task)
+                else:
+                    self._queue.append(task)
+        if canceled:
+            task.discard()

@@ -35,9 +35,9 @@ INPUT_OUTPUT = {"socket", "ssl", "select", "selectors", "threading", "asyncio", 
 
 # Packages beyond the standard library, by who may import them.
 THIRD_PARTY: dict[str, set[str]] = {
+    "kernel/": {"uvloop"},  # optional
     "hookspecs": {"pluggy"},
     "plugins": {"pluggy"},
-    "cli": {"pluggy"},
     "protoserve_http": {"httptools", "multidict"},
 }
 

@@ -75,6 +75,23 @@ def test_splits_do_not_matter(stream: list[bytes], points: list[int]) -> None:
             assert b"\r\nConnection: close\r\n" in whole.reply
 
 
+WHOLE = st.sampled_from(
+    [b"%b / HTTP/1.1\r\nHost: a\r\n\r\n" % method for method in (b"GET", b"HEAD", b"OPTIONS")]
+    + [b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab", b"GET / HTTP/1.0\r\n\r\n"]
+)
+LINE_ENDS = st.text("\r\n", max_size=3).map(str.encode)
+
+
+@given(st.lists(st.tuples(LINE_ENDS, WHOLE), max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_line_ends_between_requests_do_not_matter(stream: list[tuple[bytes, bytes]]) -> None:
+    data = b"".join(ends + request for ends, request in stream)
+    whole = parse([data])
+    assert parse(every_byte(data)).facts == whole.facts
+    for request in whole.requests:
+        assert request.method.isalpha()
+
+
 @given(st.binary(max_size=200))
 @settings(max_examples=300, deadline=None)
 def test_any_bytes(data: bytes) -> None:

@@ -83,6 +83,8 @@ def judge_fields(headers: CIMultiDictProxy[str], *, modern: bool) -> Framing:
             # RFC 9112, 6.1: its framing is to be taken as faulty.
             raise RequestError(400, "Transfer-Encoding is not of HTTP/1.0")
         codings = list_tokens(coded)
+        if "" in (member.strip(" \t") for value in coded for member in value.split(",")):
+            raise RequestError(400, "Transfer-Encoding has an empty member")
         if codings[-1:] != ["chunked"] or codings.count("chunked") > 1:
             raise RequestError(400, "the last transfer coding of a request must be chunked")
         if len(codings) > 1:

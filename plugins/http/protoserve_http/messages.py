@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, TypeAlias
 
@@ -12,6 +12,12 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from protoserve_http.fields import HOST, HeaderBlock
 
 HeadersInit: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
+
+Data: TypeAlias = str | bytes | bytearray | memoryview
+"""A body, or a piece of one; text goes out as UTF-8."""
+
+Body: TypeAlias = Data | Iterable[Data] | AsyncIterable[Data]
+"""A body: whole, or in pieces that are taken when there is room for them."""
 
 _NO_TRAILERS: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
 
@@ -119,24 +125,30 @@ class HttpResponse:
     ``Content-Length``, ``Date`` and ``Connection`` are set when it is sent. What cannot
     be sent (a status out of range, a header that would break the message's framing)
     raises ``ValueError`` then, which becomes a 500.
+
+    A ``body`` that is an iterator, a generator or an async generator is sent as the client
+    takes it: with the ``Content-Length`` that was stated, which it must match, or else
+    chunked (to HTTP/1.0 clients: until the connection closes). It is closed when it is used
+    up, or when the client leaves.
     """
 
-    __slots__ = ("_headers", "_parts", "_reason", "status")
+    __slots__ = ("_headers", "_parts", "_reason", "_stream", "status")
 
     def __init__(
         self,
         status: int = 200,
-        body: str | bytes | bytearray | memoryview = b"",
+        body: Body = b"",
         headers: HeadersInit | None = None,
     ) -> None:
         self.status = status
         self._reason: str | None = None
         self._headers: CIMultiDict[str] | None = None
         self._parts: list[bytes] = []
+        self._stream: Iterator[Data] | AsyncIterator[Data] | None = None
         if headers is not None:
             self._headers = CIMultiDict(headers)
         if body:
-            self.write(body)
+            self.body = body
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.status} {self.reason}>"
@@ -169,19 +181,37 @@ class HttpResponse:
 
     @property
     def body(self) -> bytes:
-        """Everything written so far; assign to replace it."""
+        """Everything written so far; assign to replace it, also by an iterator of pieces.
+
+        Raises ``TypeError`` when it is one."""
+        if self._stream is not None:
+            raise TypeError("the body is an iterator: it cannot be read back")
         parts = self._parts
         if len(parts) > 1:
             self._parts = parts = [b"".join(parts)]
         return parts[0] if parts else b""
 
     @body.setter
-    def body(self, data: str | bytes | bytearray | memoryview) -> None:
+    def body(self, body: Body) -> None:
         self._parts = []
-        self.write(data)
+        self._stream = None
+        if isinstance(body, (str, bytes, bytearray, memoryview)):
+            self.write(body)
+        elif isinstance(body, AsyncIterable):
+            self._stream = aiter(body)
+        elif isinstance(body, Iterable):
+            self._stream = iter(body)
+        else:
+            raise TypeError(
+                "a body is text, bytes, or an iterable or async iterable of them, "
+                f"not {type(body).__name__}"
+            )
 
-    def write(self, data: str | bytes | bytearray | memoryview) -> None:
-        """Append to the body; text as UTF-8. Raises ``TypeError`` for anything else."""
+    def write(self, data: Data) -> None:
+        """Append to the body; text as UTF-8. Raises ``TypeError`` for anything else, and
+        when the body is an iterator."""
+        if self._stream is not None:
+            raise TypeError("the body is an iterator: yield from it instead of writing")
         if type(data) is str:
             self._parts.append(data.encode())
         elif type(data) is bytes:

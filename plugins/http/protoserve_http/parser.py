@@ -141,6 +141,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
 
     def close(self) -> None:
         """The connection has closed."""
+        self._error = None
         self._parser = None
         self._should_keep_alive = bool
 
@@ -185,6 +186,8 @@ class HttpRequestParser(MessageParser[HttpRequest]):
     ) -> HttpRequest | None:
         """The request whose head is ``data[start:end]`` and its empty line, if it is plain:
         no body, nothing to judge."""
+        if data[start] <= 32:
+            return None  # llhttp passed over line ends here; only the careful way does too
         line_end = data.find(b"\r\n", start)
         words = data[start:line_end].decode("latin-1").split(" ")
         if len(words) != 3 or line_end - start > MAX_TARGET:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import AsyncIterator, Iterator
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
 
-from protoserve import MessageOut
+from protoserve import MessageOut, Piece
 from protoserve_http.fields import CONNECTION, list_tokens
-from protoserve_http.messages import HttpResponse
+from protoserve_http.messages import Data, HttpResponse
 
 JOIN_SIZE: Final = 16 * 1024
 """Bodies up to this size are copied behind the head; larger ones are sent as they are."""
@@ -217,9 +218,124 @@ def encode(response: HttpResponse, *, head_only: bool, connection: bytes) -> Mes
     return [b"".join(out), body] if body else [b"".join(out), *parts]
 
 
+class _Framer:
+    """Puts the pieces of a body into the frame that the head announces."""
+
+    __slots__ = ("_chunked", "_head", "_left")
+
+    def __init__(self, head: bytes, length: int | None, chunked: bool) -> None:
+        self._head = head  # goes out with the first piece
+        self._left = length
+        self._chunked = chunked
+
+    def frame(self, piece: Data) -> Piece | None:
+        """A piece as it goes out, or ``None`` where there is nothing to send."""
+        if isinstance(piece, str):
+            data = piece.encode()
+        elif isinstance(piece, (bytes, bytearray, memoryview)):
+            # A copy of what the iterator might change before it is sent.
+            data = bytes(piece)
+        else:
+            raise TypeError(f"a piece of a body is text or bytes, not {type(piece).__name__}")
+        size = len(data)
+        if not size:
+            return None
+        if self._left is not None:
+            self._left -= size
+            if self._left < 0:
+                raise ValueError(f"the body is {-self._left} bytes longer than Content-Length")
+        head, self._head = self._head, b""
+        if not self._chunked:
+            return [head, data] if head else data
+        if size <= JOIN_SIZE:
+            return b"%b%x\r\n%b\r\n" % (head, size, data)
+        return [b"%b%x\r\n" % (head, size), data, b"\r\n"]
+
+    def end(self) -> bytes:
+        """What follows the last piece."""
+        if self._left:
+            raise ValueError(f"the body is {self._left} bytes shorter than Content-Length")
+        head, self._head = self._head, b""
+        return head + b"0\r\n\r\n" if self._chunked else head
+
+
+def _frames(framer: _Framer, pieces: Iterator[Data]) -> Iterator[Piece]:
+    try:
+        for piece in pieces:
+            framed = framer.frame(piece)
+            if framed is not None:
+                yield framed
+        yield framer.end()
+    finally:
+        close_stream(pieces)
+
+
+async def _async_frames(framer: _Framer, pieces: AsyncIterator[Data]) -> AsyncIterator[Piece]:
+    try:
+        async for piece in pieces:
+            framed = framer.frame(piece)
+            if framed is not None:
+                yield framed
+        yield framer.end()
+    finally:
+        close = getattr(pieces, "aclose", None)
+        if close is not None:
+            await close()
+
+
+def close_stream(pieces: object) -> None:
+    """Tell a source of pieces that no more are wanted. One that is async and has not begun
+    has nothing to close."""
+    close = getattr(pieces, "close", None)
+    if close is not None:
+        close()
+
+
+def encode_stream(
+    response: HttpResponse, *, head_only: bool, connection: bytes, chunked: bool
+) -> MessageOut:
+    """The reply to go out piece by piece. ``chunked``: where no length is stated, else the
+    body ends with the connection. Raises ``ValueError`` as ``encode`` does."""
+    pieces = response._stream
+    without_body = head_only or response.status in _WITHOUT_BODY
+    head, length = _stream_head(response, without_body, connection, chunked)
+    if without_body:
+        close_stream(pieces)
+        return head
+    framer = _Framer(head, length, chunked and length is None)
+    if isinstance(pieces, AsyncIterator):
+        return _async_frames(framer, pieces)
+    assert pieces is not None
+    return _frames(framer, pieces)
+
+
+def _stream_head(
+    response: HttpResponse, without_body: bool, connection: bytes, chunked: bool
+) -> tuple[bytes, int | None]:
+    status = response.status
+    lines = [status_line(status, response._reason)]
+    headers = response.headers
+    special, has_length, has_date = _special_lines(response, 0, False, connection)
+    lines += [header_line(*field) for field in headers.items() if field[0].lower() not in _SPECIAL]
+    if status in (204, 205):
+        special = [line for line in special if not line.startswith(b"Content-Length")]
+    lines += special
+    if not has_date:
+        lines.append(_current_heads().date)
+    length = int(headers["Content-Length"]) if has_length else None
+    if status == 205:
+        lines.append(b"Content-Length: 0\r\n")
+    elif length is None and chunked and not without_body:
+        lines.append(b"Transfer-Encoding: chunked\r\n")
+    lines.append(b"\r\n")
+    return b"".join(lines), length
+
+
 def serialise(response: HttpResponse) -> MessageOut:
     """The reply to an ordinary HTTP/1.1 request on a connection that stays open, or that
     closes because the response says so. Raises ``ValueError`` as ``encode`` does."""
+    if response._stream is not None:
+        return encode_stream(response, head_only=False, connection=b"", chunked=True)
     return encode(response, head_only=False, connection=b"")
 
 

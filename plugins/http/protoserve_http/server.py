@@ -8,7 +8,14 @@ from typing import Final, TypeAlias
 from protoserve import MessageOut, ProtocolSpec, ServerParams, WFServer, WFServerTask
 from protoserve_http.messages import HttpRequest, HttpResponse
 from protoserve_http.parser import HttpRequestParser
-from protoserve_http.serialiser import CLOSE, STAY, encode, serialise, wants_close
+from protoserve_http.serialiser import (
+    CLOSE,
+    STAY,
+    encode,
+    encode_stream,
+    serialise,
+    wants_close,
+)
 
 
 class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
@@ -39,12 +46,26 @@ class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
             or self.keep_alive == 0
             or self.connection.closing
             or wants_close(resp)
+            or (resp._stream is not None and not self._delimits_streams)
         ):
             self.keep_alive = 0.0
             connection = CLOSE
         else:
             connection = STAY if req.version == "1.0" else b""
-        return encode(resp, head_only=req.method == "HEAD", connection=connection)
+        head_only = req.method == "HEAD"
+        if resp._stream is not None:
+            return encode_stream(
+                resp,
+                head_only=head_only,
+                connection=connection,
+                chunked=req.version != "1.0",
+            )
+        return encode(resp, head_only=head_only, connection=connection)
+
+    @property
+    def _delimits_streams(self) -> bool:
+        """Whether a body in pieces has an end that is not the connection's."""
+        return self.req.version != "1.0" or "Content-Length" in self.resp.headers
 
 
 WFHttpTask: TypeAlias = HttpServerTask

@@ -1,0 +1,350 @@
+"""The poller inside an asyncio loop, and the coroutines of requests.
+
+An epoll descriptor is itself readable while events wait, so ``loop.add_reader`` is all
+it takes: transports, parsers and handlers run in the loop's own thread, with no hand-over.
+
+Most coroutines never wait for anything. A request's first step is therefore taken at
+once, in the name of a *carrier*: an idle :class:`asyncio.Task` that the loop knows as the
+current task meanwhile. A coroutine that ends in its first step costs no task of its own;
+one that waits keeps the carrier, which drives it to its end, and another carrier takes
+the place. This is leader/followers again, with tasks for threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+import types
+from asyncio import _enter_task, _leave_task  # documented: "Extending", task lifetime support
+from collections.abc import Callable, Coroutine, Generator
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from protoserve.kernel.engine import Engine, log_callback_error
+
+if TYPE_CHECKING:
+    from protoserve.kernel.scheduler import CommScheduler
+
+_IDLE_CARRIERS: Final = 64
+"""Carriers kept for later; under a burst there are as many as coroutines wait."""
+
+Ended: TypeAlias = Callable[[BaseException | None], object]
+"""Called in the loop's thread when a coroutine has ended, with what it raised."""
+
+
+class _Job:
+    """A coroutine that waits."""
+
+    __slots__ = ("context", "coro", "ended", "yielded")
+
+    def __init__(
+        self,
+        coro: Coroutine[Any, Any, object],
+        context: contextvars.Context,
+        yielded: Any,
+        ended: Ended,
+    ) -> None:
+        self.coro = coro
+        self.context = context
+        self.yielded = yielded
+        self.ended = ended
+
+
+class Carrier:
+    """A task that lends its name to first steps, and carries one coroutine that waits."""
+
+    __slots__ = ("_host", "_job", "_wake", "task")
+
+    def __init__(self, host: LoopEngine) -> None:
+        self._host = host
+        self._job: _Job | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self.task = host.loop.create_task(self._run())
+
+    def take(self, job: _Job) -> None:
+        """Go on with the job, from its first wait."""
+        self._job = job
+        wake = self._wake
+        if wake is not None and not wake.done():
+            wake.set_result(None)
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                canceled = False
+                if self._job is None:
+                    self._wake = self._host.loop.create_future()
+                    try:
+                        await self._wake
+                    except asyncio.CancelledError:
+                        # Ended by the host; or by a coroutine that cancelled itself.
+                        canceled = True
+                    self._wake = None
+                job = self._job
+                if job is None:
+                    return
+                error: BaseException | None = None
+                try:
+                    await _carry(job, canceled)
+                except BaseException as raised:
+                    error = raised
+                self._job = None
+                job.ended(error)
+                # A cancelled task stays one; it must not touch the next coroutine.
+                if self.task.cancelling() or not self._host.give_back(self):
+                    return
+        finally:
+            self._host.forget(self)
+
+
+@types.coroutine
+def _carry(job: _Job, canceled: bool) -> Generator[Any, Any, None]:
+    """Drive a coroutine from its first wait to its end, in its own context."""
+    run = job.context.run
+    coro = job.coro
+    yielded = job.yielded
+    if canceled and not (yielded is not None and yielded.cancel()):
+        try:
+            yielded = run(coro.throw, asyncio.CancelledError())
+        except StopIteration:
+            return
+    while True:
+        try:
+            value = yield yielded
+        except BaseException as error:
+            step: Callable[[Any], Any] = coro.throw
+            value = error
+        else:
+            step = coro.send
+        try:
+            yielded = run(step, value)
+        except StopIteration:
+            return
+
+
+class LoopEngine(Engine):
+    """Drives the poller in somebody's running loop. It is started in the loop's thread."""
+
+    def __init__(
+        self,
+        scheduler: CommScheduler,
+        clock: Callable[[], float],
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> None:
+        super().__init__(scheduler, clock)
+        self._loop = loop
+        self._ident = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf
+        self._idle: list[Carrier] = []
+        self._carriers: set[Carrier] = set()
+        self._spare: Carrier | None = None
+        self._turning = False
+        self._ended = threading.Event()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that drives the poller."""
+        assert self._loop is not None
+        return self._loop
+
+    def start(self) -> None:
+        self._ident = threading.get_ident()
+        self.loop.add_reader(self.poller.fileno(), self._turn)
+        self._spare = self.new_carrier()
+        self._rest()
+
+    def owns(self, ident: int) -> bool:
+        return ident == self._ident
+
+    def stop(self, timeout: float | None) -> bool:
+        if threading.get_ident() == self._ident:
+            # Not in the middle of a turn; and the carriers end in the loop.
+            self.loop.call_soon(self._end)
+            return self._ended.is_set()
+        if not self._ended.is_set():
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self.loop.call_soon_threadsafe(self._end)
+        return self._ended.wait(timeout)
+
+    def _end(self) -> None:
+        if self._ended.is_set() or self.holds:
+            return
+        self.loop.remove_reader(self.poller.fileno())
+        if self._timer is not None:
+            self._timer.cancel()
+        self.poller.close()
+        for carrier in (*self._idle, self._spare):
+            if carrier is not None:
+                carrier.task.cancel()
+        self._ended.set()
+
+    # -- turns -------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        poller = self.poller
+        if self._ended.is_set() or self._turning:
+            return
+        poller.poll_now()
+        ready = poller.ready
+        if ready:
+            self._turning = True
+            assert self._spare is not None
+            _enter_task(self.loop, self._spare.task)
+            try:
+                while ready:
+                    callback, argument, mask = ready.popleft()
+                    try:
+                        callback(argument, mask)
+                    except Exception:
+                        log_callback_error()
+            finally:
+                _leave_task(self.loop, self._spare.task)
+                self._turning = False
+        self._rest()
+
+    def _rest(self) -> None:
+        timeout = self.poller.before_wait()
+        if timeout <= 0:
+            self.loop.call_soon(self._turn)
+        elif timeout < inf:
+            when = self.loop.time() + timeout
+            if when < self._timer_at:
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._timer_at = when
+                self._timer = self.loop.call_at(when, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._timer_at = inf
+        self._turn()
+
+    # -- coroutines --------------------------------------------------------------------
+
+    def run_first_step(
+        self, coro: Coroutine[Any, Any, object], ended: Ended
+    ) -> Callable[[], object] | None:
+        context = contextvars.copy_context()
+        spare = self._spare
+        assert spare is not None
+        try:
+            yielded = context.run(coro.send, None)
+        except BaseException as error:
+            if spare.task.cancelling():
+                self._replace_spare()  # it cancelled itself, and then did not wait
+            if isinstance(error, StopIteration):
+                return None
+            raise
+        spare.take(_Job(coro, context, yielded, ended))
+        self._replace_spare()
+        return spare.task.cancel
+
+    def _replace_spare(self) -> None:
+        assert self._spare is not None
+        _leave_task(self.loop, self._spare.task)
+        self._spare = self._idle.pop() if self._idle else self.new_carrier()
+        _enter_task(self.loop, self._spare.task)
+
+    def new_carrier(self) -> Carrier:
+        """One more carrier. Loop thread only."""
+        carrier = Carrier(self)
+        self._carriers.add(carrier)
+        return carrier
+
+    def give_back(self, carrier: Carrier) -> bool:
+        """Keep a carrier whose coroutine has ended, if there is use for it."""
+        if len(self._idle) >= _IDLE_CARRIERS or self._ended.is_set():
+            return False
+        self._idle.append(carrier)
+        return True
+
+    def forget(self, carrier: Carrier) -> None:
+        """A carrier has ended."""
+        self._carriers.discard(carrier)
+        if carrier in self._idle:
+            self._idle.remove(carrier)
+
+    def run_coroutine(
+        self, coro: Coroutine[Any, Any, object], ended: Ended
+    ) -> Callable[[], object]:
+        running: list[asyncio.Task[object]] = []
+        canceled = False
+
+        def begin() -> None:
+            task = self.loop.create_task(coro)
+            running.append(task)
+            task.add_done_callback(done)
+            if canceled:
+                task.cancel()
+
+        def done(task: asyncio.Task[object]) -> None:
+            if task.cancelled():
+                ended(asyncio.CancelledError())
+            else:
+                ended(task.exception())
+
+        def cancel() -> None:
+            nonlocal canceled
+            canceled = True
+            self.call(lambda: [task.cancel() for task in running])
+
+        self.call(begin)
+        return cancel
+
+    def call(self, function: Callable[[], object]) -> None:
+        if threading.get_ident() == self._ident:
+            function()
+        else:
+            self.loop.call_soon_threadsafe(function)
+
+
+class OwnLoopEngine(LoopEngine):
+    """The same in a thread of its own, with uvloop where that is installed."""
+
+    def __init__(self, scheduler: CommScheduler, clock: Callable[[], float]) -> None:
+        super().__init__(scheduler, clock, None)
+        self._thread = threading.Thread(target=self._run, name="protoserve-loop", daemon=True)
+        self._started = threading.Event()
+
+    def start(self) -> None:
+        self._thread.start()
+        self._started.wait()
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                self._loop = runner.get_loop()
+                runner.run(self._main())
+        finally:
+            self._ended.set()
+            self._started.set()
+
+    async def _main(self) -> None:
+        self._finished = self.loop.create_future()
+        super().start()
+        self._started.set()
+        await self._finished
+
+    def _end(self) -> None:
+        super()._end()
+        if not self._finished.done():
+            self._finished.set_result(None)
+
+    def stop(self, timeout: float | None) -> bool:
+        ended = super().stop(timeout)
+        if threading.get_ident() != self._ident:
+            self._thread.join(timeout)
+            return not self._thread.is_alive()
+        return ended
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

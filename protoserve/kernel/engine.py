@@ -1,0 +1,124 @@
+"""Engines: a poller, its communicator, and who drives them."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from protoserve.kernel.communicator import Communicator
+from protoserve.kernel.connection import CommConnection
+from protoserve.kernel.leader_followers import LeaderFollowers
+from protoserve.kernel.poller import Poller
+
+if TYPE_CHECKING:
+    from protoserve.kernel.scheduler import CommScheduler
+
+logger = logging.getLogger("protoserve")
+
+
+def log_callback_error() -> None:
+    """Called in an ``except`` block: a callback of the poller raised."""
+    logger.exception("an event's callback raised; the server goes on")
+
+
+def _call(function: Callable[[], object], _: int) -> None:
+    function()
+
+
+class Engine(ABC):
+    """What runs while somebody holds it: see :meth:`CommScheduler.acquire`.
+
+    ``holds`` is the scheduler's, guarded by its lock. Everything may be called from any
+    thread.
+    """
+
+    def __init__(self, scheduler: CommScheduler, clock: Callable[[], float]) -> None:
+        self.scheduler = scheduler
+        self.poller = Poller(clock=clock)
+        self.communicator = Communicator(self.poller, self)
+        self.holds = 0
+
+    def release(self) -> None:
+        """Give back one hold; the last ends the engine. Never blocks."""
+        self.scheduler.release(self)
+
+    def want_threads(self, threads: int) -> None:
+        """A service wants so many handler threads."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin to work."""
+
+    @abstractmethod
+    def stop(self, timeout: float | None) -> bool:
+        """Begin to end, and wait for it, except in a thread of the engine's own. Returns
+        whether it has ended."""
+
+    @abstractmethod
+    def owns(self, ident: int) -> bool:
+        """Whether the thread with this identifier runs handlers of this engine."""
+
+    @abstractmethod
+    def call(self, function: Callable[[], object]) -> None:
+        """Have ``function()`` called where handlers run, soon."""
+
+    def run_first_step(
+        self, coro: Coroutine[Any, Any, object], ended: Callable[[BaseException | None], object]
+    ) -> Callable[[], object] | None:
+        """Run ``coro`` up to its first wait, in a handler of an engine of coroutines.
+
+        ``None`` when it ended. Otherwise ``ended`` is called in the loop with what it
+        raised later, and what is returned cancels it there. Raises what it raises before
+        it waits.
+        """
+        raise AssertionError("handlers that are coroutines run in a loop")
+
+    @abstractmethod
+    def run_coroutine(
+        self, coro: Coroutine[Any, Any, object], ended: Callable[[BaseException | None], object]
+    ) -> Callable[[], object]:
+        """Run ``coro`` as a task of an asyncio loop and call ``ended`` there with what it
+        raised. Returns a function that cancels it."""
+
+
+class ThreadEngine(Engine):
+    """Driven by handler threads, as leader and followers."""
+
+    def __init__(self, scheduler: CommScheduler, clock: Callable[[], float], threads: int) -> None:
+        super().__init__(scheduler, clock)
+        self._wanted = 0
+        self._threads = LeaderFollowers(
+            self.poller,
+            threads=threads,
+            on_blocked=self._on_blocked,
+            on_exhausted=scheduler.on_exhausted,
+            on_error=log_callback_error,
+        )
+
+    def want_threads(self, threads: int) -> None:
+        # One pool for all: as many threads as the most demanding server asks for.
+        self._wanted = max(self._wanted, threads)
+        self._threads.grow(self._wanted)
+
+    def start(self) -> None:
+        self._threads.start()
+
+    def stop(self, timeout: float | None) -> bool:
+        return self._threads.stop(timeout)
+
+    def owns(self, ident: int) -> bool:
+        return self._threads.owns(ident)
+
+    def call(self, function: Callable[[], object]) -> None:
+        self.poller.post(_call, function)
+
+    def run_coroutine(
+        self, coro: Coroutine[Any, Any, object], ended: Callable[[BaseException | None], object]
+    ) -> Callable[[], object]:
+        return self.scheduler.run_coroutine(coro, ended)
+
+    def _on_blocked(self, argument: Any) -> None:
+        if isinstance(argument, CommConnection):
+            self.communicator.on_blocked(argument)

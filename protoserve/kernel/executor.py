@@ -1,0 +1,100 @@
+"""Executor: the compute threads of go tasks, with fair queues by name."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+IDLE_TIME: Final = 5.0
+"""Seconds an idle thread stays while a server runs; without one it ends at once."""
+
+
+class Executor:
+    """Threads that run jobs, at most as many as there are processors.
+
+    Queues take turns, one job at a time, so that a long queue cannot hold up a short one
+    (the article's ``Executor`` and ``ExecQueue``). Threads start when there is work. All
+    methods may be called from any thread.
+    """
+
+    def __init__(self, max_threads: int | None = None) -> None:
+        self.max_threads = max_threads or os.cpu_count() or 1
+        self._condition = threading.Condition()  # guards what follows
+        self._queues: dict[str, deque[Callable[[], object]]] = {}
+        self._turns: deque[str] = deque()  # the queues that have jobs
+        self._threads: set[threading.Thread] = set()
+        self._idle = 0
+        self._named = 0
+        self._linger = False
+
+    @property
+    def threads(self) -> int:
+        """How many threads there are."""
+        with self._condition:
+            return len(self._threads)
+
+    def submit(self, queue: str, job: Callable[[], object]) -> None:
+        """Run ``job()``, which must not raise, after those before it in its queue."""
+        with self._condition:
+            jobs = self._queues.get(queue)
+            if jobs is None:
+                self._queues[queue] = deque([job])
+                self._turns.append(queue)
+            else:
+                jobs.append(job)
+            if self._idle:
+                self._condition.notify()
+            elif len(self._threads) < self.max_threads:
+                self._named += 1
+                thread = threading.Thread(
+                    target=self._run, name=f"protoserve-compute-{self._named}", daemon=True
+                )
+                self._threads.add(thread)
+                thread.start()
+
+    def linger(self, on: bool) -> None:
+        """Whether idle threads wait for more, as they do while a server runs."""
+        with self._condition:
+            self._linger = on
+            if not on:
+                self._condition.notify_all()
+
+    def join(self, timeout: float | None) -> bool:
+        """Wait until the threads have ended, unless this is one. Returns whether they have."""
+        with self._condition:
+            threads = list(self._threads)
+        if threading.current_thread() in threads:
+            return False
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for thread in threads:
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
+
+    def owns(self, thread: threading.Thread) -> bool:
+        """Whether ``thread`` is one of them."""
+        with self._condition:
+            return thread in self._threads
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                if not self._turns and self._linger:
+                    self._idle += 1
+                    self._condition.wait(IDLE_TIME)
+                    self._idle -= 1
+                if not self._turns:
+                    self._threads.discard(threading.current_thread())
+                    return
+                queue = self._turns.popleft()
+                jobs = self._queues[queue]
+                job = jobs.popleft()
+                if jobs:
+                    self._turns.append(queue)
+                else:
+                    del self._queues[queue]
+            job()
+            del job

@@ -1,0 +1,171 @@
+"""Streams: replies that come piece by piece, taken when the socket has room for more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from protoserve.protocol import Piece
+
+if TYPE_CHECKING:
+    from protoserve.kernel.communicator import Communicator
+    from protoserve.kernel.connection import CommConnection
+    from protoserve.kernel.session import CommSession
+
+logger = logging.getLogger("protoserve")
+
+
+class _End:
+    __slots__ = ()
+
+
+END: Final = _End()
+"""Instead of a piece: there are no more."""
+
+
+class Stream(ABC):
+    """A reply under way. ``busy`` and ``begun`` are guarded by the connection's lock.
+
+    ``busy``: its source is at work, on some thread or in a coroutine, and nobody else may
+    touch it. ``begun``: its first piece was given out; until then the session may still
+    reply otherwise.
+    """
+
+    __slots__ = ("begun", "busy", "keep_alive", "session")
+
+    keep_alive: float | None
+    """The session's, when it replied."""
+
+    def __init__(self, session: CommSession) -> None:
+        self.session = session
+        self.busy = True
+        self.begun = False
+
+    @abstractmethod
+    def begin(self, communicator: Communicator) -> bool:
+        """Get the first piece and hand it on; False when the peer is gone. Raises what
+        the source raises. Without the connection's lock."""
+
+    @abstractmethod
+    def pull(self) -> Any:
+        """The next piece, or END. Without the connection's lock."""
+
+    def cancel(self) -> None:
+        """Nobody wants the rest. With the connection's lock; must not block."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Nobody wants the rest, and the source rests. Without the connection's lock."""
+
+
+class IteratorStream(Stream):
+    """Pieces from an iterator, pulled by the thread that serves the connection."""
+
+    __slots__ = ("_pieces",)
+
+    def __init__(self, session: CommSession, pieces: Iterator[Piece]) -> None:
+        super().__init__(session)
+        self._pieces = pieces
+
+    def begin(self, communicator: Communicator) -> bool:
+        try:
+            first = next(self._pieces, b"")
+        except BaseException:
+            communicator.abandon_stream(self)
+            raise
+        return communicator.begin_stream(self, first, busy=False)
+
+    def pull(self) -> Any:
+        return next(self._pieces, END)
+
+    def close(self) -> None:
+        close = getattr(self._pieces, "close", None)
+        if close is not None:
+            try:
+                close()
+            except Exception:
+                logger.exception("closing the reply of %r raised", self.session)
+
+
+class AsyncIteratorStream(Stream):
+    """Pieces from an async iterator, which a coroutine awaits and passes on."""
+
+    __slots__ = ("_cancel", "_communicator", "_pieces")
+
+    def __init__(self, session: CommSession, pieces: AsyncIterator[Piece]) -> None:
+        super().__init__(session)
+        self._pieces = pieces
+        self._cancel: Callable[[], object] | None = None
+
+    def begin(self, communicator: Communicator) -> bool:
+        self._communicator = communicator
+        assert communicator.engine is not None
+        self._cancel = communicator.engine.run_coroutine(self._send(), self._ended)
+        if self.session.connection.closed:
+            self._cancel()
+        return True
+
+    def pull(self) -> Any:
+        raise AssertionError("an async iterator is not pulled")
+
+    def cancel(self) -> None:
+        if self._cancel is not None:
+            self._cancel()
+
+    def close(self) -> None:
+        """Done by the coroutine, which ends with it."""
+
+    async def _send(self) -> None:
+        communicator = self._communicator
+        pieces = self._pieces
+        try:
+            first = await anext(pieces, b"")
+            if communicator.begin_stream(self, first, busy=True):
+                async for piece in pieces:
+                    if not communicator.add_piece(self, piece):
+                        break
+                    await room(communicator, self.session.connection)
+        finally:
+            close = getattr(pieces, "aclose", None)
+            if close is not None:
+                await close()
+
+    def _ended(self, error: BaseException | None) -> None:
+        if self.begun:
+            self._communicator.end_stream(self, error)
+        else:
+            self._communicator.abandon_stream(self)
+            self.session.reply_failed(error)
+
+
+async def room(communicator: Communicator, conn: CommConnection) -> None:
+    """Wait until the connection's output has room, or it has closed."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def arrived() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    def wake() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(arrived)
+
+    if communicator.wait_for_room(conn, wake):
+        await future
+
+
+def open_stream(session: CommSession, out: object) -> Stream:
+    """The stream of what ``message_out`` returned; ``TypeError`` for what is none."""
+    if isinstance(out, Iterator):
+        return IteratorStream(session, out)
+    if isinstance(out, AsyncIterator):
+        return AsyncIteratorStream(session, out)
+    raise TypeError(
+        "message_out must give a bytes-like object, a list or tuple of them, or an iterator "
+        f"or async iterator, not {type(out).__name__}"
+    )

@@ -1,0 +1,99 @@
+"""Counters and mailboxes: tasks that something else completes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from protoserve.errors import ConfigError
+from protoserve.tasks.result import ResultTask
+
+T = TypeVar("T")
+
+_lock = threading.Lock()  # guards the counts, and _named
+_named: dict[str, list[CounterTask]] = {}
+
+
+class CounterTask(ResultTask[None]):
+    """Ends when it was counted to its target."""
+
+    __slots__ = ("_left", "name")
+
+    def __init__(
+        self,
+        target: int,
+        callback: Callable[[CounterTask], object] | None = None,
+        *,
+        name: str | None = None,
+    ) -> None:
+        if isinstance(target, bool) or not isinstance(target, int) or target < 0:
+            raise ConfigError(f"counter({target!r}): expected a whole number from 0 on")
+        super().__init__(callback)
+        self._left = target
+        self.name = name
+        if target == 0:
+            self.complete()
+        elif name is not None:
+            with _lock:
+                _named.setdefault(name, []).append(self)
+
+    def count(self, n: int = 1) -> None:
+        """Count ``n`` more, from any thread; more than the target does no harm."""
+        with _lock:
+            self._left -= n
+            ended = self._left <= 0
+        if ended:
+            self.complete()
+
+    def complete(self, result: object = None, exception: BaseException | None = None) -> bool:
+        """Ends the task once, and its name."""
+        if self.name is not None:
+            with _lock:
+                tasks = _named.get(self.name, [])
+                if self in tasks:
+                    tasks.remove(self)
+                    if not tasks:
+                        del _named[self.name]
+        return super().complete(result, exception)
+
+
+def counter(
+    target: int,
+    callback: Callable[[CounterTask], object] | None = None,
+    *,
+    name: str | None = None,
+) -> CounterTask:
+    """A task that ends when ``task.count()`` was called ``target`` times; with a name,
+    ``count_by_name(name)`` does it too. Raises :class:`~protoserve.errors.ConfigError` for a
+    target that is none."""
+    return CounterTask(target, callback, name=name)
+
+
+def count_by_name(name: str, n: int = 1) -> int:
+    """Count every counter of that name. Returns how many there were. Any thread."""
+    with _lock:
+        tasks = list(_named.get(name, ()))
+    for task in tasks:
+        task.count(n)
+    return len(tasks)
+
+
+class MailboxTask(ResultTask[T], Generic[T]):
+    """Ends when a value arrives."""
+
+    __slots__ = ()
+
+    def send(self, value: T) -> bool:
+        """End the task with ``value`` as its result. Any thread, a foreign event loop's
+        too; also before the task's turn. False when it had ended."""
+        return self.complete(value)
+
+    def fail(self, exception: BaseException) -> bool:
+        """End the task with an exception. Otherwise as ``send``."""
+        return self.complete(exception=exception)
+
+
+def mailbox(callback: Callable[[MailboxTask[T]], object] | None = None) -> MailboxTask[T]:
+    """A task that waits for ``task.send(value)`` from elsewhere (a conditional)."""
+    return MailboxTask(callback)

@@ -1,0 +1,73 @@
+"""Tasks that are made when their turn comes: once, or again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from protoserve.kernel.subtask import SubTask
+from protoserve.tasks.result import ResultTask
+
+
+class DynamicTask(ResultTask[None]):
+    """Makes a task when its turn comes; that one runs next."""
+
+    __slots__ = ("_create",)
+
+    def __init__(self, create: Callable[[DynamicTask], SubTask]) -> None:
+        super().__init__()
+        self._create = create
+
+    def begin(self) -> None:
+        """Make the task."""
+        self.series.push_front(self._create(self))
+        self.complete()
+
+
+def dynamic(create: Callable[[DynamicTask], SubTask]) -> DynamicTask:
+    """A task that is made by ``create(task)`` when its turn comes, from what is known then."""
+    return DynamicTask(create)
+
+
+class RepeaterTask(ResultTask[int]):
+    """Makes and runs tasks until there are no more; the result is how many there were."""
+
+    __slots__ = ("_create", "_times")
+
+    def __init__(
+        self,
+        create: Callable[[RepeaterTask], SubTask | None],
+        callback: Callable[[RepeaterTask], object] | None = None,
+    ) -> None:
+        super().__init__(callback)
+        self._create = create
+        self._times = 0
+
+    @property
+    def times(self) -> int:
+        """How many tasks were made so far."""
+        return self._times
+
+    def begin(self) -> None:
+        """Make the next task, and come back after it."""
+        task = self._create(self)
+        if task is None:
+            self.complete(self._times)
+            return
+        self._times += 1
+        series = self.series
+        series.requeue(self)
+        series.push_front(task)
+        self.subtask_done()
+
+    def done(self) -> SubTask | None:
+        """After each time, and once more at the end."""
+        return super().done() if self.completed else self.series.pop()
+
+
+def repeater(
+    create: Callable[[RepeaterTask], SubTask | None],
+    callback: Callable[[RepeaterTask], object] | None = None,
+) -> RepeaterTask:
+    """A task that runs ``create(task)``'s tasks, one after the other, until it gives
+    ``None``."""
+    return RepeaterTask(create, callback)

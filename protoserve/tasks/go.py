@@ -1,0 +1,86 @@
+"""Go tasks: functions on the compute threads."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from protoserve.errors import ConfigError
+from protoserve.kernel.scheduler import get_scheduler
+from protoserve.tasks.result import ResultTask
+from protoserve.tasks.timer import TimerTask
+
+T = TypeVar("T")
+
+
+class GoTask(ResultTask[T], Generic[T]):
+    """A function call on a compute thread (the article's ``ExecRequest`` and GO-task).
+
+    It ends with what the function returned or raised. With a time limit it ends with
+    ``TimeoutError`` when the function, waiting in its queue included, took longer; the
+    function itself cannot be stopped and runs on, its result is dropped.
+    """
+
+    __slots__ = ("_call", "_context", "_limit", "_timer", "queue")
+
+    def __init__(
+        self,
+        call: Callable[[], T],
+        *,
+        queue: str = "",
+        limit: float | None = None,
+        callback: Callable[[GoTask[T]], object] | None = None,
+    ) -> None:
+        super().__init__(callback)
+        if limit is not None and not limit > 0:
+            raise ConfigError(f"go(limit={limit!r}): expected seconds above 0, or None")
+        self.queue = queue
+        self._call: Callable[[], T] | None = call
+        self._limit = limit
+        self._timer: TimerTask | None = None
+        self._context = contextvars.copy_context()
+
+    def begin(self) -> None:
+        """Queue the function."""
+        if self._limit is not None:
+            self._timer = TimerTask(self._limit, self._expire)
+            self._timer.start()
+        get_scheduler().executor.submit(self.queue, self._run)
+
+    def _expire(self, timer: TimerTask) -> None:
+        if not timer.canceled:
+            self.complete(
+                exception=TimeoutError(f"the function did not end within {self._limit} s")
+            )
+
+    def _run(self) -> None:
+        call, self._call = self._call, None
+        if self.completed or call is None:
+            return  # out of time or cancelled before its turn
+        result: Any = None
+        exception: BaseException | None = None
+        try:
+            result = self._context.run(call)
+        except BaseException as error:
+            exception = error
+        if self._timer is not None:
+            self._timer.cancel()
+        self.complete(result, exception)
+
+
+def go(
+    function: Callable[..., T],
+    *args: Any,
+    queue: str = "",
+    limit: float | None = None,
+    callback: Callable[[GoTask[T]], object] | None = None,
+    **kwargs: Any,
+) -> GoTask[T]:
+    """A task that calls ``function(*args, **kwargs)`` on a compute thread.
+
+    There are as many threads as processors. Queues, by name, take turns: a long one does
+    not hold up a short one. ``limit``: seconds until the task ends with ``TimeoutError``.
+    The function sees the caller's context variables.
+    """
+    return GoTask(lambda: function(*args, **kwargs), queue=queue, limit=limit, callback=callback)

@@ -1,0 +1,108 @@
+"""Timers: tasks that wait."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from math import isfinite
+
+from protoserve.errors import ConfigError
+from protoserve.kernel.engine import Engine
+from protoserve.kernel.poller import TimerEntry
+from protoserve.kernel.scheduler import get_scheduler
+from protoserve.tasks.result import ResultTask
+
+_names_lock = threading.Lock()  # guards _named
+_named: dict[str, set[TimerTask]] = {}
+
+
+class TimerTask(ResultTask[None]):
+    """Ends after some seconds, or when it is cancelled."""
+
+    __slots__ = ("_engine", "_entry", "name", "seconds")
+
+    def __init__(
+        self,
+        seconds: float,
+        callback: Callable[[TimerTask], object] | None = None,
+        *,
+        name: str | None = None,
+    ) -> None:
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+            raise ConfigError(f"timer({seconds!r}): expected seconds as a number")
+        if not isfinite(seconds) or seconds < 0:
+            raise ConfigError(f"timer({seconds!r}): expected 0 seconds or more")
+        super().__init__(callback)
+        self.seconds = seconds
+        self.name = name
+        self._engine: Engine | None = None
+        self._entry: TimerEntry | None = None
+        if name is not None:
+            with _names_lock:
+                _named.setdefault(name, set()).add(self)
+
+    def begin(self) -> None:
+        """Set the clock."""
+        engine = get_scheduler().hold(self.series.engine)
+        self._engine = engine
+        poller = engine.poller
+        self._entry = poller.call_at(poller.time() + self.seconds, self._ring, None)
+        if self.completed:  # cancelled this moment
+            self._stop_clock()
+
+    def cancel(self) -> bool:
+        """End now; the series goes on, and the callback sees ``canceled``. Works before
+        the task has begun, too. False when it had ended."""
+        self._canceled = True
+        if not self.complete():
+            self._canceled = False
+            return False
+        self._stop_clock()
+        return True
+
+    def interrupt(self) -> None:
+        """The series was cancelled."""
+        self.cancel()
+
+    def complete(self, result: object = None, exception: BaseException | None = None) -> bool:
+        """Ends the task once, and its name."""
+        if self.name is not None:
+            with _names_lock:
+                tasks = _named.get(self.name)
+                if tasks is not None:
+                    tasks.discard(self)
+                    if not tasks:
+                        del _named[self.name]
+        return super().complete(result, exception)
+
+    def _ring(self, _: object, __: int) -> None:
+        engine, self._engine = self._engine, None
+        self.complete()
+        if engine is not None:
+            engine.release()
+
+    def _stop_clock(self) -> None:
+        entry, engine = self._entry, self._engine
+        if entry is not None and engine is not None and engine.poller.cancel(entry):
+            self._engine = None
+            engine.release()
+
+
+def timer(
+    seconds: float,
+    callback: Callable[[TimerTask], object] | None = None,
+    *,
+    name: str | None = None,
+) -> TimerTask:
+    """A task that ends after ``seconds``. A ``name`` lets ``cancel_by_name`` find it.
+
+    Raises :class:`~protoserve.errors.ConfigError` for a time that is none.
+    """
+    return TimerTask(seconds, callback, name=name)
+
+
+def cancel_by_name(name: str) -> int:
+    """Cancel every timer of that name, begun or not. Returns how many. Any thread."""
+    with _names_lock:
+        tasks = list(_named.get(name, ()))
+    return sum(task.cancel() for task in tasks)
