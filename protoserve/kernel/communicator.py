@@ -105,10 +105,11 @@ class Communicator:
     ``shutdown``, ``close`` and ``stop_connection`` may be called from any thread.
     """
 
-    __slots__ = ("engine", "poller")
+    __slots__ = ("clock", "engine", "poller")
 
     def __init__(self, poller: Poller, engine: Engine | None = None) -> None:
         self.poller = poller
+        self.clock = poller.clock
         self.engine = engine
 
     # -- beginning and end -------------------------------------------------------------
@@ -276,6 +277,7 @@ class Communicator:
         """The lane of the requests: one thread at a time, the one that set ``pumping``."""
         conn.pumping = True
         requests = reads = pulls = 0
+        parser = conn.parser
         while True:
             if conn.session is not None or conn.ending:
                 if conn.session is not None and conn.readable and reads < _TURN_READS:
@@ -299,11 +301,19 @@ class Communicator:
                 if conn.out_size >= HIGH_WATER or conn.state is CLOSED:
                     break
             if conn.more:
-                if requests == _TURN_REQUESTS:
-                    self.poller.post(self.resume, conn)
+                try:
+                    message = conn.queue.popleft() if conn.queue else parser.next_message()
+                except Exception as error:
+                    self._parser_raised(conn, error)
+                    break
+                if message is NEED_DATA:
+                    conn.more = False
+                    continue
+                if not self._hand_over(conn, message):
                     break
                 requests += 1
-                if not self._hand_over(conn):
+                if requests == _TURN_REQUESTS:
+                    self.poller.post(self.resume, conn)
                     break
             elif conn.readable and not conn.eof:
                 if reads == _TURN_READS:
@@ -337,29 +347,25 @@ class Communicator:
                 conn.state = CLOSED
                 conn.transport.close()
 
-    def _hand_over(self, conn: CommConnection) -> bool:
-        """Take the next message and run its handler. With the lock, which is let go while
-        the handler runs. False when the pump should stop."""
-        try:
-            message = conn.queue.popleft() if conn.queue else conn.parser.next_message()
-        except ProtocolError as error:
-            conn.more = False
-            try:
-                # The parser keeps it, and a traceback would keep this frame.
-                error.__traceback__ = None
-                reason, farewell = f"protocol error: {error}", error.reply
-            except Exception:
-                self._fail(conn, "the parser's ProtocolError is incomplete")
-                return False
-            conn.close_reason = reason
-            self._say_farewell(conn, farewell)
-            return False
-        except Exception:
+    def _parser_raised(self, conn: CommConnection, error: Exception) -> None:
+        """In an ``except`` block: the peer broke the protocol, or the parser is broken."""
+        if not isinstance(error, ProtocolError):
             self._fail(conn, "the parser failed")
-            return False
-        if message is NEED_DATA:
-            conn.more = False
-            return True
+            return
+        conn.more = False
+        try:
+            # The parser keeps it, and a traceback would keep our frames.
+            error.__traceback__ = None
+            reason, farewell = f"protocol error: {error}", error.reply
+        except Exception:
+            self._fail(conn, "the parser's ProtocolError is incomplete")
+            return
+        conn.close_reason = reason
+        self._say_farewell(conn, farewell)
+
+    def _hand_over(self, conn: CommConnection, message: Any) -> bool:
+        """Run the handler of a message. With the lock, which is let go while the handler
+        runs. False when the pump should stop."""
         if type(message) is Feedback:
             try:
                 self._put(conn, message.data)
@@ -873,7 +879,7 @@ class Communicator:
         fresh = conn.state is REPLYING
         if fresh:
             conn.state = REPLYING.sent
-        now = self.poller.time()
+        now = self.clock()
         service = conn.service
         try:
             partial = conn.parser.partial
@@ -902,7 +908,10 @@ class Communicator:
             # Otherwise what came was no request, a blank line: its time goes on.
             conn.queue = None
             conn.idle_since = now
-            self._arm(conn, now, conn.keep_alive)
+            keep_alive = conn.keep_alive
+            conn.deadline = deadline = inf if keep_alive is None else now + keep_alive
+            if deadline < conn.timer_at:
+                self._arm_at(conn, deadline)
             if service.starved:
                 service.room_made()
 

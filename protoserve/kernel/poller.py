@@ -139,7 +139,6 @@ class Poller:
 
     __slots__ = (
         "_canceled",
-        "_clock",
         "_lock",
         "_order",
         "_posted",
@@ -148,6 +147,7 @@ class Poller:
         "_timers",
         "_wake_in",
         "_wake_out",
+        "clock",
         "now",
         "ready",
         "turns",
@@ -160,7 +160,7 @@ class Poller:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._readiness = readiness or open_readiness()
-        self._clock = clock
+        self.clock = clock
         self._targets: dict[int, tuple[Callback, Any]] = {}
         self._lock = threading.Lock()  # guards _posted, _timers and the step to waiting
         self._posted: deque[Ready] = deque()
@@ -251,11 +251,11 @@ class Poller:
 
     def time(self) -> float:
         """The clock, read now: seconds, monotonic. Any thread."""
-        return self._clock()
+        return self.clock()
 
     def refresh(self) -> None:
         """Bring ``now`` up to date in the middle of a long turn. Any thread."""
-        self.now = self._clock()
+        self.now = self.clock()
 
     def wait(self) -> None:
         """Wait for events, timers or posted calls, and add them to ``ready``. Leader only."""
@@ -273,7 +273,7 @@ class Poller:
             if self._posted:
                 timeout = 0.0
             elif self._timers:
-                timeout = max(0.0, self._timers[0][0] - self._clock())
+                timeout = max(0.0, self._timers[0][0] - self.clock())
             else:
                 timeout = inf
             # Set under the lock: who posts afterwards sees it and wakes us.
@@ -286,7 +286,7 @@ class Poller:
         self._collect(self._readiness.poll(0))
 
     def _collect(self, events: list[tuple[int, int]]) -> None:
-        self.now = now = self._clock()
+        self.now = now = self.clock()
         self.turns += 1
         ready = self.ready
         targets = self._targets

@@ -234,7 +234,10 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         self.error = error
         if error == errno.ETIMEDOUT:
             self.timeout_reason = TRANSMIT_TIMEOUT
-        self.subtask_done()
+        if self._series is None and self._callback is None and not self.server.observers:
+            self._stage = _OVER  # what subtask_done() comes to
+        else:
+            self.subtask_done()
 
     # -- the task ----------------------------------------------------------------------
 

@@ -25,6 +25,8 @@ _FAST_SIZE: Final = 64 * 1024
 _REMEMBERED_BLOCK: Final = 4 * 1024  # a larger one is not kept with an idle connection
 _TOO_LARGE: Final = "the request is larger than the server allows"
 
+_NO_FIELDS: Final = HeaderBlock(b"")
+
 # What is being read: the states of the careful way.
 _LINE: Final = 0
 _HEADERS: Final = 1
@@ -65,6 +67,8 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         "_parser",
         "_ready",
         "_request",
+        "_seen",
+        "_seen_line",
         "_should_keep_alive",
         "_state",
         "_used",
@@ -77,7 +81,9 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         self._ready: deque[HttpRequest | Feedback] = deque()
         self._error: ProtocolError | None = None
         self._alive: list[bool] = []  # for each head that llhttp saw the end of
-        self._last = HeaderBlock(b"")
+        self._last = _NO_FIELDS
+        self._seen = b""  # the last request, when it was a head and nothing else
+        self._seen_line = ("", "")
         self._state = _LINE
         self._head = b""
         self._blank = 0
@@ -111,6 +117,11 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             and len(data) <= self._fast_size
             and data[-4:] == b"\r\n\r\n"
         ):
+            if data == self._seen:
+                # Byte for byte the request before, as polling clients and probes send it:
+                # llhttp's judgement stands.
+                self._ready.append(HttpRequest(*self._seen_line, self._last, True))
+                return
             alive = self._alive
             try:
                 parser.feed_data(data)
@@ -163,6 +174,9 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             self._ready.append(request)
             if not alive[0]:
                 self._state = _CLOSED
+            elif request.version == "1.1" and request._block is self._last:
+                self._seen = data
+                self._seen_line = (request.method, request.target)
             return True
         requests = []
         start = 0
@@ -211,6 +225,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         fields = HeaderBlock(block)
         if len(block) <= _REMEMBERED_BLOCK:
             self._last = fields
+            self._seen = b""
         return fields
 
     # -- the careful way ---------------------------------------------------------------
