@@ -88,8 +88,8 @@ def _targets(results: Results) -> list[str]:
     lines = []
     for workload, by_peer in results.samples.items():
         for target in workload.targets:
-            goal = f"| {workload.name} | ≤ {target.factor} × {target.peer}"
-            ours, theirs = by_peer.get(OURS), by_peer.get(target.peer)
+            goal = f"| {workload.name} | {target.ours} ≤ {target.factor} × {target.peer}"
+            ours, theirs = by_peer.get(target.ours), by_peer.get(target.peer)
             ratios = paired_ratio(ours, theirs, _cpu) if ours and theirs else []
             if not ratios:
                 lines.append(f"{goal} | | not measured |")

@@ -53,6 +53,8 @@ class Target:
 
     peer: str
     factor: float
+    ours: str = "protoserve"
+    """Which of our servers is meant."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ WORKLOADS = [
             Target("granian RSGI", 0.65),
             Target("bjoern", 0.85),
             Target("nginx", 1.9),
+            Target("uvicorn", 0.75, "protoserve async"),
         ),
     ),
     Workload(

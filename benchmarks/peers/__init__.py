@@ -99,10 +99,24 @@ def _installed(*packages: str) -> Callable[[], str | None]:
     return version
 
 
+def _coroutines(app: str, port: int, directory: Path) -> list[str]:
+    return _script("protoserve_server")(f"async-{app}", port, directory)
+
+
 OURS = "protoserve"
+ASYNC = "protoserve async"
+_SAME = "the handler is a coroutine on the echo page only"
 
 PEERS = [
     Peer(OURS, _script("protoserve_server"), _installed("protoserve", "httptools", "multidict")),
+    Peer(
+        ASYNC,
+        _coroutines,
+        _installed("protoserve", "httptools", "uvloop"),
+        MappingProxyType(
+            dict.fromkeys(("varied", "plaintext", "pipelined", "post"), f"{ASYNC}: {_SAME}")
+        ),
+    ),
     Peer("uvicorn", _uvicorn, _installed("uvicorn", "httptools", "uvloop")),
     Peer("granian RSGI", _granian("rsgi"), _installed("granian", "uvloop")),
     Peer("granian WSGI", _granian("wsgi"), _installed("granian")),

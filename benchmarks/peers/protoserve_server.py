@@ -1,4 +1,4 @@
-"""protoserve with its defaults: ``APP PORT``."""
+"""protoserve with its defaults: ``APP PORT``; the handlers are functions or coroutines."""
 
 import sys
 
@@ -17,7 +17,16 @@ def post(task: WFHttpTask) -> None:
     task.resp.write(task.req.body)
 
 
-HANDLERS = {"echo": echo, "plaintext": plaintext, "post": post}
+async def echo_coroutine(task: WFHttpTask) -> None:
+    echo(task)
+
+
+HANDLERS = {
+    "echo": echo,
+    "plaintext": plaintext,
+    "post": post,
+    "async-echo": echo_coroutine,
+}
 
 with WFHttpServer(HANDLERS[sys.argv[1]]).start("127.0.0.1", int(sys.argv[2])) as server:
     server.wait_for_signal()
