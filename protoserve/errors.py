@@ -39,4 +39,6 @@ class ProtocolError(ProtoserveError):
 
     def __init__(self, message: str, *, reply: bytes = b"") -> None:
         super().__init__(message)
+        if not isinstance(reply, (bytes, bytearray, memoryview)):
+            raise TypeError(f"the reply of a ProtocolError is bytes, not {type(reply).__name__}")
         self.reply = reply

@@ -6,11 +6,10 @@ thing happened, must not block, and what it raises is logged and goes no further
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeAlias
 
-logger = logging.getLogger("protoserve")
+from protoserve.log import logger
 
 
 @dataclass(frozen=True, slots=True)

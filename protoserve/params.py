@@ -110,6 +110,8 @@ class ServerParams:
             raise ConfigError(f"{name}={value!r}: expected a whole number{optional}")
         if value < 1:
             raise ConfigError(f"{name}={value!r}: expected at least 1{optional}")
+        if name == "backlog" and value >= 2**31:
+            raise ConfigError(f"{name}={value!r}: expected less than 2**31, as listen() does")
 
     def replace(self, **changes: Any) -> ServerParams:
         """A copy with some fields changed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import logging
+import os
 import signal
 import socket
 import threading
@@ -21,6 +21,7 @@ from protoserve.kernel.connection import CommConnection
 from protoserve.kernel.listener import UNIX_PREFIX, Listener, adopt_listener, open_listener
 from protoserve.kernel.scheduler import CommScheduler, get_scheduler
 from protoserve.kernel.session import CommService, CommSession
+from protoserve.log import logger
 from protoserve.params import ServerParams
 from protoserve.protocol import REQ, RESP, MessageParser, ProtocolSpec
 from protoserve.tasks.network import WFServerTask
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from protoserve.kernel.communicator import Communicator
     from protoserve.kernel.transport import Transport
 
-logger = logging.getLogger("protoserve")
 
 ServerT = TypeVar("ServerT", bound="WFServerBase")
 
@@ -93,6 +93,7 @@ class WFServerBase(CommService):
             raise ConfigError(f"params must be a ServerParams, not {type(params).__name__}")
         super().__init__(params)
         self._condition = threading.Condition()  # guards what follows
+        self._pid = 0
         self._phase = _NEW
         self._listener: Listener | None = None
         self._scheduler: CommScheduler | None = None
@@ -150,6 +151,8 @@ class WFServerBase(CommService):
     def _launch(
         self: ServerT, open_socket: Callable[[], socket.socket], *, adopted: bool = False
     ) -> ServerT:
+        self._forget_fork()
+        self._pid = os.getpid()
         with self._condition:
             if self._phase == _RUNNING:
                 raise UsageError(
@@ -194,6 +197,23 @@ class WFServerBase(CommService):
                 if self._unwanted:
                     self.shutdown()
         return self
+
+    def _forget_fork(self) -> bool:
+        """Whether this is a process forked from the one that started the server: nothing
+        here runs, and what the two share is the other's."""
+        if self._pid in (0, os.getpid()):
+            return False
+        self._pid = 0
+        # Other threads may have held these when the process was forked.
+        self._condition = threading.Condition()
+        self._reference_lock = threading.Lock()
+        self._phase = _NEW
+        self._references = 0
+        self._connections = set()
+        self._series = set()
+        self._listener = None
+        self._scheduler = None
+        return True
 
     def _apply_descriptor_limit(self) -> None:
         self.max_connections = self.params.max_connections
@@ -249,6 +269,8 @@ class WFServerBase(CommService):
         Nothing new is accepted, idle connections close, unfinished requests may arrive
         within their timeouts, running series end and their replies close.
         """
+        if self._forget_fork():
+            return
         with self._condition:
             if self._phase != _RUNNING or self.stopping:
                 return
@@ -276,6 +298,8 @@ class WFServerBase(CommService):
         thread. Once ``shutdown_timeout`` has passed since ``shutdown``, what is left is
         cut. Raises ``UsageError`` in a handler, where it would wait for itself.
         """
+        if self._forget_fork():
+            return True
         self._refuse_in_handler("wait_finish")
         limit = None if timeout is None else time.monotonic() + timeout
         cutting = False
@@ -385,6 +409,8 @@ class WFServerBase(CommService):
         Raises ``UsageError`` in a handler, where it would wait for itself; call
         ``shutdown()`` there.
         """
+        if self._forget_fork():
+            return 0
         self._refuse_in_handler("stop")
         if self._phase == _NEW:
             return 0
@@ -422,7 +448,7 @@ class WFServerBase(CommService):
 
     def wait_for_signal(
         self,
-        signals: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM),
+        signals: tuple[int, ...] | int = (signal.SIGINT, signal.SIGTERM),
         *,
         ready: Callable[[], object] | None = None,
     ) -> int:
@@ -439,17 +465,25 @@ class WFServerBase(CommService):
                 "wait_for_signal() works in the main thread only, as signals do; "
                 "elsewhere use wait_finish()"
             )
+        if isinstance(signals, int):
+            signals = (signals,)
+        if uncatchable := {signal.SIGKILL, signal.SIGSTOP} & {*signals}:
+            raise ConfigError(f"{min(uncatchable).name} cannot be waited for: no program gets it")
+        if self._phase == _NEW:
+            raise UsageError("the server was not started: start() it before wait_for_signal()")
         with _Inbox() as inbox:
 
             def note(number: int, _: FrameType | None) -> None:
                 inbox.put(number)
 
+            before: dict[int, Any] = {}
             with self._condition:
                 if self._phase != _RUNNING:
                     return 0
                 self._inboxes.append(inbox)
-            before = {number: signal.signal(number, note) for number in signals}
             try:
+                for number in signals:
+                    before[number] = signal.signal(number, note)
                 if ready is not None:
                     ready()
                 received = inbox.get(None)

@@ -157,7 +157,8 @@ class LoopEngine(Engine):
         self._rest()
 
     def owns(self, ident: int) -> bool:
-        return ident == self._ident
+        # An ended thread's number is given to others.
+        return ident == self._ident and not self._ended.is_set()
 
     def stop(self, timeout: float | None) -> bool:
         if threading.get_ident() == self._ident:
@@ -198,7 +199,7 @@ class LoopEngine(Engine):
                     callback, argument, mask = ready.popleft()
                     try:
                         callback(argument, mask)
-                    except Exception:
+                    except BaseException:
                         log_callback_error()
             finally:
                 _leave_task(self.loop, self._spare.task)

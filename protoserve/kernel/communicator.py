@@ -8,7 +8,6 @@ that set ``pumping``; the lock is not held while user code runs.
 from __future__ import annotations
 
 import errno
-import logging
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -31,13 +30,13 @@ from protoserve.kernel.connection import (
 from protoserve.kernel.poller import GONE, HANGUP, READABLE, Poller
 from protoserve.kernel.session import CommService, CommSession, TaskState
 from protoserve.kernel.stream import END, Stream, open_stream
+from protoserve.log import logger
 from protoserve.protocol import NEED_DATA, Buffer, Feedback, MessageOut, Piece
 
 if TYPE_CHECKING:
     from protoserve.kernel.engine import Engine
     from protoserve.kernel.transport import Transport
 
-logger = logging.getLogger("protoserve")
 
 RECEIVE_SIZE: Final = 64 * 1024
 """Bytes asked for in one read."""
@@ -237,7 +236,7 @@ class Communicator:
         elif conn.state is RECEIVING:
             try:
                 farewell = conn.parser.timeout_reply()
-            except Exception:
+            except BaseException:
                 logger.exception("the parser of %r raised in timeout_reply()", conn)
                 farewell = b""
             if farewell:
@@ -303,7 +302,7 @@ class Communicator:
             if conn.more:
                 try:
                     message = conn.queue.popleft() if conn.queue else parser.next_message()
-                except Exception as error:
+                except BaseException as error:
                     self._parser_raised(conn, error)
                     break
                 if message is NEED_DATA:
@@ -347,7 +346,7 @@ class Communicator:
                 conn.state = CLOSED
                 conn.transport.close()
 
-    def _parser_raised(self, conn: CommConnection, error: Exception) -> None:
+    def _parser_raised(self, conn: CommConnection, error: BaseException) -> None:
         """In an ``except`` block: the peer broke the protocol, or the parser is broken."""
         if not isinstance(error, ProtocolError):
             self._fail(conn, "the parser failed")
@@ -357,7 +356,7 @@ class Communicator:
             # The parser keeps it, and a traceback would keep our frames.
             error.__traceback__ = None
             reason, farewell = f"protocol error: {error}", error.reply
-        except Exception:
+        except BaseException:
             self._fail(conn, "the parser's ProtocolError is incomplete")
             return
         conn.close_reason = reason
@@ -432,7 +431,7 @@ class Communicator:
                     return
                 conn.parser.feed_eof()
             conn.more = True
-        except Exception:
+        except BaseException:
             logger.exception("the parser of %r raised in feed(); the connection closes", conn)
             self._flush(conn)  # the answers to good requests
             self._close_locked(conn, "the parser failed", errno.EPROTO)
@@ -466,7 +465,7 @@ class Communicator:
                     conn.more = bool(queue)
                     return True
                 queue.append(message)
-        except Exception:
+        except BaseException:
             # Whatever it is, it comes up again in its turn, after the queue.
             return False
         return False
@@ -816,7 +815,7 @@ class Communicator:
         except OSError as error:
             self._close_locked(conn, f"the peer is gone ({error.strerror})", error.errno or 0)
             return
-        except Exception:  # a buffer that was changed: see MessageOut
+        except BaseException:  # a buffer that was changed: see MessageOut
             logger.exception("a reply of %r cannot be sent any more; it closes", conn)
             self._close_locked(conn, "a reply could not be sent", errno.EIO)
             return
@@ -883,7 +882,7 @@ class Communicator:
         service = conn.service
         try:
             partial = conn.parser.partial
-        except Exception:
+        except BaseException:
             logger.exception("the parser of %r raised in partial; the connection closes", conn)
             self._close_locked(conn, "the parser failed", errno.EPROTO)
             return
@@ -966,7 +965,7 @@ class Communicator:
             return (
                 conn.more and conn.parser.next_message() is not NEED_DATA
             ) or conn.parser.partial
-        except Exception:  # what it is does not matter any more
+        except BaseException:  # what it is does not matter any more
             return True
 
     def _drain(self, conn: CommConnection) -> None:
@@ -1008,7 +1007,7 @@ class Communicator:
                 self._drop_stream(conn, error)
         try:
             conn.parser.close()
-        except Exception:
+        except BaseException:
             logger.exception("the parser of %r raised in close()", conn)
         return True
 

@@ -226,6 +226,8 @@ class CommConnection:
     def on_close(self, callback: Callable[[CommConnection], object]) -> None:
         """Call ``callback(connection)`` once when the connection closes; at once when it
         has. It runs on the thread that noticed, and should not block."""
+        if not callable(callback):
+            raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
         with self.lock:
             if not self.ended:
                 if self.close_callbacks is None:

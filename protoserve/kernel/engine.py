@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,10 @@ from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.connection import CommConnection
 from protoserve.kernel.leader_followers import LeaderFollowers
 from protoserve.kernel.poller import Poller
+from protoserve.log import logger
 
 if TYPE_CHECKING:
     from protoserve.kernel.scheduler import CommScheduler
-
-logger = logging.getLogger("protoserve")
 
 
 def log_callback_error() -> None:

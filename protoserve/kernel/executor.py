@@ -27,6 +27,7 @@ class Executor:
         self._queues: dict[str, deque[Callable[[], object]]] = {}
         self._turns: deque[str] = deque()  # the queues that have jobs
         self._threads: set[threading.Thread] = set()
+        self._waiting = 0  # jobs that no thread has taken
         self._idle = 0
         self._named = 0
         self._linger = False
@@ -46,7 +47,9 @@ class Executor:
                 self._turns.append(queue)
             else:
                 jobs.append(job)
-            if self._idle:
+            self._waiting += 1
+            # An idle thread counts as idle until it has really woken up.
+            if self._waiting <= self._idle:
                 self._condition.notify()
             elif len(self._threads) < self.max_threads:
                 self._named += 1
@@ -92,6 +95,7 @@ class Executor:
                 queue = self._turns.popleft()
                 jobs = self._queues[queue]
                 job = jobs.popleft()
+                self._waiting -= 1
                 if jobs:
                     self._turns.append(queue)
                 else:

@@ -271,7 +271,7 @@ class LeaderFollowers:
         if exhausted:
             try:
                 self._on_exhausted(exhausted)
-            except Exception:
+            except BaseException:
                 self._on_error()
 
     def _call_blocked(self, argument: Any, _: int) -> None:

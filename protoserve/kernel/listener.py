@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import select
 import socket
@@ -19,8 +18,7 @@ from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.connection import CONNECTED, KEEPALIVE, RECEIVING, CommConnection
 from protoserve.kernel.session import CommService
 from protoserve.kernel.transport import SocketTransport
-
-logger = logging.getLogger("protoserve")
+from protoserve.log import logger
 
 UNIX_PREFIX: Final = "unix:"
 
@@ -159,6 +157,8 @@ def adopt_listener(source: socket.socket | int, backlog: int) -> socket.socket:
     The new object has a descriptor of its own; the caller's stays the caller's. Raises
     :class:`~protoserve.errors.ConfigError` for what is no bound stream socket.
     """
+    if not isinstance(source, (int, socket.socket)):
+        raise ConfigError(f"serve() takes a socket or its descriptor, not {type(source).__name__}")
     number = source if isinstance(source, int) else source.fileno()
     duplicate = -1
     try:
@@ -302,7 +302,7 @@ class Listener:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             self._communicator.attach(SocketTransport(sock), peername, self._service)
-        except Exception:
+        except BaseException:
             # The others in the backlog are not announced again: go on with them.
             logger.exception("the connection of %r could not be made; it closes", peername)
             sock.close()

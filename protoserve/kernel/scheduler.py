@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -192,6 +193,16 @@ class CommScheduler:
 
 _lock = threading.Lock()
 _scheduler: CommScheduler | None = None
+
+
+def _forget_in_child() -> None:
+    """A forked process has none of the threads, and must not touch what it shares."""
+    global _lock, _scheduler
+    _lock = threading.Lock()
+    _scheduler = None
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def get_scheduler() -> CommScheduler:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from protoserve.events import Event, log_event
+from protoserve.log import logger
 from protoserve.params import ServerParams
 from protoserve.protocol import MessageOut, MessageParser
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from protoserve.kernel.connection import CommConnection
     from protoserve.kernel.engine import Engine
     from protoserve.kernel.transport import Transport
-
-logger = logging.getLogger("protoserve")
 
 
 class TaskState(IntEnum):
@@ -116,6 +114,8 @@ class CommService(ABC):
 
     def subscribe(self, observer: Callable[[Event], object]) -> None:
         """Have ``observer(event)`` called for every event from now on. Any thread."""
+        if not callable(observer):
+            raise TypeError(f"an observer must be callable, not {type(observer).__name__}")
         with self._reference_lock:
             self.observers = (*self.observers, observer)
 

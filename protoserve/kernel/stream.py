@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from protoserve.log import logger
 from protoserve.protocol import Piece
 
 if TYPE_CHECKING:
     from protoserve.kernel.communicator import Communicator
     from protoserve.kernel.connection import CommConnection
     from protoserve.kernel.session import CommSession
-
-logger = logging.getLogger("protoserve")
 
 
 class _End:

@@ -62,6 +62,7 @@ class CoroutineTask(ResultTask[T], Generic[T]):
         coro, self._coro = self._coro, None
         if coro is not None:
             coro.close()
+        super().discard()
 
 
 def coroutine(

@@ -46,7 +46,13 @@ class CounterTask(ResultTask[None]):
         if ended:
             self.complete()
 
-    def complete(self, result: object = None, exception: BaseException | None = None) -> bool:
+    def complete(
+        self,
+        result: object = None,
+        exception: BaseException | None = None,
+        *,
+        canceled: bool = False,
+    ) -> bool:
         """Ends the task once, and its name."""
         if self.name is not None:
             with _lock:
@@ -55,7 +61,7 @@ class CounterTask(ResultTask[None]):
                     tasks.remove(self)
                     if not tasks:
                         del _named[self.name]
-        return super().complete(result, exception)
+        return super().complete(result, exception, canceled=canceled)
 
 
 def counter(

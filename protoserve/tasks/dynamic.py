@@ -50,14 +50,20 @@ class RepeaterTask(ResultTask[int]):
     def begin(self) -> None:
         """Make the next task, and come back after it."""
         task = self._create(self)
-        if task is None:
-            self.complete(self._times)
+        series = self.series
+        if task is None or series.canceled:
+            self.complete(self._times, canceled=series.canceled)
+            if task is not None:
+                task.discard()
             return
         self._times += 1
-        series = self.series
+        self._stage = 0  # it begins again
         series.requeue(self)
         series.push_front(task)
         self.subtask_done()
+
+    def interrupt(self) -> None:
+        """The series was cancelled while the next task is made: ``begin`` notices."""
 
     def done(self) -> SubTask | None:
         """After each time, and once more at the end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable
+from math import inf
 from typing import Any, Generic, TypeVar
 
 from protoserve.errors import ConfigError
@@ -33,7 +34,7 @@ class GoTask(ResultTask[T], Generic[T]):
         callback: Callable[[GoTask[T]], object] | None = None,
     ) -> None:
         super().__init__(callback)
-        if limit is not None and not limit > 0:
+        if limit is not None and not 0 < limit < inf:
             raise ConfigError(f"go(limit={limit!r}): expected seconds above 0, or None")
         self.queue = queue
         self._call: Callable[[], T] | None = call
@@ -46,6 +47,8 @@ class GoTask(ResultTask[T], Generic[T]):
         if self._limit is not None:
             self._timer = TimerTask(self._limit, self._expire)
             self._timer.start()
+            if self.completed:  # cancelled this moment
+                self._timer.cancel()
         get_scheduler().executor.submit(self.queue, self._run)
 
     def _expire(self, timer: TimerTask) -> None:
@@ -64,9 +67,19 @@ class GoTask(ResultTask[T], Generic[T]):
             result = self._context.run(call)
         except BaseException as error:
             exception = error
+        self.complete(result, exception)
+
+    def complete(
+        self,
+        result: Any = None,
+        exception: BaseException | None = None,
+        *,
+        canceled: bool = False,
+    ) -> bool:
+        """Ends the task once, and its time limit."""
         if self._timer is not None:
             self._timer.cancel()
-        self.complete(result, exception)
+        return super().complete(result, exception, canceled=canceled)
 
 
 def go(

@@ -80,14 +80,21 @@ class GraphTask(ResultTask[None]):
 
     def begin(self) -> None:
         """Start the nodes that wait for none. Raises ``UsageError`` for a circle."""
-        self._refuse_circles()
+        try:
+            self._refuse_circles()
+        except UsageError:
+            self.interrupt()  # closes coroutines, which would never run
+            raise
         self.begun = True
-        self._left = len(self._nodes)
         if not self._nodes:
             self.complete()
             return
         for node in self._nodes:
             node.series.engine = self.series.engine
+        self._start_nodes()
+
+    def _start_nodes(self) -> None:
+        self._left = len(self._nodes)
         with self._lock:
             self._ready.extend(node for node in self._nodes if not node._waits_for)
         self._drain()
@@ -97,6 +104,14 @@ class GraphTask(ResultTask[None]):
         self._canceled = True
         for node in self._nodes:
             node.series.cancel()
+
+    def discard(self) -> None:
+        """The series was cancelled before this began: what is in here ends without having
+        run, and its callbacks learn of it."""
+        super().discard()
+        self.begun = True
+        self.interrupt()
+        self._start_nodes()
 
     def _refuse_circles(self) -> None:
         waits = {node: node._waits_for for node in self._nodes}

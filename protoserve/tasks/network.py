@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -16,6 +15,7 @@ from protoserve.kernel.communicator import HIGH_WATER
 from protoserve.kernel.session import CommSession, TaskState
 from protoserve.kernel.stream import room
 from protoserve.kernel.subtask import SubTask
+from protoserve.log import logger
 from protoserve.protocol import REQ, RESP, Buffer, MessageOut, ProtocolSpec
 from protoserve.tasks.coroutine import CoroutineTask
 from protoserve.tasks.series import SeriesWork
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from protoserve.kernel.connection import CommConnection
     from protoserve.server import WFServer
 
-logger = logging.getLogger("protoserve")
 
 UNDEFINED: Final = TaskState.UNDEFINED
 TOREPLY: Final = TaskState.TOREPLY
@@ -432,6 +431,8 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         """Call ``callback(task)`` when the reply is wholly in the operating system's
         hands (``state`` SUCCESS) or could not be sent (SYS_ERROR and ``error``). What it
         pushes on the series runs after the reply."""
+        if callback is not None and not callable(callback):
+            raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
         if self._stage >= _CALLBACK:
             raise UsageError("this request is over; its callback cannot be set any more")
         # The server waits for callbacks: a task that has one counts as alive.

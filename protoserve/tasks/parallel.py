@@ -48,7 +48,7 @@ class ParallelWork(ResultTask[list[SeriesWork]]):
 
         Raises :class:`~protoserve.errors.UsageError` when the parallel work has begun.
         """
-        if self._left:
+        if self._left or self.completed:
             raise UsageError("this parallel work has begun; add its series before")
         series = work if isinstance(work, SeriesWork) else SeriesWork(work)
         series.adopt(self._finished)
@@ -68,6 +68,14 @@ class ParallelWork(ResultTask[list[SeriesWork]]):
         self._canceled = True
         for series in self._all:
             series.cancel()
+
+    def discard(self) -> None:
+        """The series was cancelled before this began: what is in here ends without having
+        run, and its callbacks learn of it."""
+        super().discard()
+        for series in self._all:
+            series.cancel()
+            series.start()
 
     def _finished(self, _: SeriesWork | None) -> None:
         with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from protoserve.errors import ConfigError
 from protoserve.kernel.subtask import SubTask
@@ -15,6 +15,9 @@ from protoserve.tasks.series import SeriesWork
 T = TypeVar("T")
 
 _draining = threading.local()
+
+_NOTHING: Final = object()
+"""Instead of a resource: the task was cancelled before it got one."""
 
 
 class ResourceTask(ResultTask[T], Generic[T]):
@@ -37,7 +40,23 @@ class ResourceTask(ResultTask[T], Generic[T]):
     def interrupt(self) -> None:
         """The series was cancelled: leave the queue."""
         self._pool._leave(self)
-        super().interrupt()
+        self.complete(_NOTHING, canceled=True)
+
+    def discard(self) -> None:
+        """The series was cancelled before it began: it gets nothing."""
+        self.complete(_NOTHING, canceled=True)
+
+    def done(self) -> SubTask | None:
+        """The callback, unless the series was cancelled: then nobody would ever give back
+        what was handed out at that moment."""
+        resource = self._result
+        if resource is _NOTHING:
+            self._result = None
+        elif self.series.canceled:
+            self._canceled = True
+            self._result = None
+            self._pool.post(resource)
+        return super().done()
 
 
 class ResourcePool(Generic[T]):

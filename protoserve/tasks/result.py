@@ -99,7 +99,9 @@ class ResultTask(SubTask, Generic[T]):
                 ended.set_result(None)
 
         self._awaited = True
-        series = SeriesWork(self, lambda _: loop.call_soon_threadsafe(arrived))
+        series = SeriesWork(self)
+        # Not its callback: the failure is raised here, and not logged there.
+        series.adopt(lambda _: loop.call_soon_threadsafe(arrived))
         series.start()
         try:
             await ended
@@ -108,6 +110,8 @@ class ResultTask(SubTask, Generic[T]):
             raise
         if series.failure is not None:
             raise series.failure
+        if series.canceled:
+            raise asyncio.CancelledError
         return self.result
 
     # -- for kinds of tasks ------------------------------------------------------------
@@ -115,11 +119,19 @@ class ResultTask(SubTask, Generic[T]):
     def begin(self) -> None:
         """Start the work; ``complete`` is called when it has ended. May have ended before."""
 
-    def complete(self, result: Any = None, exception: BaseException | None = None) -> bool:
+    def complete(
+        self,
+        result: Any = None,
+        exception: BaseException | None = None,
+        *,
+        canceled: bool = False,
+    ) -> bool:
         """The work has ended. False, and nothing happens, when it had already."""
         with _stages:
             if self._stage & _COMPLETED:
                 return False
+            if canceled:
+                self._canceled = True
             self._result = result
             self._exception = exception
             self._stage |= _COMPLETED
@@ -145,8 +157,11 @@ class ResultTask(SubTask, Generic[T]):
 
     def interrupt(self) -> None:
         """The series was cancelled: end early."""
-        self._canceled = True
-        self.complete()
+        self.complete(canceled=True)
+
+    def discard(self) -> None:
+        """The series was cancelled before the task began: it never will."""
+        self.complete(canceled=True)
 
     def done(self) -> SubTask | None:
         """The callback, then the next task of the series."""
@@ -157,10 +172,23 @@ class ResultTask(SubTask, Generic[T]):
             if inspect.iscoroutine(outcome):
                 from protoserve.tasks.coroutine import CoroutineTask
 
-                series.push_front(CoroutineTask(outcome))
-        if self._exception is not None and not (self._seen or self._awaited):
-            raise self._exception
+                # It may look at the exception as well as a function may.
+                series.push_front(CoroutineTask(outcome, self._called_back))
+                return series.pop()
+        self._raise_unseen()
         return series.pop()
+
+    def _called_back(self, callback: ResultTask[Any]) -> None:
+        if callback._exception is None:
+            self._raise_unseen()
+
+    def _raise_unseen(self) -> None:
+        error = self._exception
+        if error is None or self._seen or self._awaited:
+            return
+        if isinstance(error, asyncio.CancelledError) and self.series.canceled:
+            return  # what a cancelled coroutine ends with is no failure
+        raise error
 
 
 class EmptyTask(ResultTask[None]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -10,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from protoserve.errors import UsageError
 from protoserve.kernel.subtask import SubTask
+from protoserve.log import logger
 
 if TYPE_CHECKING:
     from protoserve.kernel.engine import Engine
-
-logger = logging.getLogger("protoserve")
 
 
 class SeriesWork:
@@ -222,6 +220,8 @@ class SeriesWork:
             self._adopter(self)
 
     def _adopt(self, task: SubTask) -> None:
+        if not isinstance(task, SubTask):
+            raise TypeError(f"a series takes SubTasks, not {type(task).__name__}")
         if task._series is not None:
             raise UsageError(
                 f"{type(task).__name__} is in a series already; make a new task for each"
@@ -229,8 +229,6 @@ class SeriesWork:
         task._series = self
 
     def _push(self, task: SubTask, *, front: bool) -> None:
-        if not isinstance(task, SubTask):
-            raise TypeError(f"a series takes SubTasks, not {type(task).__name__}")
         with self._lock:
             if self._finished:
                 raise UsageError(

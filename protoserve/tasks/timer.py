@@ -53,9 +53,7 @@ class TimerTask(ResultTask[None]):
     def cancel(self) -> bool:
         """End now; the series goes on, and the callback sees ``canceled``. Works before
         the task has begun, too. False when it had ended."""
-        self._canceled = True
-        if not self.complete():
-            self._canceled = False
+        if not self.complete(canceled=True):
             return False
         self._stop_clock()
         return True
@@ -64,7 +62,13 @@ class TimerTask(ResultTask[None]):
         """The series was cancelled."""
         self.cancel()
 
-    def complete(self, result: object = None, exception: BaseException | None = None) -> bool:
+    def complete(
+        self,
+        result: object = None,
+        exception: BaseException | None = None,
+        *,
+        canceled: bool = False,
+    ) -> bool:
         """Ends the task once, and its name."""
         if self.name is not None:
             with _names_lock:
@@ -73,7 +77,7 @@ class TimerTask(ResultTask[None]):
                     tasks.discard(self)
                     if not tasks:
                         del _named[self.name]
-        return super().complete(result, exception)
+        return super().complete(result, exception, canceled=canceled)
 
     def _ring(self, _: object, __: int) -> None:
         engine, self._engine = self._engine, None

@@ -14,12 +14,13 @@ PACKAGE = ROOT / "protoserve"
 
 # A module or package of protoserve, and the others that it may import. The names with a
 # slash are packages: all their modules share the row.
-CORE = {"errors", "params", "protocol", "events"}
+CORE = {"errors", "params", "protocol", "events", "log"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "log": set(),
     "params": {"errors"},
     "protocol": {"errors", "params"},
-    "events": set(),
+    "events": {"log"},
     "kernel/": CORE | {"kernel/"},
     "tasks/": CORE | {"kernel/", "tasks/"},
     "server": CORE | {"kernel/", "tasks/"},

@@ -39,6 +39,8 @@ def judge_line(line: bytes) -> None:
         raise RequestError(505, "this server speaks HTTP/1.1 and HTTP/1.0")
     if method == b"CONNECT":
         raise RequestError(501, "this server is no proxy: CONNECT is not implemented")
+    if b"#" in target:
+        raise RequestError(400, "malformed request: a target has no fragment")
     if target == b"*":
         if method != b"OPTIONS":
             raise RequestError(400, "malformed request: the target * is for OPTIONS only")

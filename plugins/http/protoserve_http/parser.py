@@ -207,7 +207,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         if len(words) != 3 or line_end - start > MAX_TARGET:
             return None
         method, target, version = words
-        if target[:1] != "/" or method == "CONNECT":
+        if target[:1] != "/" or "#" in target or method == "CONNECT":
             return None
         block = data[line_end + 2 : end]
         fields = self._last

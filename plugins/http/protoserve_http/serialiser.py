@@ -24,7 +24,7 @@ _CACHED_LINES: Final = 1024
 _CACHED_VALUE: Final = 128
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_FORBIDDEN: Final = re.compile(r"[\r\n\0]")
+_FORBIDDEN: Final = re.compile(r"[\0-\x08\x0a-\x1f\x7f]")
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 # RFC 9110, 15.3.5, 15.3.6 and 15.4.5.
 _WITHOUT_BODY: Final = frozenset({204, 205, 304})
@@ -70,7 +70,7 @@ def status_line(status: int, reason: str | None = None) -> bytes:
     if reason is None:
         reason = _PHRASES.get(status, "")
     if _FORBIDDEN.search(reason):
-        raise ValueError(f"reason {reason!r}: CR, LF and NUL cannot be sent")
+        raise ValueError(f"reason {reason!r}: control characters cannot be sent")
     return b"HTTP/1.1 %d %b\r\n" % (status, _latin(reason, "reason"))
 
 
@@ -86,7 +86,7 @@ def _latin(text: str, what: str) -> bytes:
 def header_line(name: str, value: str) -> bytes:
     """One header line; raises ``ValueError`` naming the header when it is no legal one.
 
-    A name is a token; a value has no CR, LF or NUL, which would let whoever chose the
+    A name is a token; a value has no control characters: CR and LF would let whoever chose the
     value write headers and replies of their own (RFC 9110, 5.5).
     """
     if not isinstance(value, str):
@@ -94,7 +94,7 @@ def header_line(name: str, value: str) -> bytes:
     if not _TOKEN.fullmatch(name):
         raise ValueError(f"header name {name!r} is not a token (RFC 9110, 5.6.2)")
     if _FORBIDDEN.search(value):
-        raise ValueError(f"header {name!r}: CR, LF and NUL cannot be sent, got {value!r}")
+        raise ValueError(f"header {name!r}: control characters cannot be sent, got {value!r}")
     return b"%b: %b\r\n" % (name.encode(), _latin(value, f"header {name!r}:"))
 
 
