@@ -587,7 +587,7 @@ class Communicator:
         conn.lock.acquire()
         stream.busy = False
         if conn.state is CLOSED:
-            self._drop_stream(conn, 0)
+            self._drop_stream(conn)
         elif error is not None:
             self._stream_failed(conn, error)
         else:
@@ -610,7 +610,7 @@ class Communicator:
         conn.lock.acquire()
         stream.busy = False
         if conn.state is CLOSED:
-            self._drop_stream(conn, 0)
+            self._drop_stream(conn)
         elif error is not None:
             self._stream_failed(conn, error)
         elif piece is END:
@@ -642,14 +642,14 @@ class Communicator:
         logger.error("the reply of %r failed midway", conn.stream.session, exc_info=error)
         self._close_locked(conn, "the reply failed midway", errno.EIO)
 
-    def _drop_stream(self, conn: CommConnection, error: int) -> None:
+    def _drop_stream(self, conn: CommConnection) -> None:
         """The connection has closed while a reply was under way, and its source rests."""
         stream = conn.stream
         assert stream is not None
         conn.stream = None
         conn.session = None
         conn.dropped = stream
-        conn.finished.append((stream.session, SYS_ERROR, error or errno.ECONNRESET))
+        conn.finished.append((stream.session, SYS_ERROR, conn.close_error or errno.ECONNRESET))
 
     # -- bytes between replies ---------------------------------------------------------
 
@@ -986,6 +986,7 @@ class Communicator:
             return False
         conn.state = conn.state.close
         conn.close_reason = reason
+        conn.close_error = error
         conn.deadline = inf
         self.poller.forget(conn.fd)
         if (error == errno.ETIMEDOUT and conn.out) or error == errno.EIO:
@@ -1004,7 +1005,7 @@ class Communicator:
             if stream.busy:
                 stream.cancel()  # whoever works on it drops it
             else:
-                self._drop_stream(conn, error)
+                self._drop_stream(conn)
         try:
             conn.parser.close()
         except BaseException:

@@ -108,6 +108,7 @@ class CommConnection:
         "bytes_in",
         "bytes_out",
         "close_callbacks",
+        "close_error",
         "close_reason",
         "communicator",
         "context",
@@ -198,6 +199,7 @@ class CommConnection:
         self.forgotten = False  # ... and nothing runs for it any more
         self.dropped: Stream | None = None  # closed when the lock is released
         self.close_reason = ""
+        self.close_error = 0  # an errno, for sessions that learn of it later
         self.close_callbacks: list[Callable[[CommConnection], object]] | None = None
         # time, in seconds of the poller's clock
         self.keep_alive: float | None = None
