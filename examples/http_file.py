@@ -23,8 +23,11 @@ def find(path: str) -> Path | None:
     if "\0" in name:
         return None
     root = ROOT.resolve()
-    found = (root / name).resolve()  # follows links, so that those do not lead out either
-    return found if found.is_relative_to(root) and found.is_file() else None
+    try:
+        found = (root / name).resolve()  # follows links, so that those do not lead out either
+        return found if found.is_relative_to(root) and found.is_file() else None
+    except (OSError, RuntimeError):  # a name that is too long, links in a circle
+        return None
 
 
 def unmodified(since: str, modified: float) -> bool:

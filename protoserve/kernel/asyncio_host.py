@@ -61,7 +61,10 @@ class Carrier:
         self._host = host
         self._job: _Job | None = None
         self._wake: asyncio.Future[None] | None = None
-        self.task = host.loop.create_task(self._run())
+        run = self._run()
+        # Up to its first wait: a task that is cancelled before it began would never run.
+        run.send(None)
+        self.task = host.loop.create_task(run)
 
     def take(self, job: _Job) -> None:
         """Go on with the job, from its first wait."""
@@ -72,8 +75,12 @@ class Carrier:
 
     async def _run(self) -> None:
         try:
-            while True:
-                canceled = False
+            canceled = False
+            try:
+                await _pause()
+            except asyncio.CancelledError:
+                canceled = True
+            while self._job is not None or not canceled:
                 if self._job is None:
                     self._wake = self._host.loop.create_future()
                     try:
@@ -91,12 +98,19 @@ class Carrier:
                 except BaseException as raised:
                     error = raised
                 self._job = None
+                canceled = False
                 job.ended(error)
                 # A cancelled task stays one; it must not touch the next coroutine.
                 if self.task.cancelling() or not self._host.give_back(self):
                     return
         finally:
             self._host.forget(self)
+
+
+@types.coroutine
+def _pause() -> Generator[None, None, None]:
+    """Wait until the loop's next turn."""
+    yield
 
 
 @types.coroutine
@@ -161,13 +175,16 @@ class LoopEngine(Engine):
         return ident == self._ident and not self._ended.is_set()
 
     def stop(self, timeout: float | None) -> bool:
-        if threading.get_ident() == self._ident:
+        if self.owns(threading.get_ident()):
             # Not in the middle of a turn; and the carriers end in the loop.
             self.loop.call_soon(self._end)
             return self._ended.is_set()
         if not self._ended.is_set():
-            with contextlib.suppress(RuntimeError):  # the loop is closed
+            try:
                 self.loop.call_soon_threadsafe(self._end)
+            except RuntimeError:  # the loop is closed: nobody else can end us
+                self.poller.close()
+                self._ended.set()
         return self._ended.wait(timeout)
 
     def _end(self) -> None:
@@ -299,7 +316,8 @@ class LoopEngine(Engine):
         if threading.get_ident() == self._ident:
             function()
         else:
-            self.loop.call_soon_threadsafe(function)
+            with contextlib.suppress(RuntimeError):  # the loop is closed, with all in it
+                self.loop.call_soon_threadsafe(function)
 
 
 class OwnLoopEngine(LoopEngine):
@@ -336,7 +354,7 @@ class OwnLoopEngine(LoopEngine):
 
     def stop(self, timeout: float | None) -> bool:
         ended = super().stop(timeout)
-        if threading.get_ident() != self._ident:
+        if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
             return not self._thread.is_alive()
         return ended

@@ -92,12 +92,15 @@ class IteratorStream(Stream):
 class AsyncIteratorStream(Stream):
     """Pieces from an async iterator, which a coroutine awaits and passes on."""
 
-    __slots__ = ("_cancel", "_communicator", "_pieces")
+    __slots__ = ("_cancel", "_communicator", "_leaving", "_loop", "_pieces", "_task")
 
     def __init__(self, session: CommSession, pieces: AsyncIterator[Piece]) -> None:
         super().__init__(session)
         self._pieces = pieces
         self._cancel: Callable[[], object] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._leaving = False
 
     def begin(self, communicator: Communicator) -> bool:
         self._communicator = communicator
@@ -111,8 +114,14 @@ class AsyncIteratorStream(Stream):
         raise AssertionError("an async iterator is not pulled")
 
     def cancel(self) -> None:
-        if self._cancel is not None:
-            self._cancel()
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._cancel_now)
+
+    def _cancel_now(self) -> None:
+        # Not while the source cleans up, because the peer was seen to be gone.
+        if self._task is not None and not self._leaving:
+            self._task.cancel()
 
     def close(self) -> None:
         """Done by the coroutine, which ends with it."""
@@ -120,6 +129,8 @@ class AsyncIteratorStream(Stream):
     async def _send(self) -> None:
         communicator = self._communicator
         pieces = self._pieces
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
         try:
             first = await anext(pieces, b"")
             if communicator.begin_stream(self, first, busy=True):
@@ -128,6 +139,8 @@ class AsyncIteratorStream(Stream):
                         break
                     await room(communicator, self.session.connection)
         finally:
+            self._leaving = True
+            self._task = None
             close = getattr(pieces, "aclose", None)
             if close is not None:
                 await close()
