@@ -61,13 +61,15 @@ def main() -> int:
             (workload.name, peer.name): peer.without[workload.name]
             for workload in chosen
             for peer in peers
-            if workload.name in peer.without
+            if workload.name in peer.without and workload.protocol == peer.protocol
         },
     )
     for number in range(arguments.rounds):
         for workload in chosen:
             for peer in peers:
-                if (workload.name, peer.name) in results.without:
+                if workload.protocol != peer.protocol or (
+                    (workload.name, peer.name) in results.without
+                ):
                     continue
                 sample = measure(peer, workload, arguments.seconds)
                 by_peer = results.samples.setdefault(workload, {})
@@ -87,7 +89,12 @@ def main() -> int:
     if not arguments.no_write:
         (HERE / "RESULTS.md").write_text(report, encoding="utf-8")
         (HERE / "results.svg").write_text(chart(results), encoding="utf-8")
-    failed = [s for by_peer in results.samples.values() for s in by_peer.get(OURS, []) if s.faults]
+    failed = [
+        sample
+        for workload, by_peer in results.samples.items()
+        for sample in by_peer.get(workload.ours, [])
+        if sample.faults
+    ]
     return 1 if failed else 0
 
 

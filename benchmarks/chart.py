@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from html import escape
 
 _WIDTH, _LABEL, _BAR, _GAP = 760, 130, 18, 34
 _COLOURS = ("#c1432e", "#7f93a8")  # ours, the peers'
 
 
-def bar_chart(groups: Mapping[str, Mapping[str, float]], ours: str) -> str:
+def bar_chart(groups: Mapping[str, Mapping[str, float]], ours: Set[str]) -> str:
     """An SVG image of ``{workload's title: {server: microseconds}}``."""
     shapes = []
     y = 30
@@ -25,7 +25,7 @@ def bar_chart(groups: Mapping[str, Mapping[str, float]], ours: str) -> str:
             shapes.append(
                 f'<text x="{_LABEL - 6}" y="{middle}" text-anchor="end">{escape(name)}</text>'
                 f'<rect x="{_LABEL}" y="{y}" width="{width:.1f}" height="{_BAR - 4}" '
-                f'fill="{_COLOURS[name != ours]}"/>'
+                f'fill="{_COLOURS[name not in ours]}"/>'
                 f'<text x="{_LABEL + width + 5:.1f}" y="{middle}">{value:.1f}</text>'
             )
             y += _BAR

@@ -96,6 +96,44 @@ class Wrk:
         return LoadResult(seen["requests"], seen["micros"] / 1e6, p99, ", ".join(faults))
 
 
+class RedisBenchmark:
+    """redis-benchmark: ``CONNECTIONS`` connections, one test, ``depth`` commands in a
+    pipeline. It counts commands, not seconds: a short run first tells how many."""
+
+    tool = "redis-benchmark"
+
+    def __init__(self, test: str, depth: int) -> None:
+        self._test = test
+        self._depth = depth
+
+    def run(self, port: int, seconds: float) -> LoadResult:
+        first = self._run(port, 2000 * self._depth)
+        count = max(1000, int(first.requests / first.seconds * seconds))
+        second = self._run(port, count)
+        return LoadResult(
+            first.requests + second.requests, first.seconds + second.seconds, second.p99
+        )
+
+    def _run(self, port: int, count: int) -> LoadResult:
+        command = [
+            "redis-benchmark", "-h", "127.0.0.1", "-p", str(port), "-c", str(CONNECTIONS),
+            "-n", str(count), "-t", self._test, "-P", str(self._depth), "--csv",
+        ]  # fmt: skip
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            preexec_fn=lambda: os.sched_setaffinity(0, {CLIENT_CORE}),
+        )
+        rows = [line for line in done.stdout.splitlines() if line.startswith('"')]
+        if done.returncode or len(rows) != 2:
+            raise RuntimeError(f"redis-benchmark: {(done.stderr or done.stdout).strip()[-300:]}")
+        cells = [cell.strip('"') for cell in rows[1].split('","')]
+        return LoadResult(count, count / float(cells[1]), float(cells[6]) / 1e3)
+
+
 def _measured(times: Sequence[tuple[int, int]], interval: int) -> dict[int, int]:
     """The times that wrk measured, in microseconds, and how often each.
 

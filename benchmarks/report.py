@@ -11,8 +11,8 @@ from benchmarks.idle import IdleRound
 from benchmarks.load import CONNECTIONS
 from benchmarks.machine import facts
 from benchmarks.measure import Sample
-from benchmarks.peers import OURS
-from benchmarks.workloads import Workload
+from benchmarks.peers import ASYNC, OURS
+from benchmarks.workloads import REDIS, Workload
 
 
 @dataclass
@@ -56,7 +56,7 @@ def _rate(sample: Sample) -> float:
 
 def _table(results: Results, workload: Workload) -> list[str]:
     by_peer = results.samples[workload]
-    ours = by_peer.get(OURS, [])
+    ours = by_peer.get(workload.ours, [])
     lines = [
         f"## {workload.title}",
         "",
@@ -201,4 +201,4 @@ def chart(results: Results) -> str:
         }
         for workload, by_peer in results.samples.items()
     }
-    return bar_chart(groups, OURS)
+    return bar_chart(groups, {OURS, ASYNC, REDIS})

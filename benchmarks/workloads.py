@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from http.client import HTTPResponse
 
-from benchmarks.load import CONNECTIONS, Load, Wrk
+from benchmarks.load import CONNECTIONS, Load, RedisBenchmark, Wrk
 
 BODY = bytes(range(33, 127)).replace(b"\\", b"/").replace(b'"', b"'") * 700
 BODY = BODY[: 64 * 1024]
@@ -68,6 +68,9 @@ class Workload:
     load: Load
     verify: Callable[[int, str], None]
     targets: tuple[Target, ...] = ()
+    protocol: str = "http"
+    ours: str = "protoserve"
+    """The server of ours that the others are compared with."""
 
 
 class _Stream(io.BufferedReader):
@@ -125,6 +128,40 @@ def _verify_post(port: int, peer: str) -> None:
     _expect(fetch(port, POST_REQUEST), BODY)
 
 
+def _verify_redis(port: int, peer: str) -> None:
+    commands = [b"SET k v", b"GET k", b"GET none"]
+    sent = b"".join(
+        b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(w), w) for w in words)
+        for words in map(bytes.split, commands)
+    )
+    want = b"+OK\r\n$1\r\nv\r\n$-1\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+        sock.sendall(sent)
+        answer = b""
+        while len(answer) < len(want) and (data := sock.recv(4096)):
+            answer += data
+    if answer != want:
+        raise ValueError(f"{peer} answered {answer!r}")
+
+
+def _redis(test: str, depth: int, *targets: Target) -> Workload:
+    several = f", {depth} in a pipeline" if depth > 1 else ", one at a time"
+    return Workload(
+        f"redis-{test}-{depth}",
+        f"Redis {test.upper()}{several}",
+        "redis",
+        RedisBenchmark(test, depth),
+        _verify_redis,
+        targets,
+        "redis",
+        REDIS,
+    )
+
+
+REDIS = "protoserve redis"
+_ONE_BY_ONE = (Target("redis-server", 1.4, REDIS), Target("hand-written", 1.15, REDIS))
+_SIXTEEN = (Target("redis-server", 2.5, REDIS),)
+
 WORKLOADS = [
     Workload(
         "echo",
@@ -164,4 +201,8 @@ WORKLOADS = [
         _verify_pipelined,
     ),
     Workload("post", "POST echo: 64 KiB", "post", Wrk([POST_REQUEST]), _verify_post),
+    _redis("set", 1, *_ONE_BY_ONE),
+    _redis("get", 1, *_ONE_BY_ONE),
+    _redis("set", PIPELINED, *_SIXTEEN),
+    _redis("get", PIPELINED, *_SIXTEEN),
 ]

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 
-from benchmarks.workloads import PLAIN_ANSWER, echo_page, echo_request
+from benchmarks.workloads import PLAIN_ANSWER, REDIS, echo_page, echo_request
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Peer:
     command: Callable[[str, int, Path], list[str]]
     version: Callable[[], str | None]
     without: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    protocol: str = "http"
 
 
 def _script(module: str) -> Callable[[str, int, Path], list[str]]:
@@ -89,6 +90,21 @@ def _nginx_version() -> str | None:
     return f"nginx {found[1]}" if found else None
 
 
+def _redis_server(app: str, port: int, directory: Path) -> list[str]:
+    return [
+        "redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "",
+        "--appendonly", "no", "--dir", str(directory), "--daemonize", "no",
+    ]  # fmt: skip
+
+
+def _redis_server_version() -> str | None:
+    if shutil.which("redis-server") is None:
+        return None
+    said = subprocess.run(["redis-server", "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"v=(\S+)", said)
+    return f"redis-server {found[1]}" if found else None
+
+
 def _installed(*packages: str) -> Callable[[], str | None]:
     def version() -> str | None:
         try:
@@ -133,4 +149,13 @@ PEERS = [
         _nginx_version,
         MappingProxyType({"post": "nginx's `return` echoes no body"}),
     ),
+    Peer(REDIS, _script("redis_kv"), _installed("protoserve", "hiredis"), protocol="redis"),
+    Peer(
+        "hand-written",
+        _script("hand_written_redis"),
+        _installed("uvloop", "hiredis"),
+        protocol="redis",
+    ),
+    Peer("fakeredis", _script("fakeredis_server"), _installed("fakeredis"), protocol="redis"),
+    Peer("redis-server", _redis_server, _redis_server_version, protocol="redis"),
 ]
