@@ -425,8 +425,9 @@ class Communicator:
             else:
                 conn.readable = False
                 conn.eof = True
-                if conn.gone:
-                    # Both directions are down: not a client that still waits for replies.
+                if conn.gone and conn.transport.peer_gone():
+                    # Both directions are down (and it is not the event of a connection that
+                    # had the descriptor before):: not a client that still waits for replies.
                     self._close_locked(conn, "the peer is gone", errno.ECONNRESET)
                     return
                 conn.parser.feed_eof()

@@ -23,6 +23,9 @@ THREADS: Final = "threads"
 OWN_LOOP: Final = "loop"
 """The engine of coroutines outside a running loop: a thread with a loop of ours."""
 
+_COMPUTE_PATIENCE: Final = 0.5
+"""Seconds that a stop waits for compute threads, whose functions may take for ever."""
+
 Kind: TypeAlias = str | asyncio.AbstractEventLoop
 """THREADS, OWN_LOOP, or the running loop that is to drive the poller."""
 
@@ -91,6 +94,12 @@ class CommScheduler:
                     return engine
         return self.acquire_here()
 
+    def engine_here(self) -> Engine | None:
+        """The engine that the calling thread works for, if any; it is not held."""
+        ident = threading.get_ident()
+        with self._lock:
+            return next((e for e in self._engines.values() if e.owns(ident)), None)
+
     def release(self, engine: Engine) -> None:
         """Give back one hold; the last ends the engine. Never blocks."""
         with self._lock:
@@ -144,7 +153,8 @@ class CommScheduler:
             idle = not self._engines
         gone = [engine for engine in ending if engine.stop(timeout)]
         if idle:
-            self.executor.join(timeout)
+            # A function that runs on is nobody's to stop; idle threads end at once.
+            self.executor.join(timeout if service is None else _COMPUTE_PATIENCE)
         with self._lock:
             self._ending = [engine for engine in self._ending if engine not in gone]
         return len(gone) == len(ending)

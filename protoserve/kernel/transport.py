@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -25,6 +26,9 @@ class Transport(Protocol):
     """The same for several buffers (at most ``IOV_MAX``)."""
 
     def fileno(self) -> int: ...
+    def peer_gone(self) -> bool:
+        """Whether nothing that is sent could arrive any more. Must not block."""
+
     def shutdown_write(self) -> None:
         """Tell the peer that no more will be sent."""
 
@@ -47,6 +51,11 @@ class SocketTransport:
 
     def fileno(self) -> int:
         return self.sock.fileno()
+
+    def peer_gone(self) -> bool:
+        poll = select.poll()
+        poll.register(self.sock.fileno(), 0)
+        return any(mask & (select.POLLHUP | select.POLLERR) for _, mask in poll.poll(0))
 
     def shutdown_write(self) -> None:
         # The peer may be gone already; closing follows in any case.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from typing import Any, Final, Generic, TypeVar
 
 from protoserve.errors import UsageError
+from protoserve.kernel.scheduler import get_scheduler
 from protoserve.kernel.subtask import SubTask
 from protoserve.tasks.series import SeriesWork
 
@@ -100,6 +101,8 @@ class ResultTask(SubTask, Generic[T]):
 
         self._awaited = True
         series = SeriesWork(self)
+        # In a server's loop, a coroutine that is a part of the task belongs there too.
+        series.engine = get_scheduler().engine_here()
         # Not its callback: the failure is raised here, and not logged there.
         series.adopt(lambda _: loop.call_soon_threadsafe(arrived))
         series.start()

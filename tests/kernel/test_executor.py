@@ -1,0 +1,192 @@
+"""Executor: compute threads and fair queues."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from protoserve.kernel import executor as module
+from protoserve.kernel.executor import Executor
+
+PATIENCE = 10.0
+
+
+@pytest.fixture
+def executor() -> Iterator[Executor]:
+    executor = Executor(2)
+    yield executor
+    executor.linger(False)
+    assert executor.join(PATIENCE)
+    assert executor.threads == 0
+
+
+class Gate:
+    """A job that waits until it is opened."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self) -> None:
+        self.entered.set()
+        assert self.opened.wait(PATIENCE)
+
+
+def occupy(executor: Executor) -> list[Gate]:
+    """Gates that hold every thread."""
+    gates = [Gate() for _ in range(executor.max_threads)]
+    for n, gate in enumerate(gates):
+        executor.submit(f"gate {n}", gate)
+    for gate in gates:
+        assert gate.entered.wait(PATIENCE)
+    return gates
+
+
+def release(gates: list[Gate]) -> None:
+    for gate in gates:
+        gate.opened.set()
+
+
+def test_as_many_threads_as_processors() -> None:
+    assert Executor().max_threads >= 1
+
+
+def test_no_more_threads_than_allowed(executor: Executor) -> None:
+    gates = occupy(executor)
+    done = threading.Semaphore(0)
+    for _ in range(10):
+        executor.submit("", done.release)
+    assert executor.threads == 2
+    release(gates)
+    for _ in range(10):
+        assert done.acquire(timeout=PATIENCE)
+
+
+def test_threads_are_started_by_need(executor: Executor) -> None:
+    assert executor.threads == 0
+    gate = Gate()
+    executor.submit("", gate)
+    assert executor.threads == 1
+    assert gate.entered.wait(PATIENCE)
+    gate.opened.set()
+
+
+def test_one_queue_keeps_its_order() -> None:
+    executor = Executor(1)
+    notes: list[int] = []
+    for n in range(100):
+        executor.submit("", lambda n=n: notes.append(n))  # type: ignore[misc]
+    assert executor.join(PATIENCE)
+    assert notes == list(range(100))
+
+
+def test_queues_take_turns() -> None:
+    executor = Executor(1)
+    notes: list[str] = []
+    gates = occupy(executor)
+    for queue, jobs in (("long", 6), ("middle", 3), ("short", 1)):
+        for _ in range(jobs):
+            executor.submit(queue, lambda queue=queue: notes.append(queue))  # type: ignore[misc]
+    release(gates)
+    assert executor.join(PATIENCE)
+    assert notes == ["long", "middle", "short", "long", "middle", "long", "middle"] + ["long"] * 3
+
+
+def test_idle_threads_end_at_once_without_a_server(executor: Executor) -> None:
+    done = threading.Event()
+    executor.submit("", done.set)
+    assert done.wait(PATIENCE)
+    assert executor.join(PATIENCE)
+    assert executor.threads == 0
+
+
+def test_idle_threads_stay_while_a_server_runs(executor: Executor) -> None:
+    executor.linger(True)
+    idents: set[int] = set()
+    for _ in range(20):
+        done = threading.Event()
+
+        def job(done: threading.Event = done) -> None:
+            idents.add(threading.get_ident())
+            done.set()
+
+        executor.submit("", job)
+        assert done.wait(PATIENCE)
+    assert not executor.join(0.01)
+    assert len(idents) <= 2
+    executor.linger(False)
+    assert executor.join(PATIENCE)
+
+
+def test_idle_threads_end_in_the_end(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IDLE_TIME", 0.01)
+    executor.linger(True)
+    done = threading.Event()
+    executor.submit("", done.set)
+    assert done.wait(PATIENCE)
+    assert executor.join(PATIENCE)
+    executor.submit("", done.set)
+
+
+def test_two_jobs_for_one_idle_thread(executor: Executor) -> None:
+    """The second gets a thread of its own: the first may take for ever."""
+    executor.linger(True)
+    done = threading.Event()
+    executor.submit("", done.set)
+    assert done.wait(PATIENCE)
+    for _ in range(20):
+        gate, other = Gate(), threading.Event()
+        executor.submit("a", gate)
+        executor.submit("b", other.set)
+        assert other.wait(PATIENCE)
+        gate.opened.set()
+
+
+def test_idle_thread_and_a_job_that_submits(executor: Executor) -> None:
+    executor.linger(True)
+    done = threading.Event()
+    left = 1000
+
+    def job() -> None:
+        nonlocal left
+        left -= 1
+        if left:
+            executor.submit("", job)
+        else:
+            done.set()
+
+    executor.submit("", job)
+    assert done.wait(PATIENCE)
+
+
+def test_many_threads_submit(executor: Executor) -> None:
+    ran = threading.Semaphore(0)
+
+    def submit(n: int) -> None:
+        for _ in range(500):
+            executor.submit(str(n), ran.release)
+
+    threads = [threading.Thread(target=submit, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    for _ in range(2000):
+        assert ran.acquire(timeout=PATIENCE)
+
+
+def test_owns_and_join_in_a_job(executor: Executor) -> None:
+    notes: list[bool] = []
+    done = threading.Event()
+
+    def job() -> None:
+        notes.append(executor.owns(threading.current_thread()))
+        notes.append(executor.join(None))  # must not wait for itself
+        done.set()
+
+    executor.submit("", job)
+    assert done.wait(PATIENCE)
+    assert notes == [True, False]
+    assert not executor.owns(threading.current_thread())
