@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from protoserve.errors import ConfigError
+from protoserve.tasks.names import Names
 from protoserve.tasks.result import ResultTask
 
 T = TypeVar("T")
 
-_lock = threading.Lock()  # guards the counts, and _named
-_named: dict[str, list[CounterTask]] = {}
+_lock = threading.Lock()  # guards the counts
+_names: Names[CounterTask] = Names()
 
 
 class CounterTask(ResultTask[None]):
@@ -34,9 +35,8 @@ class CounterTask(ResultTask[None]):
         self.name = name
         if target == 0:
             self.complete()
-        elif name is not None:
-            with _lock:
-                _named.setdefault(name, []).append(self)
+        else:
+            _names.add(name, self)
 
     def count(self, n: int = 1) -> None:
         """Count ``n`` more, from any thread; more than the target does no harm."""
@@ -54,13 +54,7 @@ class CounterTask(ResultTask[None]):
         canceled: bool = False,
     ) -> bool:
         """Ends the task once, and its name."""
-        if self.name is not None:
-            with _lock:
-                tasks = _named.get(self.name, [])
-                if self in tasks:
-                    tasks.remove(self)
-                    if not tasks:
-                        del _named[self.name]
+        _names.discard(self.name, self)
         return super().complete(result, exception, canceled=canceled)
 
 
@@ -78,8 +72,7 @@ def counter(
 
 def count_by_name(name: str, n: int = 1) -> int:
     """Count every counter of that name. Returns how many there were. Any thread."""
-    with _lock:
-        tasks = list(_named.get(name, ()))
+    tasks = _names.find(name)
     for task in tasks:
         task.count(n)
     return len(tasks)

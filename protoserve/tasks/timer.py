@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from math import isfinite
 
@@ -10,10 +9,10 @@ from protoserve.errors import ConfigError
 from protoserve.kernel.engine import Engine
 from protoserve.kernel.poller import TimerEntry
 from protoserve.kernel.scheduler import get_scheduler
+from protoserve.tasks.names import Names
 from protoserve.tasks.result import ResultTask
 
-_names_lock = threading.Lock()  # guards _named
-_named: dict[str, set[TimerTask]] = {}
+_names: Names[TimerTask] = Names()
 
 
 class TimerTask(ResultTask[None]):
@@ -37,9 +36,7 @@ class TimerTask(ResultTask[None]):
         self.name = name
         self._engine: Engine | None = None
         self._entry: TimerEntry | None = None
-        if name is not None:
-            with _names_lock:
-                _named.setdefault(name, set()).add(self)
+        _names.add(name, self)
 
     def begin(self) -> None:
         """Set the clock."""
@@ -70,13 +67,7 @@ class TimerTask(ResultTask[None]):
         canceled: bool = False,
     ) -> bool:
         """Ends the task once, and its name."""
-        if self.name is not None:
-            with _names_lock:
-                tasks = _named.get(self.name)
-                if tasks is not None:
-                    tasks.discard(self)
-                    if not tasks:
-                        del _named[self.name]
+        _names.discard(self.name, self)
         return super().complete(result, exception, canceled=canceled)
 
     def _ring(self, _: object, __: int) -> None:
@@ -107,6 +98,4 @@ def timer(
 
 def cancel_by_name(name: str) -> int:
     """Cancel every timer of that name, begun or not. Returns how many. Any thread."""
-    with _names_lock:
-        tasks = list(_named.get(name, ()))
-    return sum(task.cancel() for task in tasks)
+    return sum(task.cancel() for task in _names.find(name))
