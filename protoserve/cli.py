@@ -253,7 +253,9 @@ def _run(args: argparse.Namespace) -> int:
     process = _load_application(args.application)
     given = {f.name: getattr(args, f.name) for f in fields(ServerParams) if f.name in args}
     try:
-        server = WFServer(spec, process, spec.params.replace(**given))
+        params = spec.params.replace(**given)
+        make = spec.server
+        server = WFServer(spec, process, params) if make is None else make(process, params)
         if args.access_log:
             _access_logger.setLevel(logging.INFO)
             server.subscribe(_log_access)

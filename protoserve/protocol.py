@@ -18,6 +18,7 @@ from protoserve.errors import ConfigError
 from protoserve.params import ServerParams
 
 if TYPE_CHECKING:
+    from protoserve.server import WFServer
     from protoserve.tasks.network import WFServerTask
 
 REQ = TypeVar("REQ")
@@ -132,6 +133,10 @@ class ProtocolSpec(Generic[REQ, RESP]):
     error_response: Callable[[], RESP] | None = None
     """Makes the response that is sent when a handler raised; ``None`` closes instead."""
 
+    server: Callable[[Callable[[Any], object], ServerParams], WFServer[REQ, RESP]] | None = None
+    """Makes a server of a handler and parameters, for the command line; ``None`` for a plain
+    ``WFServer``. For protocols that have a server class of their own."""
+
     params: ServerParams = field(default_factory=ServerParams)
     """The protocol's default parameters."""
 
@@ -153,7 +158,7 @@ class ProtocolSpec(Generic[REQ, RESP]):
                     f"protocol {self.name!r}: {what} must be callable, "
                     f"not {type(getattr(self, what)).__name__}"
                 )
-        for what in ("task", "error_response"):
+        for what in ("task", "error_response", "server"):
             value = getattr(self, what)
             if value is not None and not callable(value):
                 raise ConfigError(

@@ -97,8 +97,9 @@ OUTPUT_LIMIT: Final = 32 * 1024 * 1024
 class CommConnection:
     """One peer (the article's ``CommConnection`` and ``WFConnection``).
 
-    Users see ``peername``, ``context``, ``closed``, ``closing``, ``seq``,
-    ``on_close`` and ``close``; they may be used from any thread. Everything else is the
+    Users see ``peername``, ``context``, ``closed``, ``peer_ended``, ``closing``, ``seq``,
+    ``on_close``, ``push`` and ``close``; they may be used from any thread. ``parser`` is
+    the protocol's own, for its tasks while a request is in their hands. Everything else is the
     communicator's and guarded by ``lock``. Handlers, callbacks and observers run without
     the lock; parsers and ``message_out`` run under it.
     """
@@ -218,6 +219,12 @@ class CommConnection:
     def closed(self) -> bool:
         """Whether the connection is known to be closed: a reply would not arrive."""
         return self.state is CLOSED
+
+    @property
+    def peer_ended(self) -> bool:
+        """Whether the peer has ended its sending side: it will ask for nothing more, and
+        may have closed, which over TCP looks the same."""
+        return self.eof
 
     @property
     def closing(self) -> bool:

@@ -40,6 +40,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "hookspecs": {"pluggy"},
     "plugins": {"pluggy"},
     "protoserve_http": {"httptools", "multidict"},
+    "protoserve_redis": {"hiredis"},
 }
 
 

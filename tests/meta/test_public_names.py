@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-PACKAGES = ["protoserve", "protoserve_http"]
+PACKAGES = ["protoserve", "protoserve_http", "protoserve_redis"]
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -1,0 +1,52 @@
+"""Redis' protocol, RESP2 and RESP3, for protoserve."""
+
+from protoserve_redis.commands import Command, CommandTable
+from protoserve_redis.glob import Glob, glob
+from protoserve_redis.messages import RedisRequest, RedisResponse
+from protoserve_redis.parser import RedisParser
+from protoserve_redis.serialiser import encode
+from protoserve_redis.server import REDIS_SPEC, RedisServerTask, WFRedisServer, WFRedisTask
+from protoserve_redis.session import RedisSession, session_of
+from protoserve_redis.values import (
+    NO_REPLY,
+    NULL_ARRAY,
+    OK,
+    PONG,
+    QUEUED,
+    Attributed,
+    BigNumber,
+    Push,
+    Raw,
+    RedisError,
+    SimpleString,
+    Verbatim,
+)
+
+__all__ = [
+    "NO_REPLY",
+    "NULL_ARRAY",
+    "OK",
+    "PONG",
+    "QUEUED",
+    "REDIS_SPEC",
+    "Attributed",
+    "BigNumber",
+    "Command",
+    "CommandTable",
+    "Glob",
+    "Push",
+    "Raw",
+    "RedisError",
+    "RedisParser",
+    "RedisRequest",
+    "RedisResponse",
+    "RedisServerTask",
+    "RedisSession",
+    "SimpleString",
+    "Verbatim",
+    "WFRedisServer",
+    "WFRedisTask",
+    "encode",
+    "glob",
+    "session_of",
+]

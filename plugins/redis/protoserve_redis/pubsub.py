@@ -1,0 +1,172 @@
+"""Publish/subscribe: the registry of subscriptions and its commands."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from protoserve_redis.glob import glob
+from protoserve_redis.serialiser import encode
+from protoserve_redis.session import RedisSession, session_of
+from protoserve_redis.values import NO_REPLY, Push, Raw, RedisError
+
+if TYPE_CHECKING:
+    from protoserve import CommConnection
+    from protoserve_redis.commands import CommandTable
+
+_Receivers = dict[bytes, dict["CommConnection", RedisSession]]
+
+
+class Subscriptions:
+    """Who is subscribed to what. Any thread.
+
+    Confirmations and messages are pushed under one lock, so that every subscriber gets its
+    confirmation first, nothing after that of its leaving, and messages in one order. A push
+    can close a connection, whose callbacks may come back here or to the table: hence it is
+    the table's lock, and re-entrant.
+    """
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self.lock = lock
+        self.channels: _Receivers = {}
+        self.patterns: _Receivers = {}
+
+    def publish(self, channel: bytes, message: bytes) -> int:
+        """Push the message to all subscribers; the number of deliveries."""
+        count = 0
+        with self.lock:
+            receivers = self.channels.get(channel)
+            if receivers:
+                count += _deliver(receivers, Push([b"message", channel, message]))
+            for pattern in list(self.patterns):
+                if glob(pattern).match(channel):
+                    count += _deliver(
+                        self.patterns.get(pattern, {}),
+                        Push([b"pmessage", pattern, channel, message]),
+                    )
+        return count
+
+    def change(
+        self,
+        connection: CommConnection,
+        session: RedisSession,
+        kind: str,
+        names: tuple[bytes, ...],
+    ) -> Any:
+        """(P)SUBSCRIBE and (P)UNSUBSCRIBE. The confirmations are pushed; within EXEC they
+        are the value, since they belong into its array."""
+        by_pattern = kind.startswith("p")
+        registry = self.patterns if by_pattern else self.channels
+        own = session.patterns if by_pattern else session.channels
+        leaving = kind.endswith("unsubscribe")
+        with self.lock:
+            replies = []
+            for name in names or (tuple(own) if leaving else ()) or (None,):
+                if name is None:
+                    pass
+                elif not leaving:
+                    own[name] = None
+                    registry.setdefault(name, {})[connection] = session
+                else:
+                    own.pop(name, None)
+                    _remove(registry, name, connection)
+                total = len(session.channels) + len(session.patterns)
+                replies.append(encode(Push([kind.encode(), name, total]), session.protocol))
+            session.update()
+            data = b"".join(replies)
+            if session.executing:
+                value: Any = Raw(data)
+            else:
+                connection.push(data)
+                value = NO_REPLY
+        if connection.closed:
+            self.drop(connection, session)
+        return value
+
+    def drop(self, connection: CommConnection, session: RedisSession) -> None:
+        """Forget the subscriptions of a connection, without a word to it."""
+        if not session.subscribed:
+            return  # nearly always; then the thread that polls need not wait for the lock
+        with self.lock:
+            for name in session.channels:
+                _remove(self.channels, name, connection)
+            for name in session.patterns:
+                _remove(self.patterns, name, connection)
+            session.channels.clear()
+            session.patterns.clear()
+            session.update()
+
+
+def _deliver(receivers: dict[CommConnection, RedisSession], message: Push) -> int:
+    encoded: dict[int, bytes] = {}
+    count = 0
+    for connection, session in list(receivers.items()):
+        data = encoded.get(session.protocol)
+        if data is None:
+            data = encoded[session.protocol] = encode(message, session.protocol)
+        count += connection.push(data)
+    return count
+
+
+def _remove(registry: _Receivers, name: bytes, connection: CommConnection) -> None:
+    receivers = registry.get(name)
+    if receivers is not None:
+        receivers.pop(connection, None)
+        if not receivers:
+            del registry[name]
+
+
+def register(table: CommandTable) -> None:
+    """Put SUBSCRIBE, PUBLISH and their kin into a table."""
+    subscriptions = table.subscriptions
+    flags = ("pubsub", "noscript", "loading", "stale")
+
+    def changing(kind: str, arity: int, summary: str) -> None:
+        def change(task: Any, *names: bytes) -> Any:
+            return subscriptions.change(task.connection, session_of(task), kind, names)
+
+        table.command(
+            kind, arity, flags, group="pubsub", summary=summary, since="2.0.0", complexity="O(N)"
+        )(change)
+
+    changing("subscribe", -2, "Listens for messages published to channels.")
+    changing("psubscribe", -2, "Listens for messages published to channels by pattern.")
+    changing("unsubscribe", -1, "Stops listening to messages posted to channels.")
+    changing("punsubscribe", -1, "Stops listening to messages by pattern.")
+
+    @table.command(
+        "PUBLISH",
+        3,
+        ("pubsub", "loading", "stale", "fast"),
+        group="pubsub",
+        summary="Posts a message to a channel.",
+        since="2.0.0",
+    )
+    def publish(task: Any, channel: bytes, message: bytes) -> int:
+        return subscriptions.publish(channel, message)
+
+    about = ("pubsub", "loading", "stale")
+
+    @table.command("PUBSUB|CHANNELS", -2, about, group="pubsub", since="2.8.0")
+    def channels(task: Any, *patterns: bytes) -> list[bytes]:
+        if len(patterns) > 1:
+            raise RedisError(
+                "ERR unknown subcommand or wrong number of arguments for 'CHANNELS'. "
+                "Try PUBSUB HELP."
+            )
+        with subscriptions.lock:
+            names = list(subscriptions.channels)
+        return [name for name in names if not patterns or glob(patterns[0]).match(name)]
+
+    @table.command("PUBSUB|NUMSUB", -2, about, group="pubsub", since="2.8.0")
+    def numsub(task: Any, *names: bytes) -> list[bytes | int]:
+        with subscriptions.lock:
+            return [
+                item
+                for name in names
+                for item in (name, len(subscriptions.channels.get(name, ())))
+            ]
+
+    @table.command("PUBSUB|NUMPAT", 2, about, group="pubsub", since="2.8.0")
+    def numpat(task: Any) -> int:
+        return len(subscriptions.patterns)

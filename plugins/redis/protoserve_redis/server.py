@@ -1,0 +1,89 @@
+"""RedisServerTask, the task of a command, and WFRedisServer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from protoserve import MessageOut, ProtocolSpec, ServerParams, WFServer, WFServerTask
+from protoserve_redis.messages import RedisRequest, RedisResponse
+from protoserve_redis.parser import RedisParser
+from protoserve_redis.serialiser import message_out
+from protoserve_redis.values import RedisError
+
+
+class RedisServerTask(WFServerTask[RedisRequest, RedisResponse]):
+    """One command and its reply."""
+
+    __slots__ = ()
+
+    def message_out(self) -> MessageOut:
+        """The reply's bytes, none for ``NO_REPLY``.
+
+        Raises ``TypeError`` and ``ValueError`` for a value that cannot be sent.
+        """
+        return message_out(self.resp)
+
+    def limit_unauthenticated(self, limited: bool) -> None:
+        """Hold the peer to Redis' narrow limits, 10 arguments of 16 KiB, until it has said
+        who it is; ``limited`` is whether that is still to come. To be called while this
+        command runs; it counts from the next one on."""
+        parser = self.connection.parser
+        if isinstance(parser, RedisParser):
+            parser.authenticated = not limited
+
+
+WFRedisTask: TypeAlias = RedisServerTask
+"""What ``process`` is called with."""
+
+
+def error_response() -> RedisResponse:
+    """The reply when a command raised; it tells nothing about the reason."""
+    return RedisResponse(RedisError("ERR internal error"))
+
+
+def make_server(process: Callable[[WFRedisTask], object], params: ServerParams) -> WFRedisServer:
+    """What the ``protoserve`` command runs."""
+    return WFRedisServer(process, params)
+
+
+REDIS_SPEC: Final = ProtocolSpec[RedisRequest, RedisResponse](
+    name="redis",
+    message_in=RedisParser,
+    message_out=message_out,
+    response=RedisResponse,
+    task=RedisServerTask,
+    error_response=error_response,
+    server=make_server,
+    params=ServerParams(
+        keep_alive_timeout=300.0,  # Redis' documentation of `timeout` suggests it
+        request_size_limit=64 * 1024 * 1024,
+        max_pipelined=1024,
+    ),
+    url_scheme="redis",
+    url_scheme_tls="rediss",
+)
+"""Redis' protocol, RESP2 and RESP3, as the ``protoserve`` command and ``WFRedisServer``
+use it."""
+
+
+class WFRedisServer(WFServer[RedisRequest, RedisResponse]):
+    """A server that speaks Redis' protocol.
+
+    ``process(task)`` sets ``task.resp.value`` from ``task.req.args``; a ``CommandTable``
+    is one. ``params`` defaults to ``REDIS_SPEC.params``. Where ``process`` has an
+    attribute ``requires_authentication`` that is true, a new connection is held to Redis'
+    narrow limits until ``task.limit_unauthenticated(False)``.
+    """
+
+    def __init__(
+        self,
+        process: Callable[[WFRedisTask], object],
+        params: ServerParams | None = None,
+    ) -> None:
+        super().__init__(REDIS_SPEC, process, params)
+
+    def new_parser(self) -> RedisParser:
+        """The parser of a new connection."""
+        limited = bool(getattr(self.process, "requires_authentication", False))
+        return RedisParser(self.params, authenticated=not limited)

@@ -1,0 +1,177 @@
+"""MULTI, EXEC, DISCARD, WATCH and UNWATCH: a part that a table switches on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from protoserve_redis.session import RedisSession, Transaction, session_of
+from protoserve_redis.values import NULL_ARRAY, OK, RedisError
+
+if TYPE_CHECKING:
+    from protoserve_redis.commands import Command, CommandTable
+
+
+class Watches:
+    """Which sessions watch which keys. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watchers: dict[tuple[int, bytes], set[RedisSession]] = {}
+
+    def watch(self, session: RedisSession, keys: tuple[bytes, ...]) -> None:
+        """Watch keys of the session's database."""
+        with self._lock:
+            for key in keys:
+                place = (session.db, key)
+                session.watched.add(place)
+                self._watchers.setdefault(place, set()).add(session)
+
+    def touch(self, db: int | None, key: bytes | None) -> None:
+        """Mark the sessions that watch a key; None stands for all databases or keys."""
+        if not self._watchers:
+            return
+        with self._lock:
+            if db is not None and key is not None:
+                places = [(db, key)] if (db, key) in self._watchers else []
+            else:
+                places = [p for p in self._watchers if db is None or p[0] == db]
+            for place in places:
+                for session in self._watchers[place]:
+                    session.dirty = True
+
+    def drop(self, session: RedisSession) -> None:
+        """Watch nothing any more."""
+        if not session.watched and not session.dirty:
+            return
+        with self._lock:
+            for place in session.watched:
+                watchers = self._watchers.get(place)
+                if watchers is not None:
+                    watchers.discard(session)
+                    if not watchers:
+                        del self._watchers[place]
+            session.watched.clear()
+            session.dirty = False
+
+
+def end_transaction(table: CommandTable, session: RedisSession) -> None:
+    """Forget what was queued and watched."""
+    session.transaction = None
+    session.update()
+    table.watches.drop(session)
+
+
+def register(table: CommandTable) -> None:
+    """Put the transaction commands into a table."""
+    flags = ("noscript", "loading", "stale", "fast")
+
+    @table.command(
+        "MULTI", 1, flags, group="transactions", summary="Starts a transaction.", since="1.2.0"
+    )
+    def multi(task: Any) -> Any:
+        session = session_of(task)
+        if session.transaction is not None:
+            raise RedisError("ERR MULTI calls can not be nested")
+        session.transaction = Transaction()
+        session.update()
+        return OK
+
+    @table.command(
+        "DISCARD", 1, flags, group="transactions", summary="Discards a transaction.", since="2.0.0"
+    )
+    def discard(task: Any) -> Any:
+        session = session_of(task)
+        if session.transaction is None:
+            raise RedisError("ERR DISCARD without MULTI")
+        end_transaction(table, session)
+        return OK
+
+    @table.command(
+        "WATCH",
+        -2,
+        flags,
+        keys=(1, -1, 1),
+        group="transactions",
+        summary="Monitors changes to keys to determine the execution of a transaction.",
+        since="2.2.0",
+    )
+    def watch(task: Any, *keys: bytes) -> Any:
+        session = session_of(task)
+        if session.transaction is not None:
+            raise RedisError("ERR WATCH inside MULTI is not allowed")
+        table.watches.watch(session, keys)
+        if task.closed:
+            table.watches.drop(session)  # its closing may have been seen before
+        return OK
+
+    @table.command(
+        "UNWATCH", 1, flags, group="transactions", summary="Forgets watched keys.", since="2.2.0"
+    )
+    def unwatch(task: Any) -> Any:
+        table.watches.drop(session_of(task))
+        return OK
+
+    @table.command(
+        "EXEC",
+        1,
+        ("noscript", "loading", "stale", "skip_slowlog"),
+        group="transactions",
+        summary="Executes all commands in a transaction.",
+        since="1.2.0",
+    )
+    def execute(task: Any) -> Any:
+        session = session_of(task)
+        transaction = session.transaction
+        if transaction is None:
+            raise RedisError("ERR EXEC without MULTI")
+        dirty = session.dirty
+        end_transaction(table, session)
+        if transaction.broken:
+            raise RedisError("EXECABORT Transaction discarded because of previous errors.")
+        if dirty:
+            return NULL_ARRAY
+        values: list[Any] = []
+        session.executing = True
+        waiting = None
+        try:
+            # Without an async command this runs under the table's lock: nobody is between.
+            for index, (command, args) in enumerate(transaction.commands):
+                value = table.run(task, command, args)
+                if isinstance(value, Coroutine):
+                    waiting = _rest(table, task, values, value, transaction.commands[index + 1 :])
+                    return waiting
+                values.append(value)
+            return values
+        finally:
+            if waiting is None:
+                session.executing = False
+
+
+async def _rest(
+    table: CommandTable,
+    task: Any,
+    values: list[Any],
+    value: Any,
+    commands: list[tuple[Command, list[bytes]]],
+) -> list[Any]:
+    """Go on with a transaction at a command that is a coroutine."""
+    session = session_of(task)
+    try:
+        values.append(await _outcome(value))
+        for command, args in commands:
+            value = table.run(task, command, args)
+            if isinstance(value, Coroutine):
+                value = await _outcome(value)
+            values.append(value)
+        return values
+    finally:
+        session.executing = False
+
+
+async def _outcome(value: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        return await value
+    except RedisError as error:
+        return error

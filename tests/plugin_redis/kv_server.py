@@ -1,0 +1,112 @@
+"""What the tests of the example share: its server, a real one, and a client for bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hiredis
+import pytest
+from protoserve_redis import WFRedisServer
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 20.0
+"""Seconds until something that has to happen counts as missing."""
+
+_NOT_YET = object()
+
+
+def tool(name: str) -> str:
+    """The path of one of Redis' programs. Skips the test without it, fails it in CI."""
+    path = shutil.which(name)
+    if path is None:
+        reason = f"{name} is not installed (Debian: redis-server, redis-tools)"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
+
+
+@contextlib.contextmanager
+def example() -> Iterator[int]:
+    """The example, empty, on some port."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))  # as `protoserve run` does with the current folder
+        kv: Any = importlib.import_module("examples.redis_kv")
+    store: Any = importlib.import_module("examples.redis_kv.store")
+    for database in store.databases:
+        database.clear()
+    with WFRedisServer(kv.commands).start("127.0.0.1", 0) as server:
+        yield server.address[1]
+
+
+@contextlib.contextmanager
+def real() -> Iterator[int]:
+    """A redis-server that keeps nothing, on some port."""
+    program = tool("redis-server")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except ConnectionRefusedError:
+                assert process.poll() is None, "redis-server did not start"
+                assert time.monotonic() < end, "redis-server does not answer"
+                time.sleep(0.01)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def packed(*words: bytes | str) -> bytes:
+    """A command as clients send it."""
+    parts = [word.encode() if isinstance(word, str) else word for word in words]
+    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(p), p) for p in parts)
+
+
+class Wire:
+    """A connection that sends bytes and reads whole replies, as bytes."""
+
+    def __init__(self, port: int) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._reader = hiredis.Reader(notEnoughData=_NOT_YET)
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def ask(self, data: bytes, replies: int = 1) -> bytes:
+        """What is answered to ``data``."""
+        self.sock.sendall(data)
+        return self.answer(replies)
+
+    def answer(self, replies: int = 1) -> bytes:
+        """The next so many replies."""
+        seen = bytearray()
+        while replies:
+            data = self.sock.recv(65536)
+            assert data, f"the connection closed after {bytes(seen)!r}"
+            seen += data
+            self._reader.feed(data)
+            while replies and self._reader.gets() is not _NOT_YET:
+                replies -= 1
+        return bytes(seen)

@@ -1,0 +1,120 @@
+"""WFRedisServer over loopback with a handler of its own, no command table."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from protoserve_redis import (
+    NO_REPLY,
+    OK,
+    REDIS_SPEC,
+    RedisError,
+    RedisRequest,
+    WFRedisServer,
+    WFRedisTask,
+    plugin,
+)
+from redis_exchanges import command
+
+
+class Handler:
+    """Echoes; its connections have to authenticate where ``requires_authentication``."""
+
+    def __init__(self, requires_authentication: bool = False) -> None:
+        self.requires_authentication = requires_authentication
+
+    def __call__(self, task: WFRedisTask) -> None:
+        match task.req.name:
+            case "QUIT":
+                task.set_keep_alive(0)
+                task.resp.value = OK
+            case "RAISE":
+                raise RuntimeError("a secret")
+            case "ERROR":
+                task.resp.value = RedisError("ERR wrong")
+            case "OBJECT":
+                task.resp.value = object()
+            case "SILENT":
+                task.resp.value = NO_REPLY
+            case "AUTH":
+                task.limit_unauthenticated(False)
+                task.resp.value = OK
+            case "MAP":
+                task.resp.protocol = 3
+                task.resp.value = {"a": len(task.req.args)}
+            case _:
+                task.resp.value = task.req.args
+
+
+@pytest.fixture
+def server() -> Iterator[WFRedisServer]:
+    with WFRedisServer(Handler()).start("127.0.0.1", 0) as server:
+        yield server
+
+
+def talk(server: WFRedisServer, data: bytes) -> bytes:
+    """Everything the server answers to ``data`` until it closes."""
+    with socket.create_connection(server.address, timeout=10) as sock:
+        sock.sendall(data)
+        return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+QUIT = command(b"QUIT")
+
+
+def test_pipelined_in_order_then_quits(server: WFRedisServer) -> None:
+    requests = [command(b"ECHO", b"%d" % i) for i in range(2000)]
+    assert talk(server, b"".join(requests) + QUIT + b"rest") == b"".join(requests) + b"+OK\r\n"
+
+
+def test_inline_and_large(server: WFRedisServer) -> None:
+    large = command(b"ECHO", b"\r\n" * 500_000)
+    assert talk(server, b"ping 'a b'\r\n" + large + b"quit\r\n") == (
+        command(b"ping", b"a b") + large + b"+OK\r\n"
+    )
+
+
+def test_protocol_of_the_reply(server: WFRedisServer) -> None:
+    assert talk(server, b"map x\r\nquit\r\n") == b"%1\r\n$1\r\na\r\n:2\r\n+OK\r\n"
+
+
+def test_no_reply(server: WFRedisServer) -> None:
+    assert talk(server, b"silent\r\nerror\r\nsilent\r\nquit\r\n") == b"-ERR wrong\r\n+OK\r\n"
+
+
+@pytest.mark.parametrize("name", [b"RAISE", b"OBJECT"])
+def test_failures_are_error_replies(
+    server: WFRedisServer, name: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert talk(server, command(name) + QUIT) == b"-ERR internal error\r\n+OK\r\n"
+    assert len(caplog.records) == 1
+
+
+def test_farewell_after_good_requests(server: WFRedisServer) -> None:
+    with socket.create_connection(server.address, timeout=10) as other:
+        assert talk(server, command(b"A") + b"*1\r\n*1\r\n") == (
+            command(b"A") + b"-ERR Protocol error: expected '$', got '*'\r\n"
+        )
+        other.sendall(command(b"B"))
+        assert other.recv(100) == command(b"B")
+
+
+def test_unauthenticated_limits() -> None:
+    with WFRedisServer(Handler(True)).start("127.0.0.1", 0) as server:
+        many = command(*[b"a"] * 11)
+        assert talk(server, command(b"A") + many) == (
+            command(b"A") + b"-ERR Protocol error: unauthenticated multibulk length\r\n"
+        )
+        assert talk(server, command(b"AUTH") + many + QUIT) == b"+OK\r\n" + many + b"+OK\r\n"
+
+
+def test_parameters_and_plugin() -> None:
+    server = WFRedisServer(Handler())
+    assert server.params is REDIS_SPEC.params
+    assert server.url_scheme == "redis"
+    registered: list[object] = []
+    plugin.protoserve_register_protocols(registered.append)
+    assert registered == [REDIS_SPEC]
+    assert repr(RedisRequest([b"get", b"k"])) == "<RedisRequest 'GET' with 1 arguments>"
