@@ -52,6 +52,9 @@ async def process(task: WFHttpTask) -> None:
         task.resp.status = 504
         task.resp.write("the upstream server took too long\n")
         return
+    except httpx.InvalidURL:
+        task.resp.status = 400
+        return
     except httpx.TransportError as error:
         task.resp.status = 502
         task.resp.write(f"the upstream server refuses: {error}\n")
@@ -61,6 +64,9 @@ async def process(task: WFHttpTask) -> None:
         return
     task.resp.status = upstream.status_code
     task.resp.headers = end_to_end([*upstream.headers.multi_items()])
+    if task.req.method == "HEAD" or upstream.status_code in (204, 205, 304):
+        await upstream.aclose()  # no body follows
+        return
     task.resp.body = relay(upstream)
 
 

@@ -66,6 +66,12 @@ class Carrier:
         run.send(None)
         self.task = host.loop.create_task(run)
 
+    @property
+    def fit(self) -> bool:
+        """Whether it can take a coroutine. A handler that kept ``current_task()`` may have
+        cancelled it long after."""
+        return not (self.task.done() or self.task.cancelling())
+
     def take(self, job: _Job) -> None:
         """Go on with the job, from its first wait."""
         self._job = job
@@ -172,7 +178,7 @@ class LoopEngine(Engine):
 
     def owns(self, ident: int) -> bool:
         # An ended thread's number is given to others.
-        return ident == self._ident and not self._ended.is_set()
+        return ident == self._ident and not self._ended.is_set() and not self.loop.is_closed()
 
     def stop(self, timeout: float | None) -> bool:
         if self.owns(threading.get_ident()):
@@ -210,6 +216,8 @@ class LoopEngine(Engine):
         if ready:
             self._turning = True
             assert self._spare is not None
+            if not self._spare.fit:
+                self._spare = self.new_carrier()
             _enter_task(self.loop, self._spare.task)
             try:
                 while ready:
@@ -263,7 +271,12 @@ class LoopEngine(Engine):
     def _replace_spare(self) -> None:
         assert self._spare is not None
         _leave_task(self.loop, self._spare.task)
-        self._spare = self._idle.pop() if self._idle else self.new_carrier()
+        while self._idle:
+            self._spare = self._idle.pop()
+            if self._spare.fit:
+                break
+        else:
+            self._spare = self.new_carrier()
         _enter_task(self.loop, self._spare.task)
 
     def new_carrier(self) -> Carrier:
@@ -327,16 +340,23 @@ class OwnLoopEngine(LoopEngine):
         super().__init__(scheduler, clock, None)
         self._thread = threading.Thread(target=self._run, name="protoserve-loop", daemon=True)
         self._started = threading.Event()
+        self._failure: BaseException | None = None
 
     def start(self) -> None:
         self._thread.start()
         self._started.wait()
+        if self._failure is not None:
+            raise self._failure
 
     def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 self._loop = runner.get_loop()
                 runner.run(self._main())
+        except BaseException as error:
+            if self._started.is_set():
+                log_callback_error()
+            self._failure = error
         finally:
             self._ended.set()
             self._started.set()

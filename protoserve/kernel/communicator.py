@@ -1002,10 +1002,10 @@ class Communicator:
             conn.finished.append((session, SYS_ERROR, error or errno.ECONNRESET))
         conn.unsent.clear()
         stream = conn.stream
-        if stream is not None and stream.begun:
+        if stream is not None:
             if stream.busy:
                 stream.cancel()  # whoever works on it drops it
-            else:
+            elif stream.begun:
                 self._drop_stream(conn)
         try:
             conn.parser.close()

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from protoserve.log import logger
+
 IDLE_TIME: Final = 5.0
 """Seconds an idle thread stays while a server runs; without one it ends at once."""
 
@@ -100,5 +102,8 @@ class Executor:
                     self._turns.append(queue)
                 else:
                     del self._queues[queue]
-            job()
+            try:
+                job()
+            except BaseException:
+                logger.exception("what follows a go task raised")
             del job

@@ -179,7 +179,11 @@ class CommScheduler:
             finally:
                 engine.release()
 
-        return engine.run_coroutine(coro, release)
+        try:
+            return engine.run_coroutine(coro, release)
+        except BaseException:
+            engine.release()
+            raise
 
     @staticmethod
     def reply(session: CommSession) -> bool:

@@ -131,6 +131,9 @@ class AsyncIteratorStream(Stream):
         pieces = self._pieces
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
+        if self.session.connection.closed:
+            # It closed a moment ago, when there was no task to cancel.
+            raise ConnectionResetError
         try:
             first = await anext(pieces, b"")
             if communicator.begin_stream(self, first, busy=True):

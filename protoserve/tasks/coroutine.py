@@ -37,7 +37,7 @@ class CoroutineTask(ResultTask[T], Generic[T]):
 
     def begin(self) -> None:
         """Start the coroutine."""
-        coro, self._coro = self._coro, None
+        coro = self._coro
         assert coro is not None
         engine = self.series.engine
         runner = get_scheduler() if engine is None else engine
@@ -49,6 +49,9 @@ class CoroutineTask(ResultTask[T], Generic[T]):
         self._value = await coro
 
     def _ended(self, exception: BaseException | None) -> None:
+        coro, self._coro = self._coro, None
+        if coro is not None:
+            coro.close()  # nothing to do, unless it was cancelled before its first step
         self.complete(self._value, exception)
 
     def interrupt(self) -> None:

@@ -89,7 +89,10 @@ class MailboxTask(ResultTask[T], Generic[T]):
         return self.complete(value)
 
     def fail(self, exception: BaseException) -> bool:
-        """End the task with an exception. Otherwise as ``send``."""
+        """End the task with an exception. Otherwise as ``send``. Raises ``TypeError`` for
+        what is none."""
+        if not isinstance(exception, BaseException):
+            raise TypeError(f"fail() takes an exception, not {type(exception).__name__}")
         return self.complete(exception=exception)
 
 

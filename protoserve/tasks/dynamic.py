@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import TypeVar
 
 from protoserve.kernel.subtask import SubTask
 from protoserve.tasks.result import ResultTask
+
+FUNCTION = TypeVar("FUNCTION", bound=Callable[..., object])
+
+
+def _checked(create: FUNCTION) -> FUNCTION:
+    if not callable(create) or inspect.iscoroutinefunction(create):
+        raise TypeError(f"expected a plain function that makes a task, not {create!r}")
+    return create
 
 
 class DynamicTask(ResultTask[None]):
@@ -15,7 +25,7 @@ class DynamicTask(ResultTask[None]):
 
     def __init__(self, create: Callable[[DynamicTask], SubTask]) -> None:
         super().__init__()
-        self._create = create
+        self._create = _checked(create)
 
     def begin(self) -> None:
         """Make the task."""
@@ -39,7 +49,7 @@ class RepeaterTask(ResultTask[int]):
         callback: Callable[[RepeaterTask], object] | None = None,
     ) -> None:
         super().__init__(callback)
-        self._create = create
+        self._create = _checked(create)
         self._times = 0
 
     @property

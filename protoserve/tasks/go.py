@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import inspect
 from collections.abc import Callable
 from math import inf
 from typing import Any, Generic, TypeVar
@@ -96,4 +97,10 @@ def go(
     not hold up a short one. ``limit``: seconds until the task ends with ``TimeoutError``.
     The function sees the caller's context variables.
     """
+    if not callable(function):
+        raise TypeError(f"go() takes a function, not {type(function).__name__}")
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(
+            "go() takes a plain function; for a coroutine use coroutine(...), or await it"
+        )
     return GoTask(lambda: function(*args, **kwargs), queue=queue, limit=limit, callback=callback)

@@ -281,6 +281,8 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             return True
         self._cancel = cancel
         self.server.waiting.add(self)
+        if self._series is not None and self._series.canceled:
+            self.cancel_coroutine()  # cancelled before there was something to cancel
         return False
 
     def _coroutine_ended(self, error: BaseException | None) -> None:
@@ -401,9 +403,9 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             raise UsageError(
                 "the peer does not keep up, and nobody waits for it: await task.push(...)"
             )
-        self._pushed = True
         if not communicator.push(conn, data, self):
             raise ConnectionResetError(errno.ECONNRESET, "the peer is gone")
+        self._pushed = True
         if conn.out_size < HIGH_WATER:
             return NO_WAIT
         if in_loop:
@@ -420,6 +422,11 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         await room(conn.communicator, conn)
         if conn.closed:
             raise ConnectionResetError(errno.ECONNRESET, "the peer is gone")
+
+    def interrupt(self) -> None:
+        """The series was cancelled while the reply is under way: it ends here."""
+        if self._stage == _REPLYING:
+            self.connection.close()
 
     def noreply(self) -> None:
         """Send no reply: the connection closes where it would have gone."""

@@ -23,7 +23,7 @@ _NOTHING: Final = object()
 class ResourceTask(ResultTask[T], Generic[T]):
     """Ends when it is given a resource, its result. Give it back with ``pool.post``."""
 
-    __slots__ = ("_pool",)
+    __slots__ = ("_pool", "_returned")
 
     def __init__(
         self,
@@ -32,6 +32,7 @@ class ResourceTask(ResultTask[T], Generic[T]):
     ) -> None:
         super().__init__(callback)
         self._pool = pool
+        self._returned = False
 
     def begin(self) -> None:
         """Take a resource, or queue for one."""
@@ -49,14 +50,26 @@ class ResourceTask(ResultTask[T], Generic[T]):
     def done(self) -> SubTask | None:
         """The callback, unless the series was cancelled: then nobody would ever give back
         what was handed out at that moment."""
-        resource = self._result
-        if resource is _NOTHING:
+        canceled = self.series.canceled
+        if self._result is _NOTHING:
             self._result = None
-        elif self.series.canceled:
-            self._canceled = True
-            self._result = None
-            self._pool.post(resource)
-        return super().done()
+        elif canceled:
+            self._give_back()
+        return self.end(canceled)
+
+    def abandoned(self) -> None:
+        """The coroutine that waited was cancelled, perhaps after the resource was given."""
+        if self.completed and self._result is not _NOTHING and not self._canceled:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        with self._pool._lock:
+            if self._returned:
+                return
+            self._returned = True
+        resource, self._result = self._result, None
+        self._canceled = True
+        self._pool.post(resource)
 
 
 class ResourcePool(Generic[T]):
@@ -67,6 +80,10 @@ class ResourcePool(Generic[T]):
     """
 
     def __init__(self, resources: int | Iterable[T]) -> None:
+        if isinstance(resources, (str, bytes)) or not isinstance(resources, (int, Iterable)):
+            raise ConfigError(
+                f"ResourcePool({resources!r}): expected a number, or an iterable of resources"
+            )
         if isinstance(resources, int):
             if isinstance(resources, bool) or resources < 1:
                 raise ConfigError(f"ResourcePool({resources!r}): expected at least 1")
@@ -88,8 +105,11 @@ class ResourcePool(Generic[T]):
         self._match()
 
     def run(self, create: Callable[[T], SubTask]) -> SubTask:
-        """A task that takes a resource, runs ``create(resource)``, and gives it back
-        however that ends."""
+        """A task that takes a resource, runs ``create(resource)``, a task, and gives the
+        resource back however that ends. Its own result is the resource; what the inner task
+        ends with is for that one's callback."""
+        if not callable(create):
+            raise TypeError(f"run() takes a function that makes a task, not {create!r}")
         from protoserve.tasks.parallel import ParallelWork
 
         def run_one(task: ResourceTask[T]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Generator
@@ -22,6 +23,11 @@ _COMPLETED: Final = 2
 _stages = threading.Lock()
 
 
+def _check_callback(callback: object) -> None:
+    if callback is not None and not callable(callback):
+        raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
+
+
 class ResultTask(SubTask, Generic[T]):
     """A task that ends once, with a result or an exception, and then calls its callback.
 
@@ -37,6 +43,7 @@ class ResultTask(SubTask, Generic[T]):
 
     def __init__(self, callback: Callable[[Any], object] | None = None) -> None:
         super().__init__()
+        _check_callback(callback)
         self.user_data: Any = None
         self._callback = callback
         self._stage = 0
@@ -74,7 +81,8 @@ class ResultTask(SubTask, Generic[T]):
     def set_callback(self, callback: Callable[[Any], object] | None) -> None:
         """Call ``callback(task)`` when the task has ended, on the thread where it did,
         before the next task of the series. A coroutine function's coroutine is run before
-        the next task too."""
+        the next task too. Raises ``TypeError`` for what is not callable."""
+        _check_callback(callback)
         self._callback = callback
 
     def start(self) -> SeriesWork:
@@ -99,17 +107,22 @@ class ResultTask(SubTask, Generic[T]):
             if not ended.done():
                 ended.set_result(None)
 
+        def finished(_: SeriesWork) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits
+                loop.call_soon_threadsafe(arrived)
+
         self._awaited = True
         series = SeriesWork(self)
         # In a server's loop, a coroutine that is a part of the task belongs there too.
         series.engine = get_scheduler().engine_here()
         # Not its callback: the failure is raised here, and not logged there.
-        series.adopt(lambda _: loop.call_soon_threadsafe(arrived))
+        series.adopt(finished)
         series.start()
         try:
             await ended
         except asyncio.CancelledError:
             series.cancel()
+            self.abandoned()
             raise
         if series.failure is not None:
             raise series.failure
@@ -118,6 +131,9 @@ class ResultTask(SubTask, Generic[T]):
         return self.result
 
     # -- for kinds of tasks ------------------------------------------------------------
+
+    def abandoned(self) -> None:
+        """The coroutine that waited was cancelled; the result, if there is one, is nobody's."""
 
     def begin(self) -> None:
         """Start the work; ``complete`` is called when it has ended. May have ended before."""
@@ -168,9 +184,14 @@ class ResultTask(SubTask, Generic[T]):
 
     def done(self) -> SubTask | None:
         """The callback, then the next task of the series."""
+        return self.end(self.series.canceled)
+
+    def end(self, canceled: bool) -> SubTask | None:
+        """``done``, once it is known whether the series was cancelled: then, or when the
+        task could not begin, the callback is not called."""
         series = self.series
         callback, self._callback = self._callback, None
-        if callback is not None and not series.canceled:
+        if callback is not None and not canceled and self.completed:
             outcome = callback(self)
             if inspect.iscoroutine(outcome):
                 from protoserve.tasks.coroutine import CoroutineTask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -91,7 +92,10 @@ class SeriesWork:
         self._push(task, front=True)
 
     def set_callback(self, callback: Callable[[SeriesWork], object] | None) -> None:
-        """Call ``callback(series)`` when all tasks are done, on the thread of the last."""
+        """Call ``callback(series)`` when all tasks are done, on the thread of the last.
+        Raises ``TypeError`` for what is not callable."""
+        if callback is not None and not callable(callback):
+            raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
         self._callback = callback
 
     def cancel(self) -> None:
@@ -217,11 +221,17 @@ class SeriesWork:
             except BaseException:
                 logger.exception("the callback of a series raised")
         if self._adopter is not None:
-            self._adopter(self)
+            try:
+                self._adopter(self)
+            except BaseException:
+                logger.exception("the task that has a series as its part raised")
 
     def _adopt(self, task: SubTask) -> None:
         if not isinstance(task, SubTask):
-            raise TypeError(f"a series takes SubTasks, not {type(task).__name__}")
+            hint = "; wrap it: coroutine(...)" if inspect.iscoroutine(task) else ""
+            if inspect.iscoroutine(task):
+                task.close()
+            raise TypeError(f"a series takes SubTasks, not {type(task).__name__}{hint}")
         if task._series is not None:
             raise UsageError(
                 f"{type(task).__name__} is in a series already; make a new task for each"

@@ -72,9 +72,11 @@ class TimerTask(ResultTask[None]):
 
     def _ring(self, _: object, __: int) -> None:
         engine, self._engine = self._engine, None
-        self.complete()
-        if engine is not None:
-            engine.release()
+        try:
+            self.complete()
+        finally:
+            if engine is not None:
+                engine.release()
 
     def _stop_clock(self) -> None:
         entry, engine = self._entry, self._engine
