@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from protoserve import get_scheduler
 
 _FDS = Path("/proc/self/fd")
 _PATIENCE = 5.0
+
+# libuv's first loop opens a pipe that the process keeps.
+uvloop.new_event_loop().close()
 
 
 def _descriptors() -> set[tuple[str, str]]:

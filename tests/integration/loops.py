@@ -20,9 +20,6 @@ OWN = ["own uvloop", "own asyncio"]
 RUNNING = ["running uvloop", "running asyncio"]
 PLACES = OWN + RUNNING
 
-# libuv's first loop opens a pipe that the process keeps.
-uvloop.new_event_loop().close()
-
 
 @contextlib.contextmanager
 def serving(
