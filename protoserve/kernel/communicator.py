@@ -826,7 +826,8 @@ class Communicator:
         finished = conn.finished
         if not out:
             for session, _ in unsent:
-                finished.append((session, SUCCESS, 0))
+                if not session.end_quietly():
+                    finished.append((session, SUCCESS, 0))
             unsent.clear()
         else:
             sent_end = conn.out_end - conn.out_size

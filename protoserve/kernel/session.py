@@ -60,6 +60,11 @@ class CommSession(ABC):
         """The reply's bytes. Called once, under the connection's lock: it must not block
         and not call the connection."""
 
+    def end_quietly(self) -> bool:
+        """Instead of ``handle(SUCCESS, 0)``, where no user code hangs on it: note it and
+        return True. Called under the connection's lock. By default False: ``handle`` it is."""
+        return False
+
     def reply_failed(self, error: BaseException | None) -> None:
         """``reply`` had returned, but the first piece of an async iterator could not be
         had, or the peer has gone (``None``). The session may reply otherwise."""

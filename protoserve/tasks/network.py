@@ -227,16 +227,25 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             if self.server.observers:
                 self._started = time.monotonic()
             if self.run_process():
-                self._processed()
+                series = self._series
+                if series is None:
+                    self.dispatch()
+                else:
+                    series.first_done()  # type: ignore[attr-defined]
             return
         self.state = state
         self.error = error
         if error == errno.ETIMEDOUT:
             self.timeout_reason = TRANSMIT_TIMEOUT
-        if self._series is None and self._callback is None and not self.server.observers:
-            self._stage = _OVER  # what subtask_done() comes to
-        else:
-            self.subtask_done()
+        self.subtask_done()
+
+    def end_quietly(self) -> bool:
+        """The reply is sent, and nobody is to be told."""
+        if self._series is not None or self._callback is not None or self.server.observers:
+            return False
+        self.state = SUCCESS
+        self._stage = _OVER
+        return True
 
     # -- the task ----------------------------------------------------------------------
 
