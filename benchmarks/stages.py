@@ -11,13 +11,12 @@ import timeit
 from collections.abc import Callable
 from typing import Any
 
-from protoserve_http import WFHttpServer, WFHttpTask
-
 from benchmarks.processes import SERVER_CORE
 from benchmarks.workloads import echo_request
 from examples.http_echo import process
 from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.poller import READABLE, Poller
+from protoserve_http import WFHttpServer, WFHttpTask
 
 _RUNS = 10_000
 _REPEATS = 9

@@ -7,9 +7,8 @@ Run one with ``protoserve run http examples.async_reply:with_tasks`` or
 import asyncio
 import hashlib
 
-from protoserve_http import WFHttpTask
-
 from protoserve import go, timer
+from protoserve_http import WFHttpTask
 
 
 def digest(data: bytes) -> str:

@@ -7,9 +7,8 @@ Run it with ``python examples/http_echo.py [port]`` or
 import sys
 from html import escape
 
-from protoserve_http import WFHttpServer, WFHttpTask
-
 from protoserve import BindError
+from protoserve_http import WFHttpServer, WFHttpTask
 
 
 def process(task: WFHttpTask) -> None:

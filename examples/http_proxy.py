@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from weakref import WeakKeyDictionary
 
 import httpx
+
 from protoserve_http import WFHttpTask
 
 UPSTREAM = os.environ.get("UPSTREAM", "http://127.0.0.1:9000")

@@ -2,9 +2,8 @@
 
 import sys
 
-from protoserve_http import WFHttpServer, WFHttpTask
-
 from examples.http_echo import process as echo
+from protoserve_http import WFHttpServer, WFHttpTask
 
 
 def plaintext(task: WFHttpTask) -> None:

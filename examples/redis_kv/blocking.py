@@ -9,13 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from protoserve_redis import NO_REPLY, NULL_ARRAY, RedisError, session_of
-
 from examples.redis_kv.arguments import real
 from examples.redis_kv.lists import SIDES, move, side
 from examples.redis_kv.store import Database, List, command, lock
 from examples.redis_kv.waiting import NOTHING, Waiter
 from protoserve import CommConnection, mailbox, timer
+from protoserve_redis import NO_REPLY, NULL_ARRAY, RedisError, session_of
 
 FLAGS = "write denyoom blocking"
 

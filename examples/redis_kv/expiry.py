@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from protoserve_redis import RedisError
-
 from examples.redis_kv.arguments import INT_MAX, INT_MIN, integer
 from examples.redis_kv.store import Database, command, now_ms
+from protoserve_redis import RedisError
 
 
 def _setter(name: str, unit: int, *, relative: bool) -> None:

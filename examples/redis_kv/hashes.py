@@ -5,10 +5,9 @@ from __future__ import annotations
 from math import isinf
 from typing import Any
 
-from protoserve_redis import OK, RedisError
-
 from examples.redis_kv.arguments import INT_MAX, INT_MIN, added, integer, real
 from examples.redis_kv.store import Database, command
+from protoserve_redis import OK, RedisError
 
 Fields = dict[bytes, bytes]
 

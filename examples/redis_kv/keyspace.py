@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from protoserve_redis import OK, RedisError, SimpleString, glob
-
 from examples.redis_kv.arguments import SYNTAX, integer
 from examples.redis_kv.sorted_set import SortedSet
 from examples.redis_kv.store import TYPES, Database, List, command, databases
+from protoserve_redis import OK, RedisError, SimpleString, glob
 
 NO_KEY = "ERR no such key"
 

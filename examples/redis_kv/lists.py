@@ -5,10 +5,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from protoserve_redis import NULL_ARRAY, OK, RedisError
-
 from examples.redis_kv.arguments import SYNTAX, integer, positive, span
 from examples.redis_kv.store import Database, List, command
+from protoserve_redis import NULL_ARRAY, OK, RedisError
 
 SIDES = {b"LEFT": "left", b"RIGHT": "right"}
 

@@ -12,11 +12,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection
 from typing import Any
 
-from protoserve_redis import RedisError, glob
-
 from examples.redis_kv.arguments import NOT_AN_INTEGER, SYNTAX, integer
 from examples.redis_kv.sorted_set import SortedSet
 from examples.redis_kv.store import TYPES, Database, command
+from protoserve_redis import RedisError, glob
 
 MASK = 2**62 - 1
 MOST_ORDERS = 64

@@ -11,10 +11,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from protoserve_redis import OK, RedisError
-
 from examples.redis_kv.arguments import integer
 from examples.redis_kv.store import Database, command, now_ms
+from protoserve_redis import OK, RedisError
 
 NO_SCRIPT = "NOSCRIPT No matching script. Please use EVAL."
 

@@ -6,9 +6,8 @@ import os
 import time
 from typing import Any
 
-from protoserve_redis import OK, RedisError, Verbatim, glob
-
 from examples.redis_kv.store import DATABASES, Database, command, databases
+from protoserve_redis import OK, RedisError, Verbatim, glob
 
 _started = time.monotonic()
 

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-from protoserve_redis import RedisError
-
 from examples.redis_kv.arguments import SYNTAX, integer, positive
 from examples.redis_kv.store import Database, command
+from protoserve_redis import RedisError
 
 Members = set[bytes]
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from protoserve_redis import RedisError
-
 from examples.redis_kv.arguments import SYNTAX, integer, real, span
 from examples.redis_kv.sorted_set import SortedSet
 from examples.redis_kv.sorted_sets import Pairs, sorted_set, with_scores
 from examples.redis_kv.store import Database, command
+from protoserve_redis import RedisError
 
 LIMIT_WITHOUT_SCORES = (
     "ERR syntax error, LIMIT is only supported in combination with either BYSCORE or BYLEX"

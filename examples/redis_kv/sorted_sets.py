@@ -5,11 +5,10 @@ from __future__ import annotations
 from math import isnan
 from typing import Any
 
-from protoserve_redis import RedisError, session_of
-
 from examples.redis_kv.arguments import SYNTAX, positive, real
 from examples.redis_kv.sorted_set import SortedSet
 from examples.redis_kv.store import Database, command
+from protoserve_redis import RedisError, session_of
 
 Pairs = list[tuple[float, bytes]]
 NO_NUMBER = "ERR resulting score is not a number (NaN)"

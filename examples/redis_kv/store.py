@@ -13,11 +13,10 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, TypeVar
 
-from protoserve_redis import CommandTable, RedisError
-
 from examples.redis_kv.sorted_set import SortedSet
 from examples.redis_kv.waiting import Waiter, serve
 from protoserve import empty
+from protoserve_redis import CommandTable, RedisError
 
 DATABASES = 16
 WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"

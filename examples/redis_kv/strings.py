@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from protoserve_redis import OK, RedisError
-
 from examples.redis_kv.arguments import (
     INT_MAX,
     INT_MIN,
@@ -17,6 +15,7 @@ from examples.redis_kv.arguments import (
     span,
 )
 from examples.redis_kv.store import WRONG_TYPE, Database, command, now_ms
+from protoserve_redis import OK, RedisError
 
 LONGEST = 512 * 1024 * 1024
 """Bytes of a string, as in Redis."""

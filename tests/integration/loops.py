@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import uvloop
 from loopback import PATIENCE
-from protoserve_http import WFHttpServer
 
 from protoserve import ServerParams
+from protoserve_http import WFHttpServer
 
 OWN = ["own uvloop", "own asyncio"]
 RUNNING = ["running uvloop", "running asyncio"]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from loopback import RawClient, eventually, get
-from protoserve_http import WFHttpServer, WFHttpTask
 
 from protoserve import ConfigError
+from protoserve_http import WFHttpServer, WFHttpTask
 
 CHILD = """
 import os, sys

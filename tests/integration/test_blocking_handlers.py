@@ -6,9 +6,9 @@ import threading
 import time
 
 from loopback import RawClient, eventually, get
-from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 from protoserve import ServerParams
+from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 
 class Sleeper:

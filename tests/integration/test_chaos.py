@@ -12,9 +12,9 @@ import time
 
 import pytest
 from loopback import PATIENCE, RawClient, get, post
-from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 from protoserve import SubTask
+from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 SECONDS = 3.0
 CLIENTS = 6

@@ -19,7 +19,6 @@ import pytest
 import uvloop
 from loopback import RawClient, eventually, get
 from loops import OWN, PLACES, RUNNING, serving
-from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 from protoserve import (
     ResourcePool,
@@ -36,6 +35,7 @@ from protoserve import (
     repeater,
     timer,
 )
+from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 Process = Callable[[WFHttpTask], object]
 BRIEF = HTTP_SPEC.params.replace(shutdown_timeout=0.3)

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from loopback import PATIENCE, RawClient, get
 from loops import serving
+
 from protoserve_http import WFHttpServer, WFHttpTask
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from loopback import PATIENCE, RawClient, get, post
+
 from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 LIMIT = 64 * 1024

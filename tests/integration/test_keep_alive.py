@@ -7,9 +7,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from loopback import RawClient, get, post
-from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 from protoserve import CommConnection, CommSession, TaskState, WFServerTask
+from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 if TYPE_CHECKING:
     from protoserve.kernel.communicator import Communicator

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 from loopback import RawClient, get
-from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 from protoserve import ResourcePool, UsageError, WaitGroup, go, timer
+from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 QUICK = HTTP_SPEC.params.replace(shutdown_timeout=0.3)
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from loopback import RawClient, eventually, get
-from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 from protoserve import ServerParams, SubTask, UsageError, get_scheduler
+from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 PARAMS = HTTP_SPEC.params.replace(peer_response_timeout=5.0)
 

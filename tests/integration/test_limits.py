@@ -9,9 +9,9 @@ import tracemalloc
 
 import pytest
 from loopback import RawClient, eventually, get
-from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 from protoserve import TaskState
+from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 TWO = HTTP_SPEC.params.replace(max_connections=2)
 MIB = 1024 * 1024

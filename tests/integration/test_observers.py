@@ -7,7 +7,6 @@ import threading
 
 import pytest
 from loopback import RawClient, eventually, get
-from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 from protoserve.events import (
     ConnectionClosed,
@@ -18,6 +17,7 @@ from protoserve.events import (
     ListenerStopped,
     RequestFinished,
 )
+from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 
 def process(task: WFHttpTask) -> None:

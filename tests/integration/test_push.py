@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from loopback import PATIENCE, RawClient, eventually, get
 from loops import serving
-from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 from protoserve import UsageError, timer
+from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
 RESET = struct.pack("ii", 1, 0)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from protoserve_http import WFHttpServer, WFHttpTask
 
 MIB = 1024 * 1024

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 
 import pytest
 from loopback import RawClient, eventually, get
-from protoserve_http import WFHttpServer, WFHttpTask
 
 from protoserve import UsageError
+from protoserve_http import WFHttpServer, WFHttpTask
 
 CHILD = """
 import signal, sys, threading, time

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from loopback import RawClient, get, post
+
 from protoserve_http import WFHttpServer, WFHttpTask
 
 CHUNKED = (

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from loopback import RawClient
-from protoserve_http import WFHttpServer, WFHttpTask
 
 from protoserve import BindError, ConfigError, UsageError
+from protoserve_http import WFHttpServer, WFHttpTask
 
 
 def process(task: WFHttpTask) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from loopback import PATIENCE, RawClient, eventually, get
 from loops import serving
+
 from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 KINDS = ["generator", "iterator", "async", "async in a loop", "generator in a loop"]

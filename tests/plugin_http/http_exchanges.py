@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser, HttpServerTask
 
 from protoserve import NEED_DATA, Feedback, ProtocolError, ServerParams
+from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser, HttpServerTask
 
 
 @dataclass

@@ -8,6 +8,7 @@ import httptools
 from http_exchanges import every_byte, parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from protoserve_http import HTTP_SPEC
 
 SMALL = HTTP_SPEC.params.replace(request_size_limit=200)

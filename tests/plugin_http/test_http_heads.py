@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
+
 from protoserve_http.faults import RequestError
 from protoserve_http.heads import Framing, authority, judge_fields, judge_line
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 from http_exchanges import Outcome, every_byte, parse
+
+from protoserve import ServerParams
 from protoserve_http import HTTP_SPEC
 from protoserve_http.chunks import MAX_LINE
 from protoserve_http.fields import MAX_BLOCK, MAX_FIELDS
 from protoserve_http.heads import MAX_TARGET
 from protoserve_http.parser import MAX_BLANK
-
-from protoserve import ServerParams
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from http_exchanges import parse, request
+
 from protoserve_http import HttpResponse
 
 

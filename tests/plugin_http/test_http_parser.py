@@ -8,9 +8,9 @@ import weakref
 import httptools
 import pytest
 from http_exchanges import every_byte, parse
-from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser
 
 from protoserve import NEED_DATA, Feedback, ProtocolError
+from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 EXPECT = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n"

@@ -8,6 +8,7 @@ import time
 from http import HTTPStatus
 
 import pytest
+
 from protoserve_http import HttpResponse, serialise
 from protoserve_http import serialiser as module
 from protoserve_http.serialiser import JOIN_SIZE

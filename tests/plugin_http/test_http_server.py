@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask, plugin
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"

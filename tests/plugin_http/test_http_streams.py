@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from protoserve_http import HttpResponse
 from protoserve_http.serialiser import CLOSE, encode_stream
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import hiredis
 import pytest
+
 from protoserve_redis import WFRedisServer
 
 ROOT = Path(__file__).parents[2]

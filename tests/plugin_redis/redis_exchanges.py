@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pytest
-from protoserve_redis import REDIS_SPEC, RedisParser
 
 from protoserve import NEED_DATA, ProtocolError, ServerParams
+from protoserve_redis import REDIS_SPEC, RedisParser
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Any
 
 import hiredis
 import uvloop
+
 from protoserve_redis import OK, CommandTable, RedisError, session_of
 
 # uvloop makes a pipe with the first loop of a process and keeps it.

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 import redis
-from protoserve_redis import NO_REPLY, CommandTable, RedisError, WFRedisServer, glob, session_of
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis_tables import RawClient, table
+
+from protoserve_redis import NO_REPLY, CommandTable, RedisError, WFRedisServer, glob, session_of
 
 # One connection each; sent to a real server as well, where there is one.
 CONVERSATIONS: dict[str, list[bytes]] = {

@@ -7,8 +7,9 @@ from itertools import pairwise
 import hiredis
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from protoserve_redis import REDIS_SPEC, encode
 from redis_exchanges import command, every_byte, parse
+
+from protoserve_redis import REDIS_SPEC, encode
 
 PARTS = st.one_of(
     st.binary(max_size=8),

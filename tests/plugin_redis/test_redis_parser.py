@@ -5,10 +5,10 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
-from protoserve_redis import REDIS_SPEC, RedisParser
 from redis_exchanges import command, every_byte, parse
 
 from protoserve import NEED_DATA, ProtocolError
+from protoserve_redis import REDIS_SPEC, RedisParser
 
 PING = command(b"PING")
 

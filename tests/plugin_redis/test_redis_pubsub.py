@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from protoserve_redis import CommandTable, WFRedisServer
 from redis_tables import RawClient, table
 
 from protoserve import ServerParams
+from protoserve_redis import CommandTable, WFRedisServer
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from typing import Any
 
 import hiredis
 import pytest
+
 from protoserve_redis import (
     NO_REPLY,
     NULL_ARRAY,

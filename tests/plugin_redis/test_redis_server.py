@@ -6,6 +6,8 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from redis_exchanges import command
+
 from protoserve_redis import (
     NO_REPLY,
     OK,
@@ -16,7 +18,6 @@ from protoserve_redis import (
     WFRedisTask,
     plugin,
 )
-from redis_exchanges import command
 
 
 class Handler:

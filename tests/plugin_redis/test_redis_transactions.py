@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import redis
-from protoserve_redis import CommandTable, WFRedisServer, session_of
 from redis_tables import RawClient, table
+
+from protoserve_redis import CommandTable, WFRedisServer, session_of
 
 
 @pytest.fixture

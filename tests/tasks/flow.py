@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "integration"))
 
 import uvloop
 from loopback import PATIENCE, RawClient, Reply, eventually, get
-from protoserve_http import WFHttpServer, WFHttpTask
 
 from protoserve import SeriesWork, SubTask
+from protoserve_http import WFHttpServer, WFHttpTask
 
 # The first loop of a process opens a pipe that libuv keeps for good: no test's leftover.
 uvloop.new_event_loop().close()
