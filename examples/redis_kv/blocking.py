@@ -67,6 +67,7 @@ def _wait(
     task.series.push_back(waiter.task)
     if not known:
         task.connection.on_close(_forget)
+        task.connection.on_peer_end(_forget)
     return NULL_ARRAY
 
 

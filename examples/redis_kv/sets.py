@@ -86,7 +86,7 @@ def srandmember(db: Database, key: bytes, *count: bytes) -> Any:
     if len(count) > 1:
         raise RedisError(SYNTAX)
     number = integer(count[0]) if count else 1
-    if not -(2**62) <= number <= 2**62:
+    if not -1_000_000 <= number <= 2**62:  # the same member, a million times at the most
         raise RedisError("ERR value is out of range")
     members = list(_members(db, key))
     if not count:

@@ -378,6 +378,7 @@ class Communicator:
         if conn.send_mark != conn.bytes_out:
             # Else a peer that does not read keeps its deadline, whatever it asks for.
             conn.deadline = inf
+        conn.bytes_before = conn.bytes_in
         seq = conn.seq
         conn.seq = seq + 1
         lock = conn.lock
@@ -425,6 +426,8 @@ class Communicator:
             else:
                 conn.readable = False
                 conn.eof = True
+                if conn.end_callbacks:
+                    self.poller.post(self._tell_end, conn)
                 if conn.gone and conn.transport.peer_gone():
                     # Both directions are down (and it is not the event of a connection that
                     # had the descriptor before):: not a client that still waits for replies.
@@ -437,9 +440,24 @@ class Communicator:
             self._flush(conn)  # the answers to good requests
             self._close_locked(conn, "the parser failed", errno.EPROTO)
 
+    def _tell_end(self, conn: CommConnection, _: int) -> None:
+        with conn.lock:
+            callbacks, conn.end_callbacks = conn.end_callbacks, None
+        for callback in callbacks or ():
+            try:
+                callback(conn)
+            except BaseException:
+                logger.exception("an on_peer_end callback of %r raised", conn)
+
     def _read_ahead(self, conn: CommConnection) -> None:
         """Read while a request is served: pipelined requests, and the peer's leaving."""
-        limit = conn.service.params.max_pipelined
+        params = conn.service.params
+        limit = params.max_pipelined
+        if (
+            params.request_size_limit is not None
+            and conn.bytes_in - conn.bytes_before > params.request_size_limit
+        ):
+            return  # enough waits in memory
         if conn.queue is None:
             conn.queue = deque()
         queue = conn.queue
@@ -869,6 +887,7 @@ class Communicator:
         if conn.out:
             self._await_peer(conn)
             return
+        waited = conn.send_deadline is not None
         conn.send_deadline = None
         if conn.ending:
             self._end(conn)
@@ -895,7 +914,12 @@ class Communicator:
                 0,
             )
         elif service.stopping and not partial and not conn.readable:
-            self._close_locked(conn, "the server stopped", 0)
+            if fresh:
+                # Input that arrives this moment must not make the system drop the reply.
+                conn.close_reason = "the server stopped"
+                self._say_no_more(conn)
+            else:
+                self._close_locked(conn, "the server stopped", 0)
         elif partial:
             conn.state = conn.state.bytes
             params = service.params
@@ -905,7 +929,7 @@ class Communicator:
                 conn.receive_deadline = inf if whole is None else now + whole
             peer = params.peer_response_timeout
             self._arm_at(conn, min(conn.receive_deadline, inf if peer is None else now + peer))
-        elif conn.state is KEEPALIVE and (fresh or conn.deadline == inf):
+        elif conn.state is KEEPALIVE and (fresh or waited or conn.deadline == inf):
             # Otherwise what came was no request, a blank line: its time goes on.
             conn.queue = None
             conn.idle_since = now
@@ -947,6 +971,10 @@ class Communicator:
         if conn.eof or not self._unread(conn):
             self._close_locked(conn, conn.close_reason, 0)
             return
+        self._say_no_more(conn)
+
+    def _say_no_more(self, conn: CommConnection) -> None:
+        """End our side, and take in what the peer still sends, for a while."""
         conn.transport.shutdown_write()
         conn.state = conn.state.drain
         conn.readable = True

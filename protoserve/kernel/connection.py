@@ -83,6 +83,7 @@ TRANSITIONS: Final[dict[tuple[State, str], State]] = {
     (KEEPALIVE, "bytes"): RECEIVING,
     (KEEPALIVE, "message"): PROCESSING,
     (KEEPALIVE, "reply"): REPLYING,
+    (KEEPALIVE, "drain"): DRAINING,
     (KEEPALIVE, "close"): CLOSED,
     (DRAINING, "close"): CLOSED,
 }
@@ -106,6 +107,7 @@ class CommConnection:
 
     __slots__ = (
         "__weakref__",
+        "bytes_before",
         "bytes_in",
         "bytes_out",
         "close_callbacks",
@@ -115,6 +117,7 @@ class CommConnection:
         "context",
         "deadline",
         "dropped",
+        "end_callbacks",
         "ended",
         "ending",
         "eof",
@@ -183,6 +186,7 @@ class CommConnection:
         self.out_size = 0
         self.out_end = 0  # all bytes ever put into out
         self.bytes_in = 0
+        self.bytes_before = 0  # in, when the last request was handed over
         self.bytes_out = 0
         # the exchange
         self.lock = threading.Lock()
@@ -201,6 +205,7 @@ class CommConnection:
         self.dropped: Stream | None = None  # closed when the lock is released
         self.close_reason = ""
         self.close_error = 0  # an errno, for sessions that learn of it later
+        self.end_callbacks: list[Callable[[CommConnection], object]] | None = None
         self.close_callbacks: list[Callable[[CommConnection], object]] | None = None
         # time, in seconds of the poller's clock
         self.keep_alive: float | None = None
@@ -242,6 +247,20 @@ class CommConnection:
                 if self.close_callbacks is None:
                     self.close_callbacks = []
                 self.close_callbacks.append(callback)
+                return
+        callback(self)
+
+    def on_peer_end(self, callback: Callable[[CommConnection], object]) -> None:
+        """Call ``callback(connection)`` once when the peer ends its sending side, on a
+        thread that serves connections; at once when it has. For requests that wait for
+        something: over TCP this is all that is seen of a client that closed. Any thread."""
+        if not callable(callback):
+            raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
+        with self.lock:
+            if not self.eof and self.state is not CLOSED:
+                if self.end_callbacks is None:
+                    self.end_callbacks = []
+                self.end_callbacks.append(callback)
                 return
         callback(self)
 

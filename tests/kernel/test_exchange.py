@@ -1001,17 +1001,22 @@ def test_stopping(engine: MemoryEngine) -> None:
     stop(engine, service)
     assert silent.closed
     assert idle.closed
-    assert (unread.received, unread.closed) == (b"read late\n", True)
+    assert (unread.received, unread.eof) == (b"read late\n", True)
     assert not busy.closed
     assert service.sessions[1].connection.closing
     assert not half.closed
     service.sessions[1].reply()
     engine.run()
-    assert (busy.received, busy.closed) == (b"a\n", True)
+    assert (busy.received, busy.eof) == (b"a\n", True)
     half.send(b"lf\n")
     assert service.unbound == 0
     engine.run()
-    assert (half.received, half.closed) == (b"half\n", True)
+    assert (half.received, half.eof) == (b"half\n", True)
+    assert service.unbound == 0  # what these still send must not cost them the reply
+    engine.advance(2)
+    assert half.closed
+    assert unread.closed
+    assert busy.closed
     assert service.unbound == 1
 
 

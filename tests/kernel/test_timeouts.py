@@ -105,6 +105,22 @@ def test_blank_bytes_do_not_extend_a_connection(engine: MemoryEngine) -> None:
     open_for(engine, peer, 1)
 
 
+def test_a_peer_that_caught_up_with_a_push_stays(engine: MemoryEngine) -> None:
+    service = LineService(keep_alive_timeout=60, peer_response_timeout=2)
+    peer = engine.connect(service)
+    peer.send(b"a\n")
+    engine.run()
+    [conn] = service.connections()
+    peer.room = 0
+    assert conn.push(b"x" * 1000)
+    engine.advance(1)
+    peer.read()
+    engine.run()
+    assert peer.received.endswith(b"x" * 1000)
+    engine.advance(30)
+    assert not peer.closed
+
+
 def test_keep_alive(engine: MemoryEngine) -> None:
     service = LineService(keep_alive_timeout=60, peer_response_timeout=10)
     peer = engine.connect(service)

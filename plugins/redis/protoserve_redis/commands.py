@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 Handler = Callable[..., Any]
 """``handler(task, *arguments)``: bytes in, a value out; plain or ``async``."""
+
+logger = logging.getLogger("protoserve")
 
 _F = TypeVar("_F", bound=Handler)
 
@@ -94,6 +97,14 @@ class Command:
             return []
         end = last if last >= 0 else len(args) + last
         return args[first : end + 1 : step or 1]
+
+
+def _error_value(error: Exception) -> RedisError:
+    """What the client gets for what a command raised."""
+    if isinstance(error, RedisError):
+        return error
+    logger.error("a command raised", exc_info=error)
+    return RedisError("ERR internal error")
 
 
 def wrong_arity(command: Command) -> RedisError:
@@ -253,8 +264,8 @@ class CommandTable:
                         value = command.function(task, *args[1:])
                 else:
                     value = command.function(task, *args[1:])
-            except RedisError as error:
-                value = error
+            except Exception as error:
+                value = _error_value(error)
             if value.__class__ is CoroutineType:
                 return self._finish(task, session, value, False)
             if session.special:
@@ -274,8 +285,8 @@ class CommandTable:
                 with self.lock:
                     return command.function(task, *args[command.skip :])
             return command.function(task, *args[command.skip :])
-        except RedisError as error:
-            return error
+        except Exception as error:
+            return _error_value(error)
 
     def _run_checked(
         self, task: Any, session: RedisSession, args: list[bytes]
@@ -289,6 +300,11 @@ class CommandTable:
         except RedisError as error:
             if transaction is not None:
                 transaction.broken = True
+                if args[0].upper() == b"EXEC":
+                    # Whatever is wrong with it, the transaction ends here.
+                    transactions_part.end_transaction(self, session)
+                    reason = str(error).removeprefix("ERR ")
+                    error = RedisError(f"EXECABORT Transaction discarded because of: {reason}")
             if args[0].upper() in _CROSS_PROTOCOL and self.find(args[0]) is None:
                 # A browser was made to talk to us; its next lines are not the user's.
                 task.noreply()
@@ -320,8 +336,8 @@ class CommandTable:
     ) -> None:
         try:
             result = await value
-        except RedisError as error:
-            result = error
+        except Exception as error:
+            result = _error_value(error)
         self._reply(task, session, result, skipped)
 
     def _reply(self, task: Any, session: RedisSession, value: Any, skipped: bool) -> None:

@@ -9,6 +9,12 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Final
+
+from protoserve_redis.values import RedisError
+
+MAX_PATTERN: Final = 1024
+"""Bytes of a pattern; compiling one takes time, in which other commands wait."""
 
 
 class Glob:
@@ -17,6 +23,8 @@ class Glob:
     __slots__ = ("_first", "_last", "_last_size", "_middle")
 
     def __init__(self, pattern: bytes) -> None:
+        if len(pattern) > MAX_PATTERN:
+            raise RedisError(f"ERR the pattern is longer than {MAX_PATTERN} bytes")
         pieces = [(re.compile(b"".join(p), re.DOTALL), len(p)) for p in _pieces(pattern)]
         self._first = pieces[0][0]
         self._middle = [piece for piece, _ in pieces[1:-1]]
@@ -95,4 +103,15 @@ def _set(pattern: bytes, i: int) -> tuple[bytes, int]:
         members = set(range(256)) - members
     if not members:
         return b"(?!).", i
-    return b"[" + b"".join(b"\\x%02x" % member for member in sorted(members)) + b"]", i
+    return b"[" + b"".join(_ranges(sorted(members))) + b"]", i
+
+
+def _ranges(members: list[int]) -> list[bytes]:
+    """Members of a set, in order, as few ranges: sets are compiled by their length."""
+    ranges: list[list[int]] = []
+    for member in members:
+        if ranges and ranges[-1][1] == member - 1:
+            ranges[-1][1] = member
+        else:
+            ranges.append([member, member])
+    return [b"\\x%02x-\\x%02x" % (low, high) for low, high in ranges]

@@ -63,6 +63,7 @@ def encode(value: Any, protocol: int = 2) -> bytes:
             return b":%d\r\n" % value
     out: list[bytes] = []
     if kind is list:
+        value = value[:]  # another thread may change it meanwhile
         out.append(b"*%d\r\n" % len(value))
         # Flat lists of strings are most of all arrays.
         for item in value:
@@ -132,18 +133,21 @@ def _encode_one(value: Any, protocol: int, out: list[bytes]) -> Iterator[Any] | 
             else:
                 out.append(b",%b\r\n" % digits)
         case list() | tuple():
+            items = tuple(value)  # another thread may change it meanwhile
             sign = b">" if protocol >= 3 and isinstance(value, Push) else b"*"
-            out.append(b"%b%d\r\n" % (sign, len(value)))
-            return iter(value)
+            out.append(b"%b%d\r\n" % (sign, len(items)))
+            return iter(items)
         case Mapping():
+            value = dict(value)
             if protocol == 2:
                 out.append(b"*%d\r\n" % (2 * len(value)))
             else:
                 out.append(b"%%%d\r\n" % len(value))
             return _flat(value)
         case set() | frozenset():
-            out.append(b"%b%d\r\n" % (b"*" if protocol == 2 else b"~", len(value)))
-            return iter(value)
+            members = tuple(value)
+            out.append(b"%b%d\r\n" % (b"*" if protocol == 2 else b"~", len(members)))
+            return iter(members)
         case RedisError():
             out.append(b"-%b\r\n" % _line(str(value)))
         case memoryview():
