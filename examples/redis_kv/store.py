@@ -166,7 +166,7 @@ def command(
     def decorate(run: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(run)
         def call(task: Any, *arguments: bytes) -> Any:
-            db = databases[task.connection.context.db]
+            db = databases[task.connection.state.db]
             if db.deadlines:
                 db.expire()
             value = run(db, task, *arguments) if with_task else run(db, *arguments)

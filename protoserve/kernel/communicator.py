@@ -150,7 +150,7 @@ class Communicator:
     def evict_idle(self, conn: CommConnection, idle_since: float) -> bool:
         """Close ``conn`` for another if it is still idle since then."""
         conn.lock.acquire()
-        idle = conn.state is KEEPALIVE and conn.idle_since == idle_since
+        idle = conn.phase is KEEPALIVE and conn.idle_since == idle_since
         if idle:
             self._close_locked(conn, "made room for another", 0)
         self._release(conn)
@@ -159,7 +159,7 @@ class Communicator:
     def evict_silent(self, conn: CommConnection) -> bool:
         """Close ``conn`` for another if it still has not made a request."""
         conn.lock.acquire()
-        silent = conn.state is CONNECTED or conn.state is RECEIVING
+        silent = conn.phase is CONNECTED or conn.phase is RECEIVING
         if silent:
             self._close_locked(conn, "made room for another", 0)
         self._release(conn)
@@ -208,7 +208,7 @@ class Communicator:
             conn.lock.release()
             return
         conn.timer_at = inf
-        if conn.state is CLOSED or conn.deadline == inf:
+        if conn.phase is CLOSED or conn.deadline == inf:
             conn.lock.release()
             return
         try:
@@ -233,7 +233,7 @@ class Communicator:
                 self._close_locked(
                     conn, "the peer did not take the reply in time", errno.ETIMEDOUT
                 )
-        elif conn.state is RECEIVING:
+        elif conn.phase is RECEIVING:
             try:
                 farewell = conn.parser.timeout_reply()
             except BaseException:
@@ -247,14 +247,14 @@ class Communicator:
             else:
                 self._close_locked(conn, "the request did not arrive in time", errno.ETIMEDOUT)
         else:
-            self._close_locked(conn, _EXPIRED[conn.state], errno.ETIMEDOUT)
+            self._close_locked(conn, _EXPIRED[conn.phase], errno.ETIMEDOUT)
 
     # -- the pump ----------------------------------------------------------------------
 
     def _advance(self, conn: CommConnection) -> None:
         """Read, hand over, send, until nothing more can be done. Called with the lock,
         returns without it."""
-        state = conn.state
+        state = conn.phase
         try:
             if state is CLOSED:
                 pass
@@ -283,11 +283,11 @@ class Communicator:
                     reads += 1
                     self._read_ahead(conn)
                 stream = conn.stream
-                if stream is None or stream.busy or conn.state is CLOSED:
+                if stream is None or stream.busy or conn.phase is CLOSED:
                     break
                 if conn.out_size >= JOIN_SIZE:
                     self._flush(conn)
-                    if conn.out_size >= JOIN_SIZE or conn.state is CLOSED:
+                    if conn.out_size >= JOIN_SIZE or conn.phase is CLOSED:
                         break
                 if pulls == _TURN_PULLS:
                     self.poller.post(self.resume, conn)
@@ -297,7 +297,7 @@ class Communicator:
                 continue
             if conn.out_size >= HIGH_WATER:
                 self._flush(conn)
-                if conn.out_size >= HIGH_WATER or conn.state is CLOSED:
+                if conn.out_size >= HIGH_WATER or conn.phase is CLOSED:
                     break
             if conn.more:
                 try:
@@ -320,12 +320,12 @@ class Communicator:
                     break
                 reads += 1
                 self._receive(conn)
-                if conn.state is CLOSED:
+                if conn.phase is CLOSED:
                     break
             else:
                 break
         conn.pumping = False
-        if conn.state is not CLOSED:
+        if conn.phase is not CLOSED:
             if conn.out or conn.unsent:
                 full = conn.out_size >= HIGH_WATER
                 self._flush(conn)
@@ -338,12 +338,12 @@ class Communicator:
         may wait for this connection for ever."""
         logger.exception("%r failed; it closes", conn)
         conn.pumping = False
-        if conn.state is not CLOSED:
+        if conn.phase is not CLOSED:
             try:
                 self._close_locked(conn, "an internal error", errno.EPROTO)
             except BaseException:
                 logger.exception("%r could not be closed in order", conn)
-                conn.state = CLOSED
+                conn.phase = CLOSED
                 conn.transport.close()
 
     def _parser_raised(self, conn: CommConnection, error: BaseException) -> None:
@@ -373,7 +373,7 @@ class Communicator:
                 return False
             return True
         conn.session = COMING
-        conn.state = conn.state.message
+        conn.phase = conn.phase.message
         conn.receive_deadline = None
         if conn.send_mark != conn.bytes_out:
             # Else a peer that does not read keeps its deadline, whatever it asks for.
@@ -394,7 +394,7 @@ class Communicator:
             session.handle(TOREPLY, 0)
         except BaseException:
             lock.acquire()
-            if conn.state is CLOSED:
+            if conn.phase is CLOSED:
                 logger.exception("%r: %s", conn, what)
                 if conn.session is session or conn.session is COMING:
                     conn.session = None
@@ -403,7 +403,7 @@ class Communicator:
                 self._fail(conn, what)
             return False
         lock.acquire()
-        return conn.state is not CLOSED
+        return conn.phase is not CLOSED
 
     def _receive(self, conn: CommConnection) -> None:
         """One read, fed to the parser."""
@@ -467,7 +467,7 @@ class Communicator:
             if not conn.readable or conn.eof or conn.out_size >= HIGH_WATER:
                 return
             self._receive(conn)
-            if conn.state is CLOSED:
+            if conn.phase is CLOSED:
                 return
         self._fill(conn, queue, limit)
         if conn.readable:
@@ -506,7 +506,7 @@ class Communicator:
         if conn.session is not session or conn.stream is not None:
             lock.release()
             raise UsageError("this request was answered before; a request has one reply")
-        if conn.state is CLOSED:
+        if conn.phase is CLOSED:
             lock.release()
             return False
         try:
@@ -531,7 +531,7 @@ class Communicator:
             lock.release()
             return stream.begin(self)
         conn.session = None
-        conn.state = conn.state.reply
+        conn.phase = conn.phase.reply
         conn.unsent.append((session, conn.out_end))
         conn.keep_alive = keep_alive
         if keep_alive == 0:
@@ -554,7 +554,7 @@ class Communicator:
         """
         conn = stream.session.connection
         conn.lock.acquire()
-        if conn.state is CLOSED:
+        if conn.phase is CLOSED:
             conn.stream = None
             conn.lock.release()
             stream.close()
@@ -565,14 +565,14 @@ class Communicator:
             conn.stream = None
             conn.lock.release()
             raise
-        conn.state = conn.state.reply
+        conn.phase = conn.phase.reply
         stream.begun = True
         stream.busy = busy
         if conn.pumping:
             conn.lock.release()
             return True
         self._flush(conn)
-        if conn.state is not CLOSED:
+        if conn.phase is not CLOSED:
             self.poller.post(self.resume, conn)
             self._settle(conn)
         self._release(conn)
@@ -589,14 +589,14 @@ class Communicator:
         gone. Raises ``TypeError`` for a piece that is none. Any thread."""
         conn = stream.session.connection
         conn.lock.acquire()
-        if conn.state is not CLOSED:
+        if conn.phase is not CLOSED:
             try:
                 self._put(conn, piece)
             except BaseException:
                 conn.lock.release()
                 raise
             self._flush_aside(conn)
-        gone = conn.state is CLOSED
+        gone = conn.phase is CLOSED
         self._release(conn)
         return not gone
 
@@ -605,7 +605,7 @@ class Communicator:
         conn = stream.session.connection
         conn.lock.acquire()
         stream.busy = False
-        if conn.state is CLOSED:
+        if conn.phase is CLOSED:
             self._drop_stream(conn)
         elif error is not None:
             self._stream_failed(conn, error)
@@ -628,7 +628,7 @@ class Communicator:
             error = raised
         conn.lock.acquire()
         stream.busy = False
-        if conn.state is CLOSED:
+        if conn.phase is CLOSED:
             self._drop_stream(conn)
         elif error is not None:
             self._stream_failed(conn, error)
@@ -683,7 +683,7 @@ class Communicator:
         if session is not None and (conn.session is not session or conn.stream is not None):
             conn.lock.release()
             raise UsageError("the reply is on its way already; push before it")
-        if conn.state is CLOSED or conn.state is DRAINING or conn.ending:
+        if conn.phase is CLOSED or conn.phase is DRAINING or conn.ending:
             conn.lock.release()
             return False
         try:
@@ -703,7 +703,7 @@ class Communicator:
         else:
             self._flush(conn)
             self._settle(conn)
-        gone = conn.state is CLOSED
+        gone = conn.phase is CLOSED
         self._release(conn)
         return not gone
 
@@ -711,7 +711,7 @@ class Communicator:
         """Have ``wake`` called, on any thread, when the output has room again or the
         connection has closed. False, and no call, when that is so already. Any thread."""
         with conn.lock:
-            if conn.state is CLOSED or conn.out_size < HIGH_WATER:
+            if conn.phase is CLOSED or conn.out_size < HIGH_WATER:
                 return False
             if conn.waiters is None:
                 conn.waiters = []
@@ -725,11 +725,11 @@ class Communicator:
         """
         conn = session.connection
         conn.lock.acquire()
-        if conn.session is not session or conn.state is CLOSED:
+        if conn.session is not session or conn.phase is CLOSED:
             conn.lock.release()
             return
         conn.session = None
-        conn.state = conn.state.reply
+        conn.phase = conn.phase.reply
         conn.ending = True
         conn.close_reason = "closed without a reply"
         if conn.pumping:
@@ -742,7 +742,7 @@ class Communicator:
         try:
             if conn.out or conn.unsent:
                 self._flush(conn)
-            if conn.state is not CLOSED:
+            if conn.phase is not CLOSED:
                 if not conn.ending and (conn.more or conn.readable or conn.eof):
                     # The next request is handled by a handler thread, never on this one.
                     self.poller.post(self.resume, conn)
@@ -756,7 +756,7 @@ class Communicator:
         had to wait for. Any thread."""
         conn = session.connection
         conn.lock.acquire()
-        if conn.session is session and conn.state is CLOSED:
+        if conn.session is session and conn.phase is CLOSED:
             conn.session = None
         self._release(conn)
 
@@ -764,7 +764,7 @@ class Communicator:
         """Close after ``data`` and what was given out before it."""
         conn.ending = True
         conn.farewell = True
-        conn.state = conn.state.reply
+        conn.phase = conn.phase.reply
         if data:
             try:
                 self._put(conn, data)
@@ -882,7 +882,7 @@ class Communicator:
 
     def _settle(self, conn: CommConnection) -> None:
         """Decide what comes next: the state at rest, its deadline, or the end."""
-        if conn.state is CLOSED:
+        if conn.phase is CLOSED:
             return
         if conn.out:
             self._await_peer(conn)
@@ -896,9 +896,9 @@ class Communicator:
             # A handler is at work, or a turn of this connection is posted.
             conn.deadline = inf
             return
-        fresh = conn.state is REPLYING
+        fresh = conn.phase is REPLYING
         if fresh:
-            conn.state = REPLYING.sent
+            conn.phase = REPLYING.sent
         now = self.clock()
         service = conn.service
         try:
@@ -921,7 +921,7 @@ class Communicator:
             else:
                 self._close_locked(conn, "the server stopped", 0)
         elif partial:
-            conn.state = conn.state.bytes
+            conn.phase = conn.phase.bytes
             params = service.params
             if conn.receive_deadline is None:
                 conn.idle_since = now
@@ -929,7 +929,7 @@ class Communicator:
                 conn.receive_deadline = inf if whole is None else now + whole
             peer = params.peer_response_timeout
             self._arm_at(conn, min(conn.receive_deadline, inf if peer is None else now + peer))
-        elif conn.state is KEEPALIVE and (fresh or waited or conn.deadline == inf):
+        elif conn.phase is KEEPALIVE and (fresh or waited or conn.deadline == inf):
             # Otherwise what came was no request, a blank line: its time goes on.
             conn.queue = None
             conn.idle_since = now
@@ -976,7 +976,7 @@ class Communicator:
     def _say_no_more(self, conn: CommConnection) -> None:
         """End our side, and take in what the peer still sends, for a while."""
         conn.transport.shutdown_write()
-        conn.state = conn.state.drain
+        conn.phase = conn.phase.drain
         conn.readable = True
         self._arm(conn, self.poller.time(), DRAIN_TIME)
         self._drain(conn)
@@ -1012,9 +1012,9 @@ class Communicator:
 
     def _close_locked(self, conn: CommConnection, reason: str, error: int) -> bool:
         """Close the socket and note who is to be told. With the lock."""
-        if conn.state is CLOSED:
+        if conn.phase is CLOSED:
             return False
-        conn.state = conn.state.close
+        conn.phase = conn.phase.close
         conn.close_reason = reason
         conn.close_error = error
         conn.deadline = inf
@@ -1052,13 +1052,13 @@ class Communicator:
             self._tell_sessions(conn)
         waiters = conn.waiters
         if waiters is not None:
-            if conn.state is CLOSED or conn.out_size < HIGH_WATER // 2:
+            if conn.phase is CLOSED or conn.out_size < HIGH_WATER // 2:
                 conn.waiters = None
             else:
                 waiters = None
         dropped = None
         closed = last = False
-        if conn.state is CLOSED:
+        if conn.phase is CLOSED:
             dropped, conn.dropped = conn.dropped, None
             closed = not conn.ended
             conn.ended = True
@@ -1092,7 +1092,7 @@ class Communicator:
                     logger.exception("a session of %r raised after its reply", conn)
             lock.acquire()
         conn.pumping = False
-        if conn.state is not CLOSED and (
+        if conn.phase is not CLOSED and (
             conn.more
             or conn.readable
             or conn.out

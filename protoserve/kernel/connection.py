@@ -99,9 +99,10 @@ class CommConnection:
     """One peer (the article's ``CommConnection`` and ``WFConnection``).
 
     Users see ``peername``, ``context``, ``closed``, ``peer_ended``, ``closing``, ``seq``,
-    ``on_close``, ``push`` and ``close``; they may be used from any thread. ``parser`` is
-    the protocol's own, for its tasks while a request is in their hands. Everything else is the
-    communicator's and guarded by ``lock``. Handlers, callbacks and observers run without
+    ``on_close``, ``push`` and ``close``; they may be used from any thread. ``context`` is the
+    application's own place, ``state`` the protocol's; ``parser`` too is the protocol's, for
+    its tasks while a request is in their hands. Everything else is the communicator's and
+    guarded by ``lock``. Handlers, callbacks and observers run without
     the lock; parsers and ``message_out`` run under it.
     """
 
@@ -137,6 +138,7 @@ class CommConnection:
         "out_size",
         "parser",
         "peername",
+        "phase",
         "pumping",
         "queue",
         "readable",
@@ -168,6 +170,7 @@ class CommConnection:
         self.communicator = communicator
         self.peername = peername
         self.context: Any = None
+        self.state: Any = None
         self.seq = 0
         # bytes in and out
         self.transport = transport
@@ -190,7 +193,7 @@ class CommConnection:
         self.bytes_out = 0
         # the exchange
         self.lock = threading.Lock()
-        self.state = CONNECTED
+        self.phase = CONNECTED
         self.session: CommSession | None = None  # handed over and not answered
         self.stream: Stream | None = None  # a reply in pieces is under way
         self.held: list[Buffer] | None = None  # pushed meanwhile
@@ -218,12 +221,12 @@ class CommConnection:
         self.idle_since = communicator.poller.time()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.peername!r} {self.state!r} seq={self.seq}>"
+        return f"<{type(self).__name__} {self.peername!r} {self.phase!r} seq={self.seq}>"
 
     @property
     def closed(self) -> bool:
         """Whether the connection is known to be closed: a reply would not arrive."""
-        return self.state is CLOSED
+        return self.phase is CLOSED
 
     @property
     def peer_ended(self) -> bool:
@@ -257,7 +260,7 @@ class CommConnection:
         if not callable(callback):
             raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
         with self.lock:
-            if not self.eof and self.state is not CLOSED:
+            if not self.eof and self.phase is not CLOSED:
                 if self.end_callbacks is None:
                     self.end_callbacks = []
                 self.end_callbacks.append(callback)

@@ -375,7 +375,7 @@ class Listener:
                     (
                         (conn.idle_since, conn)
                         for conn in self._service.connections()
-                        if conn.state is KEEPALIVE
+                        if conn.phase is KEEPALIVE
                     ),
                     key=lambda entry: entry[0],
                     reverse=True,
@@ -391,7 +391,7 @@ class Listener:
         silent = [
             conn
             for conn in self._service.connections()
-            if (conn.state is CONNECTED or conn.state is RECEIVING) and conn.idle_since < before
+            if (conn.phase is CONNECTED or conn.phase is RECEIVING) and conn.idle_since < before
         ]
         silent.sort(key=lambda conn: conn.idle_since)
         return any(self._communicator.evict_silent(conn) for conn in silent)

@@ -36,11 +36,11 @@ def test_one_request(engine: MemoryEngine) -> None:
     peer = engine.connect(service)
     conn = connection_of(service)
     engine.run()
-    assert conn.state is CONNECTED
+    assert conn.phase is CONNECTED
     peer.send(b"hello\n")
     engine.run()
     assert peer.received == b"hello\n"
-    assert conn.state is KEEPALIVE
+    assert conn.phase is KEEPALIVE
     assert service.sessions[0].states == [(TOREPLY, 0), (SUCCESS, 0)]
     # One recv and one send for the event.
     assert (peer.reads, peer.sends) == (1, 1)
@@ -94,7 +94,7 @@ def test_partial_writes(engine: MemoryEngine, at_most: int) -> None:
     peer.send(b"alpha\nbeta\ngamma\n")
     engine.run()
     assert peer.received == b"alpha\nbeta\ngamma\n"
-    assert connection_of(service).state is KEEPALIVE
+    assert connection_of(service).phase is KEEPALIVE
 
 
 def test_success_is_told_when_the_last_byte_is_out(engine: MemoryEngine) -> None:
@@ -106,7 +106,7 @@ def test_success_is_told_when_the_last_byte_is_out(engine: MemoryEngine) -> None
     assert peer.received == b"alpha\nb"
     assert first.states[-1] == (SUCCESS, 0)
     assert second.states == [(TOREPLY, 0)]
-    assert connection_of(service).state is REPLYING
+    assert connection_of(service).phase is REPLYING
     peer.read(100)
     engine.run()
     assert second.states[-1] == (SUCCESS, 0)
@@ -119,7 +119,7 @@ def test_an_empty_reply_is_a_reply(engine: MemoryEngine, answer: Any) -> None:
     peer.send(b"silent\n")
     engine.run()
     assert service.sessions[0].states == [(TOREPLY, 0), (SUCCESS, 0)]
-    assert connection_of(service).state is KEEPALIVE
+    assert connection_of(service).phase is KEEPALIVE
     peer.send(b"loud\n")
     engine.run()
     assert peer.received == b"loud\n"
@@ -177,13 +177,13 @@ def test_reply_from_another_thread(engine: MemoryEngine) -> None:
     engine.run()
     for word in ("one", "two", "three"):
         assert service.lines[-1] == word
-        assert connection_of(service).state is PROCESSING
+        assert connection_of(service).phase is PROCESSING
         run_in_thread(service.sessions[-1].reply)
         # Sent by the thread that replied; the next request waits for a handler thread.
         assert peer.received.endswith(word.encode() + b"\n")
         engine.run()
     assert service.lines == ["one", "two", "three"]
-    assert connection_of(service).state is KEEPALIVE
+    assert connection_of(service).phase is KEEPALIVE
 
 
 def test_a_reply_while_its_handler_runs_is_sent_by_the_handler_thread(
@@ -911,7 +911,7 @@ def test_close_from_other_threads(engine: MemoryEngine) -> None:
     for thread in threads:
         thread.join()
     assert peer.closed
-    assert conn.state is CLOSED
+    assert conn.phase is CLOSED
     assert len(service.ends) == 1
     assert service.sessions[0].reply() is False
 
@@ -1032,22 +1032,22 @@ def test_states_of_a_request(engine: MemoryEngine) -> None:
     service = LineService(later)
     peer = engine.connect(service, room=0)
     conn = connection_of(service)
-    seen = [conn.state]
+    seen = [conn.phase]
     peer.send(b"par")
     engine.run()
-    seen.append(conn.state)
+    seen.append(conn.phase)
     peer.send(b"tial\n")
     engine.run()
-    seen.append(conn.state)
+    seen.append(conn.phase)
     service.sessions[0].reply()
-    seen.append(conn.state)
+    seen.append(conn.phase)
     peer.read(None)
     engine.run()
-    seen.append(conn.state)
+    seen.append(conn.phase)
     peer.send(b"again")
     engine.run()
-    seen.append(conn.state)
+    seen.append(conn.phase)
     peer.reset()
     engine.run()
-    seen.append(conn.state)
+    seen.append(conn.phase)
     assert seen == [CONNECTED, RECEIVING, PROCESSING, REPLYING, KEEPALIVE, RECEIVING, CLOSED]

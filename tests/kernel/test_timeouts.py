@@ -159,10 +159,10 @@ def test_the_first_byte_ends_keep_alive(engine: MemoryEngine) -> None:
     peer.send(b"a\n")
     engine.run()
     conn = connection_of(service)
-    assert conn.state is KEEPALIVE
+    assert conn.phase is KEEPALIVE
     peer.send(b"b")
     engine.run()
-    assert conn.state is RECEIVING
+    assert conn.phase is RECEIVING
     open_for(engine, peer, 10)
 
 
@@ -236,7 +236,7 @@ def test_a_reader_that_ends_unannounced(engine: MemoryEngine) -> None:
     peer.room = None
     engine.advance(2)
     assert peer.received == b"a\nb\n"
-    assert connection_of(service).state is KEEPALIVE
+    assert connection_of(service).phase is KEEPALIVE
     engine.advance(61)
     assert peer.closed
 
@@ -338,7 +338,7 @@ def test_a_late_report_of_a_blocked_handler_changes_nothing(engine: MemoryEngine
     engine.communicator.on_blocked(conn)
     engine.run()
     assert peer.received == b"a\n"
-    assert conn.state is KEEPALIVE
+    assert conn.phase is KEEPALIVE
     open_for(engine, peer, 60)
 
 

@@ -12,6 +12,7 @@ from protoserve_redis import (
     NO_REPLY,
     OK,
     REDIS_SPEC,
+    CommandTable,
     RedisError,
     RedisRequest,
     WFRedisServer,
@@ -119,3 +120,21 @@ def test_parameters_and_plugin() -> None:
     plugin.protoserve_register_protocols(registered.append)
     assert registered == [REDIS_SPEC]
     assert repr(RedisRequest([b"get", b"k"])) == "<RedisRequest 'GET' with 1 arguments>"
+
+
+def test_the_application_has_the_context_to_itself() -> None:
+    commands = CommandTable()
+
+    @commands.command("COUNT", arity=1)
+    def count(task: WFRedisTask) -> int:
+        connection = task.connection
+        connection.context = (connection.context or 0) + 1
+        return connection.context  # type: ignore[no-any-return]
+
+    with (
+        WFRedisServer(commands).start("127.0.0.1", 0) as server,
+        socket.create_connection(server.address, timeout=10) as client,
+    ):
+        client.sendall(command("COUNT") + command("SELECT", "3") + command("COUNT"))
+        answers = client.makefile("rb").read(len(b":1\r\n+OK\r\n:2\r\n"))
+    assert answers == b":1\r\n+OK\r\n:2\r\n"

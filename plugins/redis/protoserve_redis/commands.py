@@ -248,7 +248,7 @@ class CommandTable:
 
     def __call__(self, task: Any) -> Coroutine[Any, Any, None] | None:
         """Run one command: the ``process`` of a server."""
-        session = task.connection.context
+        session = task.connection.state
         if session is None or session.last_command is None:
             session = self._open(task.connection)
         args = task.req.args
@@ -378,9 +378,9 @@ class CommandTable:
         self.watches.touch(db, key)
 
     def _open(self, connection: CommConnection) -> RedisSession:
-        session = connection.context
+        session = connection.state
         if session is None:
-            session = connection.context = RedisSession()
+            session = connection.state = RedisSession()
         assert isinstance(session, RedisSession)
         with self._registry:
             known = session.id in self._connections
@@ -392,7 +392,7 @@ class CommandTable:
         return session
 
     def _closed(self, connection: CommConnection) -> None:
-        session: RedisSession = connection.context
+        session: RedisSession = connection.state
         with self._registry:
             self._connections.pop(session.id, None)
         self.subscriptions.drop(connection, session)

@@ -273,7 +273,7 @@ def _register_client_list(table: CommandTable) -> None:
             wanted = [c for c in wanted if _type_of(c) == kind]
         elif option == b"ID" and len(args) >= 2:
             ids = {_integer(arg, "ERR Invalid client ID") for arg in args[1:]}
-            wanted = [c for c in wanted if c.context.id in ids]
+            wanted = [c for c in wanted if c.state.id in ids]
         elif args:
             raise RedisError("ERR syntax error")
         text = "".join(_describe(connection) + "\n" for connection in wanted)
@@ -312,7 +312,7 @@ def _kill_filters(
             wanted = _integer(value, "ERR client-id should be greater than 0")
             if wanted <= 0:
                 raise RedisError("ERR client-id should be greater than 0")
-            matches.append(lambda c, wanted=wanted: c.context.id == wanted)  # type: ignore[misc]
+            matches.append(lambda c, wanted=wanted: c.state.id == wanted)  # type: ignore[misc]
         elif word == b"ADDR":
             text = _text(value)
             matches.append(lambda c, text=text: address(c.peername) == text)  # type: ignore[misc]
@@ -321,7 +321,7 @@ def _kill_filters(
             matches.append(lambda c, kind=kind: _type_of(c) == kind)  # type: ignore[misc]
         elif word == b"USER":
             user = _text(value)
-            matches.append(lambda c, user=user: c.context.user == user)  # type: ignore[misc]
+            matches.append(lambda c, user=user: c.state.user == user)  # type: ignore[misc]
         elif word == b"SKIPME" and value.lower() in (b"yes", b"no"):
             skip_me = value.lower() == b"yes"
         else:
@@ -339,7 +339,7 @@ def address(peername: Any) -> str:
 
 def _describe(connection: CommConnection) -> str:
     """A line of CLIENT LIST. Fields that have no meaning here are left out."""
-    session: RedisSession = connection.context
+    session: RedisSession = connection.state
     now = time.monotonic()
     flags = "P" if session.subscribed else ""
     if session.transaction is not None:
@@ -372,7 +372,7 @@ def _client_type(name: bytes) -> bytes:
 
 
 def _type_of(connection: CommConnection) -> bytes:
-    return b"pubsub" if connection.context.subscribed else b"normal"
+    return b"pubsub" if connection.state.subscribed else b"normal"
 
 
 def _register_command(table: CommandTable) -> None:

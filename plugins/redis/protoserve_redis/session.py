@@ -25,7 +25,7 @@ class Transaction:
 
 
 class RedisSession:
-    """One connection's state; ``connection.context`` holds it.
+    """One connection's state; ``connection.state`` holds it.
 
     Its connection's commands are the only ones that change it, one at a time; the exception
     is ``dirty``, which any thread may set.
@@ -103,8 +103,8 @@ class RedisSession:
 def session_of(task: Any) -> RedisSession:
     """The session of a task's connection, made when it is first asked for."""
     connection: CommConnection = task.connection
-    session = connection.context
+    session = connection.state
     if session is None:
-        session = connection.context = RedisSession()
+        session = connection.state = RedisSession()
     assert isinstance(session, RedisSession)
     return session
