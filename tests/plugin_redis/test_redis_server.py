@@ -135,6 +135,6 @@ def test_the_application_has_the_context_to_itself() -> None:
         WFRedisServer(commands).start("127.0.0.1", 0) as server,
         socket.create_connection(server.address, timeout=10) as client,
     ):
-        client.sendall(command("COUNT") + command("SELECT", "3") + command("COUNT"))
+        client.sendall(command(b"COUNT") + command(b"SELECT", b"3") + command(b"COUNT"))
         answers = client.makefile("rb").read(len(b":1\r\n+OK\r\n:2\r\n"))
     assert answers == b":1\r\n+OK\r\n:2\r\n"
