@@ -56,6 +56,7 @@ _PARAMETERS: Final = {
     "request_size_limit": "bytes of one request",
     "max_pipelined": "requests that may wait on one connection",
     "handler_threads": "handlers that may block at the same time",
+    "unsent_limit": "unsent bytes at which a connection is no longer read",
     "backlog": "connections that wait to be accepted",
 }
 

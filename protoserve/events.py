@@ -76,7 +76,8 @@ class AcceptFailed:
 
 @dataclass(frozen=True, slots=True)
 class HandlersBlocked:
-    """Every handler thread is blocked; nothing is served until one frees up."""
+    """Every handler thread is in a handler, and further requests wait for one to be free.
+    Told at most once a minute."""
 
     threads: int
 

@@ -29,6 +29,7 @@ _COUNTS: Final = (
     "request_size_limit",
     "max_pipelined",
     "handler_threads",
+    "unsent_limit",
     "backlog",
 )
 _COUNTS_WITHOUT_LIMIT: Final = frozenset({"max_connections", "request_size_limit"})
@@ -73,7 +74,11 @@ class ServerParams:
     """Parsed requests that may wait on one connection before reading pauses."""
 
     handler_threads: int = 20  # Workflow's handler_threads
-    """Threads that handlers may block at the same time."""
+    """Threads that handlers may block at the same time; one more keeps bytes moving."""
+
+    unsent_limit: int = 256 * KIB  # several times what a socket's own buffer takes
+    """Unsent bytes of one connection at which it is no longer read or served, and at which
+    ``task.push`` waits."""
 
     backlog: int = 2048  # uvicorn, gunicorn
     """Connections the operating system holds before they are accepted."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar
@@ -133,6 +133,11 @@ class ProtocolSpec(Generic[REQ, RESP]):
     error_response: Callable[[], RESP] | None = None
     """Makes the response that is sent when a handler raised; ``None`` closes instead."""
 
+    handler_key: Callable[[REQ], Hashable] | None = None
+    """What of a request tells handlers apart that block from those that do not: HTTP's path,
+    Redis' command. Asked only while some are slow, to call those that block on a thread of
+    their own from the start; ``None``: all are alike."""
+
     server: Callable[[Callable[[Any], object], ServerParams], WFServer[REQ, RESP]] | None = None
     """Makes a server of a handler and parameters, for the command line; ``None`` for a plain
     ``WFServer``. For protocols that have a server class of their own."""
@@ -158,7 +163,7 @@ class ProtocolSpec(Generic[REQ, RESP]):
                     f"protocol {self.name!r}: {what} must be callable, "
                     f"not {type(getattr(self, what)).__name__}"
                 )
-        for what in ("task", "error_response", "server"):
+        for what in ("task", "error_response", "handler_key", "server"):
             value = getattr(self, what)
             if value is not None and not callable(value):
                 raise ConfigError(

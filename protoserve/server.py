@@ -568,6 +568,8 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
 
     def new_connection(
         self, communicator: Communicator, transport: Transport, peername: Any
-    ) -> CommConnection:
-        """The object of an accepted connection."""
+    ) -> CommConnection | None:
+        """The object of an accepted connection; an override may return ``None`` to refuse
+        the peer, which sees the connection end. On the engine's thread; must not block. What
+        is made may be pushed to, closed, and given times already."""
         return CommConnection(self, communicator, transport, peername)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Coroutine, Generator
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from protoserve.errors import UsageError
 from protoserve.kernel.engine import Engine, log_callback_error
 
 if TYPE_CHECKING:
@@ -175,6 +176,12 @@ class LoopEngine(Engine):
         self.loop.add_reader(self.poller.fileno(), self._turn)
         self._spare = self.new_carrier()
         self._rest()
+
+    def lend(self) -> contextlib.AbstractContextManager[None]:
+        raise UsageError(
+            "a coroutine of a server that waits here stops its loop, and what it waits for "
+            "with it: await the task itself, or asyncio.Event"
+        )
 
     def owns(self, ident: int) -> bool:
         # An ended thread's number is given to others.

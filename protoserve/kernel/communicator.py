@@ -8,10 +8,10 @@ that set ``pumping``; the lock is not held while user code runs.
 from __future__ import annotations
 
 import errno
-import weakref
 from collections import deque
 from collections.abc import Callable
 from math import inf
+from time import thread_time
 from typing import TYPE_CHECKING, Any, Final
 
 from protoserve.errors import ProtocolError, UsageError
@@ -27,6 +27,7 @@ from protoserve.kernel.connection import (
     CommConnection,
     State,
 )
+from protoserve.kernel.habits import SLOW, Habit
 from protoserve.kernel.poller import GONE, HANGUP, READABLE, Poller
 from protoserve.kernel.session import CommService, CommSession, TaskState
 from protoserve.kernel.stream import END, Stream, open_stream
@@ -35,20 +36,21 @@ from protoserve.protocol import NEED_DATA, Buffer, Feedback, MessageOut, Piece
 
 if TYPE_CHECKING:
     from protoserve.kernel.engine import Engine
+    from protoserve.kernel.leader_followers import LeaderFollowers
     from protoserve.kernel.transport import Transport
 
 
 RECEIVE_SIZE: Final = 64 * 1024
 """Bytes asked for in one read."""
 
-HIGH_WATER: Final = 256 * 1024
-"""Unsent bytes at which a connection is neither read nor served."""
-
 JOIN_SIZE: Final = 64 * 1024
 """Up to here several buffers are sent as one copy, which is cheaper than a vector."""
 
 DRAIN_TIME: Final = 2.0
 """Seconds that unread input is taken in after a farewell (nginx: ``lingering_time``)."""
+
+_MOST_BUFFERS: Final = 256
+"""Buffers that may wait before they are joined."""
 
 _VECTOR_LENGTH: Final = 64
 """Buffers in one ``sendmsg``, far below any ``IOV_MAX``."""
@@ -58,6 +60,9 @@ _TURN_REQUESTS: Final = 64
 
 _TURN_PULLS: Final = 64
 """Pieces of one reply taken before other connections have their turn."""
+
+_TURN_TIME: Final = 0.002
+"""Seconds of handlers, or of a reply's pieces, after which others have their turn."""
 
 _TURN_READS: Final = 4
 """Reads of one connection before others have their turn."""
@@ -71,12 +76,24 @@ _EXPIRED: Final[dict[State, str]] = {
 }
 """Why a connection was closed when its deadline passed, with nothing to send."""
 
+_LOOK_AGAIN: Final = 0.05
+"""Seconds after which a deadline is looked at again that passed at a bad moment."""
+
 _ENDS: Final = HANGUP | GONE
 _INPUT: Final = READABLE | _ENDS
 
 TOREPLY: Final = TaskState.TOREPLY
 SUCCESS: Final = TaskState.SUCCESS
 SYS_ERROR: Final = TaskState.SYS_ERROR
+
+
+class _Fault:
+    """In the queue of parsed requests: what the parser raised after them."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
 
 
 class _Coming(CommSession):
@@ -104,27 +121,47 @@ class Communicator:
     ``shutdown``, ``close`` and ``stop_connection`` may be called from any thread.
     """
 
-    __slots__ = ("clock", "engine", "poller")
+    __slots__ = ("clock", "engine", "poller", "threads")
 
     def __init__(self, poller: Poller, engine: Engine | None = None) -> None:
         self.poller = poller
         self.clock = poller.clock
         self.engine = engine
+        self.threads: LeaderFollowers | None = None
+        """The handler threads; ``None`` where handlers run in a loop."""
 
     # -- beginning and end -------------------------------------------------------------
 
     def attach(self, transport: Transport, peername: Any, service: CommService) -> None:
-        """Take an accepted connection."""
-        conn = service.new_connection(self, transport, peername)
+        """Take an accepted connection, which the service has counted (``retain``). Raises
+        what ``new_connection`` raises."""
+        conn: CommConnection | None = None
+        try:
+            # From here on the service may push, or close it: it is told of the end below.
+            conn = service.new_connection(self, transport, peername)
+            if conn is not None and not isinstance(conn, CommConnection):
+                raise TypeError(
+                    "new_connection() must return a CommConnection, or None to refuse the "
+                    f"peer, not {type(conn).__name__}"
+                )
+        finally:
+            if not isinstance(conn, CommConnection):
+                transport.close()
+                service.release()
+        if conn is None:
+            return
         service.add_connection(conn)
         if service.observers:
             service.emit(ConnectionOpened(peername))
         conn.lock.acquire()
-        self._arm(conn, self.poller.time(), service.params.peer_response_timeout)
-        try:
-            self.poller.watch(conn.fd, self.on_ready, conn)
-        except OSError as error:
-            self._close_locked(conn, f"the poller refused it ({error.strerror})", errno.ENOMEM)
+        conn.attached = True
+        if conn.phase is not CLOSED:
+            if conn.deadline == inf:  # otherwise what was pushed waits for room
+                self._arm(conn, self.poller.time(), conn.first_wait)
+            try:
+                self.poller.watch(conn.fd, self.on_ready, conn)
+            except OSError as error:
+                self._close_locked(conn, f"the poller refused it ({error.strerror})", errno.ENOMEM)
         self._release(conn)
         if service.stopping:
             # Accepted while the server stopped: nothing was promised to it yet.
@@ -132,10 +169,17 @@ class Communicator:
 
     def close(self, conn: CommConnection, reason: str = "closed by the server") -> bool:
         """Close at once; what is unsent is lost. False when it was closed already."""
+        if conn.locked_here:
+            # Called by code of the protocol's, or of a collected object, that runs under it.
+            self.poller.post(self._close_posted, (conn, reason))
+            return conn.phase is not CLOSED
         conn.lock.acquire()
         closed = self._close_locked(conn, reason, errno.ECONNABORTED)
         self._release(conn)
         return closed
+
+    def _close_posted(self, what: tuple[CommConnection, str], _: int) -> None:
+        self.close(*what)
 
     def stop_connection(self, conn: CommConnection) -> None:
         """The service stops: end the connection when it has nothing in hand.
@@ -150,7 +194,7 @@ class Communicator:
     def evict_idle(self, conn: CommConnection, idle_since: float) -> bool:
         """Close ``conn`` for another if it is still idle since then."""
         conn.lock.acquire()
-        idle = conn.phase is KEEPALIVE and conn.idle_since == idle_since
+        idle = conn.idle and conn.idle_since == idle_since
         if idle:
             self._close_locked(conn, "made room for another", 0)
         self._release(conn)
@@ -159,7 +203,7 @@ class Communicator:
     def evict_silent(self, conn: CommConnection) -> bool:
         """Close ``conn`` for another if it still has not made a request."""
         conn.lock.acquire()
-        silent = conn.phase is CONNECTED or conn.phase is RECEIVING
+        silent = conn.silent
         if silent:
             self._close_locked(conn, "made room for another", 0)
         self._release(conn)
@@ -188,25 +232,36 @@ class Communicator:
         conn.lock.acquire()
         self._advance(conn)
 
-    def on_blocked(self, conn: CommConnection) -> None:
-        """A handler blocks its thread: send the replies that were waiting for company."""
+    def serve(self, conn: CommConnection, _: int = 0) -> None:
+        """Go on with a connection that waited for a handler thread."""
         conn.lock.acquire()
-        if conn.pumping and conn.out:
-            # Otherwise the handler has returned meanwhile, and what follows is arranged.
-            self._flush_aside(conn)
-        self._release(conn)
+        conn.deferred = False
+        self._advance(conn)
 
-    def on_deadline(self, reference: weakref.ref[CommConnection], _: int) -> None:
+    def on_blocked(self, conn: CommConnection, waits: bool) -> None:
+        """A handler keeps its thread: send the replies that were waiting for company, and
+        remember the handler if it ``waits``."""
+        session = None
+        conn.lock.acquire()
+        if conn.pumping:
+            # Otherwise the handler has returned meanwhile, and what follows is arranged.
+            if conn.out:
+                self._flush_aside(conn)
+            if waits and conn.stream is None and conn.session is not COMING:
+                session = conn.session
+        self._release(conn)
+        if session is not None:
+            conn.service.habits.surprise(session.handler_key())
+
+    def on_deadline(self, conn: CommConnection, _: int) -> None:
         """The poller's timer for a connection: has its deadline really passed?"""
-        conn = reference()
-        if conn is None:
-            return
         conn.lock.acquire()
         now = self.poller.time()
         if conn.timer_at > now:
-            # Another timer is in charge: this one would only multiply.
+            # Another timer took its place when this one could not be cancelled any more.
             conn.lock.release()
             return
+        conn.timer = None
         conn.timer_at = inf
         if conn.phase is CLOSED or conn.deadline == inf:
             conn.lock.release()
@@ -214,11 +269,27 @@ class Communicator:
         try:
             if conn.deadline > now:
                 self._arm_at(conn, conn.deadline)
-            else:
+            elif (conn.pumping or conn.deferred) and not conn.out:
+                self._arm_at(conn, now + _LOOK_AGAIN)
+            elif not self._arrived_late(conn, now):
                 self._expire(conn)
         except BaseException:
             self._broken(conn)
         self._release(conn)
+
+    def _arrived_late(self, conn: CommConnection, now: float) -> bool:
+        """Whether something came in time that was not looked at: the whole process, or the
+        machine, may have been stopped."""
+        phase = conn.phase
+        if conn.out or conn.eof or phase not in (CONNECTED, RECEIVING, KEEPALIVE):
+            return False
+        before = conn.bytes_in
+        conn.readable = True
+        self._pump(conn)
+        phase = conn.phase
+        if phase is CONNECTED or phase is RECEIVING or phase is KEEPALIVE:
+            return conn.bytes_in != before and conn.deadline > now
+        return True
 
     def _expire(self, conn: CommConnection) -> None:
         conn.deadline = inf
@@ -260,8 +331,8 @@ class Communicator:
                 pass
             elif state is DRAINING:
                 self._drain(conn)
-            elif conn.pumping:
-                # A handler of this connection runs on another thread.
+            elif conn.pumping or conn.deferred:
+                # A handler of this connection runs on another thread, or waits for one.
                 self._read_ahead(conn)
                 if conn.out:
                     self._flush_aside(conn)
@@ -276,7 +347,10 @@ class Communicator:
         """The lane of the requests: one thread at a time, the one that set ``pumping``."""
         conn.pumping = True
         requests = reads = pulls = 0
+        now = turn_end = 0.0
         parser = conn.parser
+        unsent_limit = conn.unsent_limit
+        threads = self.threads
         while True:
             if conn.session is not None or conn.ending:
                 if conn.session is not None and conn.readable and reads < _TURN_READS:
@@ -289,31 +363,49 @@ class Communicator:
                     self._flush(conn)
                     if conn.out_size >= JOIN_SIZE or conn.phase is CLOSED:
                         break
-                if pulls == _TURN_PULLS:
+                if threads is not None and threads.full and self._wait_for_thread(conn):
+                    break
+                if not turn_end:
+                    now = self.clock()
+                    turn_end = now + _TURN_TIME
+                if pulls == _TURN_PULLS or now > turn_end:
                     self.poller.post(self.resume, conn)
                     break
                 pulls += 1
-                self._pull(conn, stream)
+                now = self._pull(conn, stream, now)
                 continue
-            if conn.out_size >= HIGH_WATER:
+            if conn.out_size >= unsent_limit:
                 self._flush(conn)
-                if conn.out_size >= HIGH_WATER or conn.phase is CLOSED:
+                if conn.out_size >= unsent_limit or conn.phase is CLOSED:
                     break
             if conn.more:
                 try:
-                    message = conn.queue.popleft() if conn.queue else parser.next_message()
+                    if conn.queue:
+                        message = conn.queue.popleft()
+                        if type(message) is _Fault:
+                            raise message.error
+                    else:
+                        message = parser.next_message()
                 except BaseException as error:
                     self._parser_raised(conn, error)
                     break
                 if message is NEED_DATA:
                     conn.more = False
                     continue
-                if not self._hand_over(conn, message):
+                if threads is not None and threads.full and self._wait_for_thread(conn):
+                    self._put_back(conn, message)
                     break
-                requests += 1
-                if requests == _TURN_REQUESTS:
+                if not turn_end:
+                    now = self.clock()
+                    turn_end = now + _TURN_TIME
+                elif requests == _TURN_REQUESTS or now > turn_end:
+                    self._put_back(conn, message)
                     self.poller.post(self.resume, conn)
                     break
+                now = self._hand_over(conn, message, now)
+                if not now:
+                    break
+                requests += 1
             elif conn.readable and not conn.eof:
                 if reads == _TURN_READS:
                     self.poller.post(self.resume, conn)
@@ -327,11 +419,27 @@ class Communicator:
         conn.pumping = False
         if conn.phase is not CLOSED:
             if conn.out or conn.unsent:
-                full = conn.out_size >= HIGH_WATER
+                full = conn.out_size >= unsent_limit
                 self._flush(conn)
                 if full and not conn.out and conn.more:
                     self.poller.post(self.resume, conn)  # no edge will come for this room
             self._settle(conn)
+
+    @staticmethod
+    def _put_back(conn: CommConnection, message: Any) -> None:
+        """Let a message wait in front of the others."""
+        if conn.queue is None:
+            conn.queue = deque()
+        conn.queue.appendleft(message)
+
+    def _wait_for_thread(self, conn: CommConnection) -> bool:
+        """Where no thread may run a handler: have the connection served by the first that
+        is free. False when this thread may, after all. With the lock."""
+        assert self.threads is not None
+        if conn.deferred:
+            return True
+        conn.deferred = self.threads.defer(self.serve, conn)
+        return conn.deferred
 
     def _broken(self, conn: CommConnection) -> None:
         """In an ``except`` block, with the lock: something raised that must not. Nobody
@@ -362,16 +470,24 @@ class Communicator:
         conn.close_reason = reason
         self._say_farewell(conn, farewell)
 
-    def _hand_over(self, conn: CommConnection, message: Any) -> bool:
+    def _hand_over(self, conn: CommConnection, message: Any, now: float) -> float:
         """Run the handler of a message. With the lock, which is let go while the handler
-        runs. False when the pump should stop."""
+        runs. Returns the time afterwards; 0 when the pump should stop."""
+        if message is None:
+            logger.error(
+                "%r: next_message() of its parser returned None; it must return a request, "
+                "or NEED_DATA (a forgotten return?); the connection closes",
+                conn,
+            )
+            self._end_without_word(conn, "the parser failed")
+            return 0.0
         if type(message) is Feedback:
             try:
                 self._put(conn, message.data)
             except (TypeError, ValueError):
                 self._fail(conn, "the parser gave feedback that is no bytes")
-                return False
-            return True
+                return 0.0
+            return now
         conn.session = COMING
         conn.phase = conn.phase.message
         conn.receive_deadline = None
@@ -383,15 +499,22 @@ class Communicator:
         conn.seq = seq + 1
         lock = conn.lock
         lock.release()
+        service = conn.service
         what = "no session could be made"
         session: CommSession = COMING
         try:
-            session = conn.service.new_session(seq, conn)
+            session = service.new_session(seq, conn)
             session.message_in(message)
             what = "the session failed"
             # Nobody else touches it while it is COMING.
             conn.session = session
-            session.handle(TOREPLY, 0)
+            if service.habits.known:
+                now = self._handle_watched(service, session)
+            else:
+                session.handle(TOREPLY, 0)
+                began, now = now, self.clock()
+                if now - began > SLOW and self.threads is not None:
+                    service.habits.note(session.handler_key(), True, False)
         except BaseException:
             lock.acquire()
             if conn.phase is CLOSED:
@@ -401,9 +524,26 @@ class Communicator:
             else:
                 conn.session = None
                 self._fail(conn, what)
-            return False
+            return 0.0
         lock.acquire()
-        return conn.phase is not CLOSED
+        return 0.0 if conn.phase is CLOSED else now
+
+    def _handle_watched(self, service: CommService, session: CommSession) -> float:
+        """Run a handler where some are known to be slow. Returns the time afterwards."""
+        threads = self.threads
+        assert threads is not None
+        key = session.handler_key()
+        habit = service.habits.of(key)
+        if habit is not None and habit.blocks:
+            threads.promote()
+        cpu = thread_time()
+        began = self.clock()
+        session.handle(TOREPLY, 0)
+        now = self.clock()
+        slow = now - began > SLOW
+        blocked = slow and now - began - (thread_time() - cpu) > SLOW
+        service.habits.note(key, slow, blocked)
+        return now
 
     def _receive(self, conn: CommConnection) -> None:
         """One read, fed to the parser."""
@@ -426,6 +566,8 @@ class Communicator:
             else:
                 conn.readable = False
                 conn.eof = True
+                if conn.session is not None or conn.more:
+                    conn.transport.probe_peer()
                 if conn.end_callbacks:
                     self.poller.post(self._tell_end, conn)
                 if conn.gone and conn.transport.peer_gone():
@@ -443,7 +585,7 @@ class Communicator:
     def _tell_end(self, conn: CommConnection, _: int) -> None:
         with conn.lock:
             callbacks, conn.end_callbacks = conn.end_callbacks, None
-        for callback in callbacks or ():
+        for callback in (callbacks or {}).values():
             try:
                 callback(conn)
             except BaseException:
@@ -464,7 +606,7 @@ class Communicator:
         for _ in range(_TURN_READS):
             if not self._fill(conn, queue, limit):
                 return
-            if not conn.readable or conn.eof or conn.out_size >= HIGH_WATER:
+            if not conn.readable or conn.eof or conn.out_size >= conn.unsent_limit:
                 return
             self._receive(conn)
             if conn.phase is CLOSED:
@@ -477,16 +619,17 @@ class Communicator:
         """Move parsed messages to the queue. False when there is no point in reading."""
         if not conn.more:
             return True
+        if queue and type(queue[-1]) is _Fault:
+            return False
         try:
             while len(queue) < limit:
                 message = conn.parser.next_message()
                 if message is NEED_DATA:
-                    conn.more = bool(queue)
+                    # It may be the reply that the parser waits for: it is asked again.
                     return True
                 queue.append(message)
-        except BaseException:
-            # Whatever it is, it comes up again in its turn, after the queue.
-            return False
+        except BaseException as error:
+            queue.append(_Fault(error))  # its turn comes after the requests before it
         return False
 
     # -- replies -----------------------------------------------------------------------
@@ -616,16 +759,30 @@ class Communicator:
                 return
         self._release(conn)
 
-    def _pull(self, conn: CommConnection, stream: Stream) -> None:
-        """Take the next piece. With the lock, which is let go while user code runs."""
+    def _pull(self, conn: CommConnection, stream: Stream, now: float) -> float:
+        """Take the next piece. With the lock, which is let go while user code runs.
+        Returns the time afterwards."""
         stream.busy = True
         conn.lock.release()
         error: BaseException | None = None
         piece: Any = END
+        habit = stream.habit
+        cpu = 0.0
+        if habit is not None:
+            if habit.blocks and self.threads is not None:
+                self.threads.promote()
+            cpu = thread_time()
         try:
             piece = stream.pull()
         except BaseException as raised:
             error = raised
+        began, now = now, self.clock()
+        if habit is not None:
+            slow = now - began > SLOW
+            if habit.note(slow and now - began - (thread_time() - cpu) > SLOW):
+                stream.habit = None
+        elif now - began > SLOW:
+            stream.habit = Habit()
         conn.lock.acquire()
         stream.busy = False
         if conn.phase is CLOSED:
@@ -639,6 +796,7 @@ class Communicator:
                 self._put(conn, piece)
             except TypeError as raised:
                 self._stream_failed(conn, raised)
+        return now
 
     def _last_piece(self, conn: CommConnection) -> None:
         stream = conn.stream
@@ -679,10 +837,18 @@ class Communicator:
         False when the peer is gone. Any thread; never blocks. Raises ``TypeError`` for
         what is not bytes-like, ``UsageError`` when the session has been answered.
         """
+        if conn.locked_here:
+            raise UsageError(
+                "message_out, a parser and __del__ run in the middle of the connection's work "
+                "and cannot push: push in the handler, in a callback, or from another thread; "
+                "a parser may return Feedback"
+            )
         conn.lock.acquire()
-        if session is not None and (conn.session is not session or conn.stream is not None):
-            conn.lock.release()
-            raise UsageError("the reply is on its way already; push before it")
+        if session is not None:
+            if conn.session is not session or conn.stream is not None:
+                conn.lock.release()
+                raise UsageError("the reply is on its way already; push before it")
+            conn.pushed_for = conn.seq
         if conn.phase is CLOSED or conn.phase is DRAINING or conn.ending:
             conn.lock.release()
             return False
@@ -698,20 +864,30 @@ class Communicator:
         except BaseException:
             conn.lock.release()
             raise
-        if conn.pumping or conn.session is not None:
+        if conn.pumping or conn.session is not None or conn.deferred:
             self._flush_aside(conn)
         else:
             self._flush(conn)
-            self._settle(conn)
+            self._settle(conn, used=True)
         gone = conn.phase is CLOSED
         self._release(conn)
         return not gone
+
+    def set_keep_alive(self, conn: CommConnection, seconds: float | None) -> None:
+        """How long ``conn`` may stay without a request, from now on. Any thread."""
+        conn.lock.acquire()
+        conn.first_wait = conn.keep_alive_limit = seconds
+        if conn.attached and (conn.phase is CONNECTED or conn.idle):
+            conn.keep_alive = seconds
+            if not conn.out:
+                self._arm(conn, self.poller.time(), seconds)
+        self._release(conn)
 
     def wait_for_room(self, conn: CommConnection, wake: Callable[[], object]) -> bool:
         """Have ``wake`` called, on any thread, when the output has room again or the
         connection has closed. False, and no call, when that is so already. Any thread."""
         with conn.lock:
-            if conn.phase is CLOSED or conn.out_size < HIGH_WATER:
+            if conn.phase is CLOSED or conn.out_size < conn.unsent_limit:
                 return False
             if conn.waiters is None:
                 conn.waiters = []
@@ -736,6 +912,16 @@ class Communicator:
             conn.lock.release()
             return
         self._finish_reply(conn)
+
+    def abandon(self, session: CommSession) -> None:
+        """End the connection where a part of the session's reply is out, and the rest will
+        not come: by a reset, since an end would look like that of the reply. Any thread."""
+        conn = session.connection
+        conn.lock.acquire()
+        if conn.session is session and conn.phase is not CLOSED:
+            self._flush(conn)
+            self._close_locked(conn, "the reply failed midway", errno.EIO)
+        self._release(conn)
 
     def _finish_reply(self, conn: CommConnection) -> None:
         """After a reply that no pump waits for. With the lock; returns without it."""
@@ -775,6 +961,10 @@ class Communicator:
         """An exception of the protocol's own code: close, with no word but the replies
         to the requests before."""
         logger.exception("%r: %s, it raised; the connection closes", conn, reason)
+        self._end_without_word(conn, reason)
+
+    def _end_without_word(self, conn: CommConnection, reason: str) -> None:
+        """Close after the replies to the requests before."""
         conn.more = False
         conn.close_reason = reason
         self._say_farewell(conn, b"")
@@ -830,7 +1020,8 @@ class Communicator:
                 if self._consume(out, sent):
                     break
         except (BlockingIOError, InterruptedError):
-            pass
+            if len(out) > _MOST_BUFFERS + 2 * conn.out_size // JOIN_SIZE:
+                self._join_buffers(out)
         except OSError as error:
             self._close_locked(conn, f"the peer is gone ({error.strerror})", error.errno or 0)
             return
@@ -849,9 +1040,32 @@ class Communicator:
             unsent.clear()
         else:
             sent_end = conn.out_end - conn.out_size
-            while unsent and unsent[0][1] <= sent_end:
-                finished.append((unsent.pop(0)[0], SUCCESS, 0))
+            whole = 0
+            for session, end in unsent:
+                if end > sent_end:
+                    break
+                finished.append((session, SUCCESS, 0))
+                whole += 1
+            if whole:
+                del unsent[:whole]
                 conn.send_deadline = None  # the next reply has its own
+
+    @staticmethod
+    def _join_buffers(out: list[Buffer]) -> None:
+        """Make blocks of many small buffers that wait, so that what is done for each
+        buffer does not grow with their number."""
+        blocks: list[Buffer] = []
+        run: list[Buffer] = []
+        size = 0
+        for buffer in out:
+            if size + len(buffer) > JOIN_SIZE:
+                blocks.append(run[0] if len(run) == 1 else b"".join(run))
+                run = []
+                size = 0
+            run.append(buffer)
+            size += len(buffer)
+        blocks.append(run[0] if len(run) == 1 else b"".join(run))
+        out[:] = blocks
 
     @staticmethod
     def _consume(out: list[Buffer], sent: int) -> bool:
@@ -880,8 +1094,9 @@ class Communicator:
             conn.deadline = inf
             conn.send_deadline = None
 
-    def _settle(self, conn: CommConnection) -> None:
-        """Decide what comes next: the state at rest, its deadline, or the end."""
+    def _settle(self, conn: CommConnection, *, used: bool = False) -> None:
+        """Decide what comes next: the state at rest, its deadline, or the end. ``used``:
+        something was pushed, and that is a use of the connection."""
         if conn.phase is CLOSED:
             return
         if conn.out:
@@ -913,23 +1128,39 @@ class Communicator:
                 "the peer left in the middle of a request" if partial else "the peer closed",
                 0,
             )
-        elif service.stopping and not partial and not conn.readable:
+            return
+        if service.stopping and not partial and not conn.readable:
             if fresh:
                 # Input that arrives this moment must not make the system drop the reply.
                 conn.close_reason = "the server stopped"
                 self._say_no_more(conn)
             else:
                 self._close_locked(conn, "the server stopped", 0)
-        elif partial:
+            return
+        if partial:
             conn.phase = conn.phase.bytes
             params = service.params
+            size = params.request_size_limit
+            if size is not None and conn.bytes_in - conn.bytes_before > size:
+                logger.error(
+                    "%r: its parser holds more than request_size_limit=%d bytes of one request; "
+                    "it must raise ProtocolError before; the connection closes", conn, size
+                )  # fmt: skip
+                self._close_locked(conn, "the request is larger than request_size_limit", 0)
+                return
             if conn.receive_deadline is None:
                 conn.idle_since = now
-                whole = params.receive_timeout
+                whole = conn.receive_limit
                 conn.receive_deadline = inf if whole is None else now + whole
             peer = params.peer_response_timeout
             self._arm_at(conn, min(conn.receive_deadline, inf if peer is None else now + peer))
-        elif conn.phase is KEEPALIVE and (fresh or waited or conn.deadline == inf):
+            return
+        conn.bytes_before = conn.bytes_in
+        if conn.phase is CONNECTED:
+            if used or waited:
+                conn.idle_since = now
+                self._arm(conn, now, conn.first_wait)
+        elif conn.phase is KEEPALIVE and (fresh or waited or used or conn.deadline == inf):
             # Otherwise what came was no request, a blank line: its time goes on.
             conn.queue = None
             conn.idle_since = now
@@ -960,8 +1191,10 @@ class Communicator:
         """One attribute; the poller has a timer only where none is due early enough."""
         conn.deadline = deadline
         if deadline < conn.timer_at:
+            if conn.timer is not None:
+                self.poller.cancel(conn.timer)
             conn.timer_at = deadline
-            self.poller.call_at(deadline, self.on_deadline, weakref.ref(conn))
+            conn.timer = self.poller.call_at(deadline, self.on_deadline, conn)
 
     # -- the end -----------------------------------------------------------------------
 
@@ -1018,8 +1251,14 @@ class Communicator:
         conn.close_reason = reason
         conn.close_error = error
         conn.deadline = inf
-        self.poller.forget(conn.fd)
-        if (error == errno.ETIMEDOUT and conn.out) or error == errno.EIO:
+        if conn.timer is not None:
+            self.poller.cancel(conn.timer)
+            conn.timer = None
+            conn.timer_at = inf
+        if conn.attached:
+            self.poller.forget(conn.fd)
+        if error == errno.EIO or conn.reply_is_incomplete:
+            # An end would tell the peer that this was all of it.
             conn.transport.abort()
         else:
             conn.transport.close()
@@ -1048,26 +1287,29 @@ class Communicator:
         User code runs for a connection on one thread at a time: who hands a request over,
         or tells a session of its end, has ``pumping`` set; what ends meanwhile is told then.
         """
-        if conn.finished and not conn.pumping:
-            self._tell_sessions(conn)
+        if (conn.finished or conn.dropped is not None) and not conn.pumping:
+            threads = self.threads
+            if threads is None or not threads.full or not self._wait_for_thread(conn):
+                self._tell_sessions(conn)
         waiters = conn.waiters
         if waiters is not None:
-            if conn.phase is CLOSED or conn.out_size < HIGH_WATER // 2:
+            if conn.phase is CLOSED or conn.out_size < conn.unsent_limit // 2:
                 conn.waiters = None
             else:
                 waiters = None
-        dropped = None
         closed = last = False
-        if conn.phase is CLOSED:
-            dropped, conn.dropped = conn.dropped, None
+        if conn.phase is CLOSED and conn.attached:
             closed = not conn.ended
             conn.ended = True
             # A session that still runs gives the reference back itself: forget().
-            last = conn.session is None and not conn.forgotten
+            last = (
+                conn.session is None
+                and not conn.forgotten
+                and not conn.finished
+                and conn.dropped is None
+            )
             conn.forgotten = conn.forgotten or last
         conn.lock.release()
-        if dropped is not None:
-            dropped.close()
         for wake in waiters or ():
             wake()
         if closed:
@@ -1079,7 +1321,7 @@ class Communicator:
         """Tell sessions that they have ended. With the lock, which is let go meanwhile."""
         conn.pumping = True
         lock = conn.lock
-        while conn.finished:
+        while conn.finished or conn.dropped is not None:
             finished, conn.finished = conn.finished, []
             dropped, conn.dropped = conn.dropped, None
             lock.release()
@@ -1117,7 +1359,7 @@ class Communicator:
             )
         # Nobody adds to them any more, see CommConnection.on_close.
         callbacks, conn.close_callbacks = conn.close_callbacks, None
-        for callback in callbacks or ():
+        for callback in (callbacks or {}).values():
             try:
                 callback(conn)
             except BaseException:

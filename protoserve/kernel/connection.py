@@ -6,12 +6,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from math import inf
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from protoserve.errors import UsageError
 from protoserve.protocol import Buffer
 
 if TYPE_CHECKING:
     from protoserve.kernel.communicator import Communicator
+    from protoserve.kernel.poller import TimerEntry
     from protoserve.kernel.session import CommService, CommSession, TaskState
     from protoserve.kernel.stream import Stream
     from protoserve.kernel.transport import Transport
@@ -95,19 +97,54 @@ OUTPUT_LIMIT: Final = 32 * 1024 * 1024
 """Unsent bytes at which a connection that is pushed to counts as dead."""
 
 
+class _Unchanged:
+    """Instead of seconds: as it was."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "unchanged"
+
+
+UNCHANGED: Final = _Unchanged()
+
+
+class CallbackHandle:
+    """A callback of a connection, to be taken back."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: CommConnection) -> None:
+        self._connection = connection
+
+    def cancel(self) -> bool:
+        """Have the callback not called any more. False when it was called, is about to be,
+        or was taken back before. Any thread."""
+        conn = self._connection
+        with conn.lock:
+            for callbacks in (conn.close_callbacks, conn.end_callbacks):
+                if callbacks is not None and callbacks.pop(self, None) is not None:
+                    return True
+        return False
+
+
+Callbacks: TypeAlias = "dict[CallbackHandle, Callable[[CommConnection], object]]"
+
+
 class CommConnection:
     """One peer (the article's ``CommConnection`` and ``WFConnection``).
 
     Users see ``peername``, ``context``, ``closed``, ``peer_ended``, ``closing``, ``seq``,
-    ``on_close``, ``push`` and ``close``; they may be used from any thread. ``context`` is the
-    application's own place, ``state`` the protocol's; ``parser`` too is the protocol's, for
-    its tasks while a request is in their hands. Everything else is the communicator's and
-    guarded by ``lock``. Handlers, callbacks and observers run without
-    the lock; parsers and ``message_out`` run under it.
+    ``on_close``, ``on_peer_end``, ``set_timeout``, ``push`` and ``close``; they may be used
+    from any thread. ``context`` is the application's own place, ``state`` the protocol's;
+    ``parser`` too is the protocol's, for its tasks while a request is in their hands.
+    Everything else is the communicator's and guarded by ``lock``. Handlers, callbacks and
+    observers run without the lock; parsers and ``message_out`` run under it.
     """
 
     __slots__ = (
         "__weakref__",
+        "attached",
         "bytes_before",
         "bytes_in",
         "bytes_out",
@@ -117,6 +154,7 @@ class CommConnection:
         "communicator",
         "context",
         "deadline",
+        "deferred",
         "dropped",
         "end_callbacks",
         "ended",
@@ -125,12 +163,14 @@ class CommConnection:
         "farewell",
         "fd",
         "finished",
+        "first_wait",
         "forgotten",
         "gone",
         "hangup",
         "held",
         "idle_since",
         "keep_alive",
+        "keep_alive_limit",
         "lock",
         "more",
         "out",
@@ -140,9 +180,11 @@ class CommConnection:
         "peername",
         "phase",
         "pumping",
+        "pushed_for",
         "queue",
         "readable",
         "receive_deadline",
+        "receive_limit",
         "recv",
         "send",
         "send_deadline",
@@ -153,9 +195,11 @@ class CommConnection:
         "session",
         "state",
         "stream",
+        "timer",
         "timer_at",
         "transport",
         "unsent",
+        "unsent_limit",
         "waiters",
     )
 
@@ -188,11 +232,16 @@ class CommConnection:
         self.out: list[Buffer] = []
         self.out_size = 0
         self.out_end = 0  # all bytes ever put into out
+        self.unsent_limit = service.params.unsent_limit
         self.bytes_in = 0
         self.bytes_before = 0  # in, when the last request was handed over
         self.bytes_out = 0
         # the exchange
-        self.lock = threading.Lock()
+        # An RLock, because it knows its owner: nobody relies on taking it twice.
+        self.lock = threading.RLock()
+        self.attached = False  # counted, and in the poller's care
+        self.deferred = False  # a handler has something to do, and waits for a thread
+        self.pushed_for = 0  # seq when a handler last pushed a part of its reply
         self.phase = CONNECTED
         self.session: CommSession | None = None  # handed over and not answered
         self.stream: Stream | None = None  # a reply in pieces is under way
@@ -208,11 +257,16 @@ class CommConnection:
         self.dropped: Stream | None = None  # closed when the lock is released
         self.close_reason = ""
         self.close_error = 0  # an errno, for sessions that learn of it later
-        self.end_callbacks: list[Callable[[CommConnection], object]] | None = None
-        self.close_callbacks: list[Callable[[CommConnection], object]] | None = None
+        self.end_callbacks: Callbacks | None = None
+        self.close_callbacks: Callbacks | None = None
         # time, in seconds of the poller's clock
+        params = service.params
+        self.first_wait = params.peer_response_timeout
+        self.receive_limit = params.receive_timeout
+        self.keep_alive_limit = params.keep_alive_timeout  # of the tasks to come
         self.keep_alive: float | None = None
         self.deadline = inf
+        self.timer: TimerEntry | None = None
         self.timer_at = inf  # when the poller will look at the deadline
         self.receive_deadline: float | None = None
         self.send_deadline: float | None = None
@@ -240,44 +294,120 @@ class CommConnection:
         the reply should say so where the protocol has a way to."""
         return self.ending or self.service.stopping
 
-    def on_close(self, callback: Callable[[CommConnection], object]) -> None:
+    @property
+    def locked_here(self) -> bool:
+        """Whether the calling thread has the lock: it runs code of the protocol's, or of a
+        collected object, in the middle of the connection's work."""
+        return self.lock._is_owned()  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for its next request, with nothing in hand."""
+        return self.phase is KEEPALIVE and not self.more and not self.out
+
+    @property
+    def silent(self) -> bool:
+        """Whether it has begun a request, or not even that, and nothing else."""
+        phase = self.phase
+        return (phase is CONNECTED or phase is RECEIVING) and not self.more and not self.out
+
+    @property
+    def reply_is_incomplete(self) -> bool:
+        """Whether the peer was sent, or was to be sent, more than it would have when the
+        connection ends now. With the lock."""
+        return (
+            bool(self.out)
+            or (self.stream is not None and self.stream.begun)
+            or (self.session is not None and self.pushed_for == self.seq)
+        )
+
+    def on_close(self, callback: Callable[[CommConnection], object]) -> CallbackHandle:
         """Call ``callback(connection)`` once when the connection closes; at once when it
-        has. It runs on the thread that noticed, and should not block."""
-        if not callable(callback):
-            raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
+        has. It runs on the thread that noticed, and must not block. What is returned takes
+        it back; ``task.on_close`` does so by itself when the task has ended. Any thread."""
+        handle = self._new_callback(callback)
         with self.lock:
             if not self.ended:
                 if self.close_callbacks is None:
-                    self.close_callbacks = []
-                self.close_callbacks.append(callback)
-                return
-        callback(self)
+                    self.close_callbacks = {}
+                self.close_callbacks[handle] = callback
+                return handle
+        self._call_now(callback)
+        return handle
 
-    def on_peer_end(self, callback: Callable[[CommConnection], object]) -> None:
+    def on_peer_end(self, callback: Callable[[CommConnection], object]) -> CallbackHandle:
         """Call ``callback(connection)`` once when the peer ends its sending side, on a
-        thread that serves connections; at once when it has. For requests that wait for
-        something: over TCP this is all that is seen of a client that closed. Any thread."""
-        if not callable(callback):
-            raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
+        thread that serves connections; at once when it has. It must not block. For requests
+        that wait for something: over TCP this is all that is seen of a client that closed.
+        What is returned takes it back; ``task.on_peer_end`` does so by itself when the task
+        has ended. Any thread."""
+        handle = self._new_callback(callback)
         with self.lock:
             if not self.eof and self.phase is not CLOSED:
                 if self.end_callbacks is None:
-                    self.end_callbacks = []
-                self.end_callbacks.append(callback)
-                return
+                    self.end_callbacks = {}
+                self.end_callbacks[handle] = callback
+                return handle
+        self._call_now(callback)
+        return handle
+
+    def _call_now(self, callback: Callable[[CommConnection], object]) -> None:
+        if self.locked_here:
+            self.communicator.poller.post(self._call_posted, callback)
+        else:
+            callback(self)
+
+    def _call_posted(self, callback: Callable[[CommConnection], object], _: int) -> None:
         callback(self)
+
+    def _new_callback(self, callback: object) -> CallbackHandle:
+        if not callable(callback):
+            raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
+        return CallbackHandle(self)
+
+    def set_timeout(
+        self,
+        *,
+        keep_alive: float | _Unchanged | None = UNCHANGED,
+        receive: float | _Unchanged | None = UNCHANGED,
+    ) -> None:
+        """Give this connection times of its own, in seconds; ``None`` for no limit.
+
+        ``keep_alive``: how long it may stay without a request, the first one included
+        (which otherwise must begin within ``peer_response_timeout``): from now on, and after
+        each reply. ``receive``: for one whole request, from the next one on. Any thread.
+        Raises ``ValueError`` for a time that is negative or no number.
+        """
+        for name, seconds in (("keep_alive", keep_alive), ("receive", receive)):
+            if isinstance(seconds, _Unchanged) or seconds is None:
+                continue
+            if isinstance(seconds, bool) or not seconds > 0:
+                raise ValueError(f"set_timeout({name}={seconds!r}): expected seconds above 0")
+        if self.locked_here:
+            raise UsageError(
+                "a parser and message_out run in the middle of the connection's work and "
+                "cannot set its times: do it in new_connection, or in the handler"
+            )
+        if not isinstance(receive, _Unchanged):
+            self.receive_limit = receive
+        if not isinstance(keep_alive, _Unchanged):
+            self.communicator.set_keep_alive(self, keep_alive)
 
     def push(self, data: Buffer) -> bool:
         """Send bytes that belong to no reply, at once, or after the reply that is being
         sent. Any thread; never blocks. What the peer does not take waits for it; one that
-        lets more than 32 MiB wait is cut. False when the connection is closed.
+        lets more than 32 MiB wait (``unsent_limit``, if that is more) is cut. False when the
+        connection is closed.
 
-        Raises ``TypeError`` for what is not bytes-like.
+        Raises ``TypeError`` for what is not bytes-like, and
+        :class:`~protoserve.errors.UsageError` in a parser or ``message_out``, which run in
+        the middle of the connection's work.
         """
-        if self.out_size > OUTPUT_LIMIT:
+        if self.out_size > OUTPUT_LIMIT and self.out_size > self.unsent_limit:
             self.communicator.close(self, "the peer does not take what is pushed")
         return self.communicator.push(self, data)
 
     def close(self) -> None:
-        """Close now; what is unsent is lost. Any thread; harmless when closed."""
+        """Close now; what is unsent is lost, and then the peer sees a reset. Any thread;
+        harmless when closed. In a parser or ``message_out``: as soon as they are done."""
         self.communicator.close(self)

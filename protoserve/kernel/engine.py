@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.connection import CommConnection
 from protoserve.kernel.leader_followers import LeaderFollowers
-from protoserve.kernel.poller import Poller
+from protoserve.kernel.poller import Callback, Poller
 from protoserve.log import logger
 
 if TYPE_CHECKING:
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
 def log_callback_error() -> None:
     """Called in an ``except`` block: a callback of the poller raised."""
     logger.exception("an event's callback raised; the server goes on")
-
-
-def _call(function: Callable[[], object], _: int) -> None:
-    function()
 
 
 class Engine(ABC):
@@ -44,6 +41,16 @@ class Engine(ABC):
 
     def want_threads(self, threads: int) -> None:
         """A service wants so many handler threads."""
+
+    def defer(self, callback: Callback, argument: Any) -> bool:
+        """Instead of user code that may block: True when all handler threads are busy and
+        ``callback(argument, 0)`` is called by the first that is free. Any thread."""
+        return False
+
+    def lend(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which the calling thread waits for work of this engine. Raises
+        :class:`~protoserve.errors.UsageError` where it would wait for itself."""
+        return contextlib.nullcontext()
 
     @abstractmethod
     def start(self) -> None:
@@ -87,7 +94,7 @@ class ThreadEngine(Engine):
     def __init__(self, scheduler: CommScheduler, clock: Callable[[], float], threads: int) -> None:
         super().__init__(scheduler, clock)
         self._wanted = 0
-        self._threads = LeaderFollowers(
+        self._threads = self.communicator.threads = LeaderFollowers(
             self.poller,
             threads=threads,
             on_blocked=self._on_blocked,
@@ -100,6 +107,12 @@ class ThreadEngine(Engine):
         self._wanted = max(self._wanted, threads)
         self._threads.grow(self._wanted)
 
+    def defer(self, callback: Callback, argument: Any) -> bool:
+        return self._threads.full and self._threads.defer(callback, argument)
+
+    def lend(self) -> contextlib.AbstractContextManager[None]:
+        return self._threads.lend()
+
     def start(self) -> None:
         self._threads.start()
 
@@ -110,13 +123,17 @@ class ThreadEngine(Engine):
         return self._threads.owns(ident)
 
     def call(self, function: Callable[[], object]) -> None:
-        self.poller.post(_call, function)
+        self.poller.post(self._call, function)
+
+    def _call(self, function: Callable[[], object], _: int) -> None:
+        if not self.defer(self._call, function):
+            function()
 
     def run_coroutine(
         self, coro: Coroutine[Any, Any, object], ended: Callable[[BaseException | None], object]
     ) -> Callable[[], object]:
         return self.scheduler.run_coroutine(coro, ended)
 
-    def _on_blocked(self, argument: Any) -> None:
+    def _on_blocked(self, argument: Any, waits: bool) -> None:
         if isinstance(argument, CommConnection):
-            self.communicator.on_blocked(argument)
+            self.communicator.on_blocked(argument, waits)

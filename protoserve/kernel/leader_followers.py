@@ -1,46 +1,74 @@
 """Leader/followers threads (POSA2): one thread polls and runs handlers inline.
 
 The leader holds the *baton* while it works on the poller's queue and lays it down while
-a handler runs. A monitor looks every few milliseconds: when the same handler is still
-running, it takes the baton and gives it to a follower, which goes on with the pending
-events; the first thread finishes its handler and joins the followers. A fast handler
-pays one uncontended lock; no event changes threads.
+a handler runs. Before a handler that is known to block, it promotes a follower, which goes
+on with the pending events, and joins the followers when it has finished. A monitor looks
+every few milliseconds: when the same handler is still running, it takes the baton and
+promotes a follower itself. A fast handler pays one uncontended lock; no event changes
+threads.
+
+There is one thread more than handlers may run at once. It is whichever leads while all
+the others are in handlers: it runs none, so that bytes move and time passes whatever
+handlers do. What it must not run waits in a queue for the first thread to be free.
 """
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from protoserve.kernel.poller import Poller
+from protoserve.kernel.poller import Callback, Poller, Ready
 
 BLOCK_THRESHOLD: Final = 0.005
 """Seconds a handler may keep the leader before a follower is promoted."""
 
 _BLOCKED_TICK: Final = 0.001
-"""How often to look while handlers are known to block: they tend to come in numbers."""
+"""How often to look after a handler was found to block: they tend to come in numbers."""
+
+_BLOCKED_LOOKS: Final = 20
+"""How many such looks there are before it is rarely looked again."""
+
+_BUSY: Final = 0.5
+"""Above this share of a tick on the CPU a handler computes, and does not wait."""
 
 
 class _Worker:
     """One handler thread; ``turn`` is released to tell it to lead or to end."""
 
-    __slots__ = ("thread", "turn")
+    __slots__ = ("clock", "ident", "leads", "thread", "turn")
 
-    def __init__(self) -> None:
+    def __init__(self, *, leads: bool) -> None:
         self.turn = threading.Lock()
         self.turn.acquire()
+        self.leads = leads
         self.thread: threading.Thread | None = None
+        self.ident = 0
+        self.clock: int | None = None  # of its CPU time, where other threads can read it
+
+    def cpu_time(self) -> float:
+        """Seconds that the thread was on the CPU; NaN where that cannot be known."""
+        clock = self.clock
+        if clock is None:
+            return float("nan")
+        try:
+            return time.clock_gettime(clock)
+        except OSError:  # it has ended
+            return float("nan")
 
 
 class LeaderFollowers:
-    """The handler threads of one poller.
+    """The handler threads of one poller: up to ``threads`` run handlers, one more polls.
 
-    ``on_blocked(argument)`` is called on the new leader with the argument of the event
-    whose handler blocks; ``on_exhausted(threads)`` when every thread is blocked, once
-    until one frees up; ``on_error()`` inside an ``except`` block when a callback raised.
-    ``start`` and ``stop`` may be called from any thread.
+    ``on_blocked(argument, waits)`` is called on the new leader with the argument of the
+    event whose handler keeps its thread; ``waits`` tells whether it was seen to be off the
+    CPU meanwhile. ``on_exhausted(threads)`` is called when the last thread that may run
+    handlers has begun to; ``on_error()`` inside an ``except`` block when a callback raised.
+    Everything may be called from any thread.
     """
 
     def __init__(
@@ -48,12 +76,16 @@ class LeaderFollowers:
         poller: Poller,
         *,
         threads: int,
-        on_blocked: Callable[[Any], None],
+        on_blocked: Callable[[Any, bool], None],
         on_exhausted: Callable[[int], None],
         on_error: Callable[[], None],
         block_threshold: float = BLOCK_THRESHOLD,
     ) -> None:
         self.max_threads = threads
+        self.full = False
+        """Whether all threads but the leader are in handlers, so that it must run none.
+        Written with the mutex held; the leader, which alone has to obey it, reads it without:
+        only what the leader does, or what is done to it, makes it true."""
         self._poller = poller
         self._on_blocked = on_blocked
         self._on_exhausted = on_exhausted
@@ -64,9 +96,10 @@ class LeaderFollowers:
         self._leader: _Worker | None = None  # written with the baton held
         self._idle: list[_Worker] = []
         self._workers: set[_Worker] = set()
+        self._queue: deque[Ready] = deque()  # handlers that wait for a free thread
+        self._lent = 0  # handlers that wait for the engine's own work, see lend()
         self._idents: set[int] = set()
         self._named = 0
-        self._exhausted = False
         self._stopping = False
         self._parked = False
         self._park = threading.Lock()
@@ -88,15 +121,10 @@ class LeaderFollowers:
         self._monitor.start()
 
     def grow(self, threads: int) -> None:
-        """Change how many threads there may be; more help at once where all are blocked."""
+        """Change how many handlers may run at once."""
         with self._mutex:
             self.max_threads = threads
-            if self._leader is None and self._workers and not self._stopping:
-                self._baton.acquire()
-                if self._promote_locked():
-                    self._exhausted = False
-                else:
-                    self._baton.release()
+            self._staff_locked()
 
     def owns(self, ident: int) -> bool:
         """Whether the thread with this identifier is a handler thread, or the monitor."""
@@ -125,13 +153,70 @@ class LeaderFollowers:
             thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
 
+    # -- for who is about to run a handler ---------------------------------------------
+
+    def promote(self) -> None:
+        """Let another thread lead, where this one does: what it does next is known to
+        block. Harmless elsewhere."""
+        exhausted = False
+        with self._mutex:
+            leader = self._leader
+            if leader is None or leader.ident != threading.get_ident() or self._stopping:
+                return
+            # Free while a handler of the leader's runs: who takes it holds the mutex.
+            if not self._baton.acquire(False):
+                return
+            if not self._promote_locked():
+                self._baton.release()
+            exhausted = self.full
+        if exhausted:
+            self._report(self.max_threads)
+
+    def defer(self, callback: Callback, argument: Any) -> bool:
+        """Instead of a handler, where ``full`` says so: have ``callback(argument, 0)``
+        called by the first thread that is free, in order of arrival. False when this
+        thread may run it, after all."""
+        with self._mutex:
+            leader = self._leader
+            if (
+                not self.full
+                or self._stopping
+                or leader is None
+                or leader.ident != threading.get_ident()
+            ):
+                return False
+            self._queue.append((callback, argument, 0))
+            return True
+
+    @contextlib.contextmanager
+    def lend(self) -> Iterator[None]:
+        """While the block waits for work that handler threads may have to do, another
+        handler may run in place of this thread's (the article's framework does the same)."""
+        with self._mutex:
+            lent = threading.get_ident() in self._idents
+            if lent:
+                self._lent += 1
+                self._staff_locked()
+        if lent:
+            self.promote()
+        try:
+            yield
+        finally:
+            if lent:
+                with self._mutex:
+                    self._lent -= 1
+                    self._count_locked()
+
     # -- handler threads ---------------------------------------------------------------
 
     def _run(self, worker: _Worker) -> None:
-        ident = threading.get_ident()
+        ident = worker.ident = threading.get_ident()
+        if sys.platform == "linux":  # others have no such clock
+            with contextlib.suppress(OSError):
+                worker.clock = time.pthread_getcpuclockid(ident)
         self._idents.add(ident)
         try:
-            leads = True
+            leads = worker.leads or self._follow(worker)
             while leads:
                 self._lead(worker)
                 leads = self._follow(worker)
@@ -139,6 +224,7 @@ class LeaderFollowers:
             with self._mutex:
                 self._workers.discard(worker)
                 self._idents.discard(ident)
+                self._count_locked()
                 last = not self._workers
             if last and self._stopping:
                 self._poller.close()
@@ -182,17 +268,31 @@ class LeaderFollowers:
         return False
 
     def _follow(self, worker: _Worker) -> bool:
-        """Wait to be promoted; False when it is time to end."""
-        with self._mutex:
-            if self._stopping:
-                return False
-            if self._leader is None:
-                # All threads were blocked and nobody polls: the first to be free leads.
-                self._baton.acquire()
-                self._leader = worker
-                self._exhausted = False
-                return True
-            self._idle.append(worker)
+        """Run what waits for a free thread, then wait to be promoted; False when it is
+        time to end."""
+        while True:
+            with self._mutex:
+                if self._stopping:
+                    return False
+                if self._leader is None:
+                    # Nobody polls, because the system refused a thread: the first to be
+                    # free leads.
+                    self._baton.acquire()
+                    self._leader = worker
+                    self._count_locked()
+                    return True
+                if not self._queue:
+                    if len(self._workers) > self.max_threads + 1 + self._lent:
+                        return False  # one that was hired while others waited
+                    self._idle.append(worker)
+                    self._count_locked()
+                    break
+                callback, argument, mask = self._queue.popleft()
+            try:
+                callback(argument, mask)
+            except BaseException:
+                self._on_error()
+            del callback, argument
         worker.turn.acquire()
         # Promoted with the baton held on our behalf, or told to end without it.
         return self._leader is worker
@@ -202,11 +302,28 @@ class LeaderFollowers:
         if self._idle:
             worker = self._idle.pop()
             self._leader = worker
+            self._count_locked()
             worker.turn.release()
             return True
-        if len(self._workers) >= self.max_threads:
+        before = self._leader
+        worker = _Worker(leads=True)
+        self._leader = worker
+        if self._hire_locked(worker):
+            return True
+        self._leader = before
+        return False
+
+    def _staff_locked(self) -> None:
+        """More handlers may run: have threads for those that wait."""
+        self._count_locked()
+        for _ in range(len(self._queue)):
+            if self.full or self._stopping or not self._hire_locked(_Worker(leads=False)):
+                break
+
+    def _hire_locked(self, worker: _Worker) -> bool:
+        """Start a thread; False when there may be no more of them."""
+        if len(self._workers) > self.max_threads + self._lent:
             return False
-        worker = _Worker()
         self._named += 1
         worker.thread = threading.Thread(
             target=self._run,
@@ -215,13 +332,27 @@ class LeaderFollowers:
             daemon=True,
         )
         self._workers.add(worker)
-        self._leader = worker
+        self._count_locked()  # before it leads, and looks whether it may run handlers
         try:
             worker.thread.start()
-        except RuntimeError:  # the system has no more threads: as if all were blocked
+        except RuntimeError:  # the system has no more threads
             self._workers.discard(worker)
+            self._count_locked()
             return False
         return True
+
+    def _count_locked(self) -> None:
+        """Bring ``full`` up to date."""
+        busy = len(self._workers) - len(self._idle) - self._lent
+        if self._leader is not None:
+            busy -= 1
+        self.full = busy >= self.max_threads
+
+    def _report(self, threads: int) -> None:
+        try:
+            self._on_exhausted(threads)
+        except BaseException:
+            self._on_error()
 
     # -- the monitor -------------------------------------------------------------------
 
@@ -236,46 +367,56 @@ class LeaderFollowers:
     def _watch_until_stopped(self) -> None:
         poller = self._poller
         seen: tuple[int, int, _Worker | None] | None = None
+        cpu = looked = 0.0
+        looks = 0
         while not self._stopping:
-            blocked = self._leader is not None and len(self._workers) - len(self._idle) > 1
-            time.sleep(_BLOCKED_TICK if blocked else self._threshold)
+            time.sleep(_BLOCKED_TICK if looks else self._threshold)
             if poller.waiting:
                 seen = None
                 self._wait_parked()
                 continue
+            if looks:
+                looks -= 1
             poller.refresh()
-            mark = (poller.turns, len(poller.ready), self._leader)
-            if mark == seen and not self._baton.locked():
-                self._take_over(mark)
-                seen = None
-            else:
+            leader = self._leader
+            mark = (poller.turns, len(poller.ready), leader)
+            if mark != seen or leader is None or self._baton.locked():
                 seen = mark
+                looked = time.monotonic()
+                cpu = 0.0 if leader is None else leader.cpu_time()
+                continue
+            seen = None
+            share = (leader.cpu_time() - cpu) / (time.monotonic() - looked)
+            if self._take_over(mark, share < _BUSY):  # False for NaN
+                looks = _BLOCKED_LOOKS
 
-    def _take_over(self, mark: tuple[int, int, _Worker | None]) -> None:
+    def _take_over(self, mark: tuple[int, int, _Worker | None], waits: bool) -> bool:
+        """Promote a follower if the leader still runs that handler. Returns whether it was
+        to be replaced."""
         exhausted = 0
         with self._mutex:
             if self._stopping or self._leader is None or not self._baton.acquire(False):
-                return
+                return False
             poller = self._poller
             if mark != (poller.turns, len(poller.ready), self._leader):
                 self._baton.release()
-                return
-            poller.ready.appendleft((self._call_blocked, self.current, 0))
-            if not self._promote_locked():
+                return False
+            poller.ready.appendleft((self._call_blocked, (self.current, waits), 0))
+            if self._promote_locked():
+                if self.full:
+                    exhausted = self.max_threads
+            else:
+                exhausted = len(self._workers)
                 self._leader = None
+                self._count_locked()
                 poller.ready.popleft()
                 self._baton.release()
-                if not self._exhausted:
-                    self._exhausted = True
-                    exhausted = len(self._workers)
         if exhausted:
-            try:
-                self._on_exhausted(exhausted)
-            except BaseException:
-                self._on_error()
+            self._report(exhausted)
+        return True
 
-    def _call_blocked(self, argument: Any, _: int) -> None:
-        self._on_blocked(argument)
+    def _call_blocked(self, blocked: tuple[Any, bool], _: int) -> None:
+        self._on_blocked(*blocked)
 
     def _wait_parked(self) -> None:
         """Sleep until the leader has events again, so that an idle server wakes nobody."""

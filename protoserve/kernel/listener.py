@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 from protoserve.errors import BindError, ConfigError
 from protoserve.events import AcceptFailed, LimitReached
 from protoserve.kernel.communicator import Communicator
-from protoserve.kernel.connection import CONNECTED, KEEPALIVE, RECEIVING, CommConnection
+from protoserve.kernel.connection import CommConnection
 from protoserve.kernel.session import CommService
 from protoserve.kernel.transport import SocketTransport
 from protoserve.log import logger
@@ -283,6 +283,8 @@ class Listener:
                     return False
                 try:
                     sock, peername = self._sock.accept()
+                    # Under the lock that close() takes: the service cannot end before.
+                    self._service.retain()
                 except BlockingIOError:
                     return False
                 except OSError as error:
@@ -372,11 +374,7 @@ class Listener:
         for fresh in (False, True):
             if fresh:
                 self._idle = sorted(
-                    (
-                        (conn.idle_since, conn)
-                        for conn in self._service.connections()
-                        if conn.phase is KEEPALIVE
-                    ),
+                    ((conn.idle_since, conn) for conn in self._service.connections() if conn.idle),
                     key=lambda entry: entry[0],
                     reverse=True,
                 )
@@ -391,7 +389,7 @@ class Listener:
         silent = [
             conn
             for conn in self._service.connections()
-            if (conn.phase is CONNECTED or conn.phase is RECEIVING) and conn.idle_since < before
+            if conn.silent and conn.idle_since < before
         ]
         silent.sort(key=lambda conn: conn.idle_since)
         return any(self._communicator.evict_silent(conn) for conn in silent)

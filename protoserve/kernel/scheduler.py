@@ -26,6 +26,9 @@ OWN_LOOP: Final = "loop"
 _COMPUTE_PATIENCE: Final = 0.5
 """Seconds that a stop waits for compute threads, whose functions may take for ever."""
 
+_REPORT_INTERVAL: Final = 60.0
+"""Seconds between two reports that all handler threads are busy."""
+
 Kind: TypeAlias = str | asyncio.AbstractEventLoop
 """THREADS, OWN_LOOP, or the running loop that is to drive the poller."""
 
@@ -44,6 +47,7 @@ class CommScheduler:
         self._engines: dict[Kind, Engine] = {}
         self._ending: list[Engine] = []
         self._services: list[CommService] = []
+        self._exhausted_until = 0.0
         self.executor = Executor()
 
     @property
@@ -196,10 +200,15 @@ class CommScheduler:
         session.connection.communicator.shutdown(session)
 
     def on_exhausted(self, threads: int) -> None:
-        """Every handler thread is blocked."""
-        event = HandlersBlocked(threads)
+        """Every handler thread is in a handler. Told once a minute: under load it comes
+        and goes all the time."""
+        now = self._clock()
         with self._lock:
+            if now < self._exhausted_until:
+                return
+            self._exhausted_until = now + _REPORT_INTERVAL
             services = list(self._services)
+        event = HandlersBlocked(threads)
         log_event(event)
         for service in services:
             service.notify(event)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from protoserve.events import Event, log_event
+from protoserve.kernel.habits import Habits
 from protoserve.log import logger
 from protoserve.params import ServerParams
 from protoserve.protocol import MessageOut, MessageParser
@@ -60,6 +61,12 @@ class CommSession(ABC):
         """The reply's bytes. Called once, under the connection's lock: it must not block
         and not call the connection."""
 
+    def handler_key(self) -> Hashable:
+        """What tells handlers apart that block from those that do not, such as a path or
+        a command. Asked, after ``message_in``, only where handlers were seen to be slow.
+        Must not raise. By default ``None``: they are all alike."""
+        return None
+
     def end_quietly(self) -> bool:
         """Instead of ``handle(SUCCESS, 0)``, where no user code hangs on it: note it and
         return True. Called under the connection's lock. By default False: ``handle`` it is."""
@@ -90,6 +97,8 @@ class CommService(ABC):
         self.stopping = False
         self.starved = False
         """Whether the listener waits for a connection to close or become idle."""
+        self.habits = Habits()
+        """Which handlers block."""
         self.asynchronous = False
         """Whether its handlers are coroutines, and belong in an asyncio loop."""
         self.engine: Engine | None = None
@@ -110,8 +119,9 @@ class CommService(ABC):
     @abstractmethod
     def new_connection(
         self, communicator: Communicator, transport: Transport, peername: Any
-    ) -> CommConnection:
-        """Make the object of an accepted connection."""
+    ) -> CommConnection | None:
+        """Make the object of an accepted connection; ``None`` refuses the peer, which sees
+        the connection end. What is made may be pushed to, closed, and given times already."""
 
     @abstractmethod
     def handle_unbound(self) -> None:
@@ -166,9 +176,8 @@ class CommService(ABC):
             self.handle_unbound()
 
     def add_connection(self, conn: CommConnection) -> None:
-        """A connection opened."""
+        """A connection opened; it has been counted already (``retain``)."""
         with self._reference_lock:
-            self._references += 1
             self._connections.add(conn)
 
     def remove_connection(self, conn: CommConnection) -> None:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from protoserve.kernel.habits import Habit
 from protoserve.log import logger
 from protoserve.protocol import Piece
 
@@ -33,7 +34,7 @@ class Stream(ABC):
     reply otherwise.
     """
 
-    __slots__ = ("begun", "busy", "keep_alive", "session")
+    __slots__ = ("begun", "busy", "habit", "keep_alive", "session")
 
     keep_alive: float | None
     """The session's, when it replied."""
@@ -42,6 +43,8 @@ class Stream(ABC):
         self.session = session
         self.busy = True
         self.begun = False
+        self.habit: Habit | None = None
+        """Whether its source blocks, once it was slow."""
 
     @abstractmethod
     def begin(self, communicator: Communicator) -> bool:

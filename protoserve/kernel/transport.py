@@ -6,9 +6,20 @@ import contextlib
 import select
 import socket
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 from protoserve.protocol import Buffer
+
+_PROBES: Final = tuple(
+    (getattr(socket, name), seconds)
+    for name, seconds in (
+        ("TCP_KEEPIDLE", 5),
+        ("TCP_KEEPALIVE", 5),  # its name on macOS
+        ("TCP_KEEPINTVL", 5),
+    )
+    if hasattr(socket, name)
+)
+"""Seconds between the system's probes of a peer that ended its sending side."""
 
 
 class Transport(Protocol):
@@ -28,6 +39,10 @@ class Transport(Protocol):
     def fileno(self) -> int: ...
     def peer_gone(self) -> bool:
         """Whether nothing that is sent could arrive any more. Must not block."""
+
+    def probe_peer(self) -> None:
+        """The peer has ended its sending side: find out, in time, whether it is still there
+        to read. One that is not will show as a failure of the socket."""
 
     def shutdown_write(self) -> None:
         """Tell the peer that no more will be sent."""
@@ -56,6 +71,17 @@ class SocketTransport:
         poll = select.poll()
         poll.register(self.sock.fileno(), 0)
         return any(mask & (select.POLLHUP | select.POLLERR) for _, mask in poll.poll(0))
+
+    def probe_peer(self) -> None:
+        # A client that closed and one that shut its sending side look the same, until the
+        # system is asked again: the former's forgets the connection (Linux: after 60 s,
+        # tcp_fin_timeout) and answers the next probe with a reset.
+        if self.sock.family == socket.AF_UNIX:
+            return
+        with contextlib.suppress(OSError):
+            for option, value in _PROBES:
+                self.sock.setsockopt(socket.IPPROTO_TCP, option, value)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def shutdown_write(self) -> None:
         # The peer may be gone already; closing follows in any case.

@@ -6,12 +6,11 @@ import asyncio
 import errno
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any, Final, Generic
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic
 
 from protoserve.errors import UsageError
 from protoserve.events import RequestFinished
-from protoserve.kernel.communicator import HIGH_WATER
 from protoserve.kernel.session import CommSession, TaskState
 from protoserve.kernel.stream import room
 from protoserve.kernel.subtask import SubTask
@@ -21,7 +20,7 @@ from protoserve.tasks.coroutine import CoroutineTask
 from protoserve.tasks.series import SeriesWork
 
 if TYPE_CHECKING:
-    from protoserve.kernel.connection import CommConnection
+    from protoserve.kernel.connection import CallbackHandle, CommConnection
     from protoserve.server import WFServer
 
 
@@ -169,6 +168,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
     __slots__ = (
         "_cancel",
         "_failed",
+        "_handles",
         "_process",
         "_pushed",
         "_stage",
@@ -176,6 +176,16 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         "server",
         "spec",
     )
+
+    _told: ClassVar = False
+    """Whether a subclass wants to see the end of every task: it overrides what sees it."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._told = cls._told or any(
+            getattr(cls, name) is not getattr(WFServerTask, name)
+            for name in ("handle", "done", "subtask_done")
+        )
 
     def __init__(
         self,
@@ -195,13 +205,14 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         self.server = server
         self.spec: ProtocolSpec[REQ, RESP] = server.spec
         self.resp = server.spec.response()
-        self.keep_alive = server.params.keep_alive_timeout
+        self.keep_alive = connection.keep_alive_limit
         self._process = process
         self._stage = _PROCESSING
         self._failed = False
         self._started = 0.0
         self._pushed = False
         self._cancel: Callable[[], object] | None = None
+        self._handles: list[CallbackHandle] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -239,9 +250,26 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             self.timeout_reason = TRANSMIT_TIMEOUT
         self.subtask_done()
 
+    def handler_key(self) -> Hashable:
+        """The protocol's, from the request."""
+        key = self.spec.handler_key
+        if key is None:
+            return None
+        try:
+            return key(self.req)
+        except BaseException:
+            logger.exception("handler_key of %r raised", self.spec.name)
+            return None
+
     def end_quietly(self) -> bool:
         """The reply is sent, and nobody is to be told."""
-        if self._series is not None or self._callback is not None or self.server.observers:
+        if (
+            self._series is not None
+            or self._callback is not None
+            or self._handles is not None
+            or self._told
+            or self.server.observers
+        ):
             return False
         self.state = SUCCESS
         self._stage = _OVER
@@ -331,7 +359,10 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             elif series.failure is not None and not self._failed:
                 self._fail(series.failure)
         if self.state is NOREPLY:
-            communicator.shutdown(self)
+            if self._pushed and (self._failed or (series is not None and series.canceled)):
+                communicator.abandon(self)
+            else:
+                communicator.shutdown(self)
             self._end()
             return
         if self._failed and (self._pushed or not self._make_error_response()):
@@ -368,6 +399,9 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
                     self.error,
                 )
             )
+        handles, self._handles = self._handles, None
+        for handle in handles or ():
+            handle.cancel()
         callback = self._callback
         if callback is not None:
             self._callback = None
@@ -385,7 +419,12 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         if self._series is not None:
             self._series.advance(self)
             return
-        if self._callback is not None or self.server.observers:
+        if (
+            self._callback is not None
+            or self._handles is not None
+            or self._told
+            or self.server.observers
+        ):
             following = self.done()
             series = self._series
             self._stage = _OVER
@@ -408,14 +447,14 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         conn = self.connection
         communicator = conn.communicator
         in_loop = asyncio._get_running_loop() is not None
-        if in_loop and conn.out_size >= HIGH_WATER and not conn.closed:
+        if in_loop and conn.out_size >= conn.unsent_limit and not conn.closed:
             raise UsageError(
                 "the peer does not keep up, and nobody waits for it: await task.push(...)"
             )
         if not communicator.push(conn, data, self):
             raise ConnectionResetError(errno.ECONNRESET, "the peer is gone")
         self._pushed = True
-        if conn.out_size < HIGH_WATER:
+        if conn.out_size < conn.unsent_limit:
             return NO_WAIT
         if in_loop:
             return self._pushed_room()
@@ -436,6 +475,32 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         """The series was cancelled while the reply is under way: it ends here."""
         if self._stage == _REPLYING:
             self.connection.close()
+
+    def on_close(self, callback: Callable[[Any], object]) -> CallbackHandle:
+        """Call ``callback(task)`` when the connection closes before this request is over;
+        at once when it has. It must not block. Any thread. Raises ``TypeError`` for what is
+        not callable, :class:`~protoserve.errors.UsageError` when the request is over."""
+        return self._keep(callback, self.connection.on_close)
+
+    def on_peer_end(self, callback: Callable[[Any], object]) -> CallbackHandle:
+        """Call ``callback(task)`` when the peer ends its sending side before this request is
+        over; at once when it has. Otherwise as ``on_close``."""
+        return self._keep(callback, self.connection.on_peer_end)
+
+    def _keep(
+        self,
+        callback: Callable[[Any], object],
+        register: Callable[[Callable[[CommConnection], object]], CallbackHandle],
+    ) -> CallbackHandle:
+        if not callable(callback):
+            raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
+        if self._stage == _OVER:
+            raise UsageError("this request is over; use the methods of task.connection")
+        if self._handles is None:
+            self._handles = []
+        handle = register(lambda _: callback(self))
+        self._handles.append(handle)
+        return handle
 
     def noreply(self) -> None:
         """Send no reply: the connection closes where it would have gone."""
@@ -477,6 +542,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
     def _fail(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
             # Somebody's decision, not a fault: the connection closes.
+            self._failed = True
             self.state = NOREPLY
             self._callback_dropped()
             return
@@ -501,7 +567,11 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
     def _give_up(self) -> None:
         self.state = SYS_ERROR
         self.error = errno.EIO
-        self.connection.communicator.shutdown(self)
+        communicator = self.connection.communicator
+        if self._pushed:
+            communicator.abandon(self)
+        else:
+            communicator.shutdown(self)
         self._end()
 
     def _callback_dropped(self) -> None:

@@ -71,7 +71,10 @@ class TimerTask(ResultTask[None]):
         return super().complete(result, exception, canceled=canceled)
 
     def _ring(self, _: object, __: int) -> None:
-        engine, self._engine = self._engine, None
+        engine = self._engine
+        if engine is not None and engine.defer(self._ring, None):
+            return  # what follows is a handler, and the threads for those are busy
+        self._engine = None
         try:
             self.complete()
         finally:

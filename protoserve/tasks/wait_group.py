@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 from protoserve.errors import UsageError
+from protoserve.kernel.scheduler import get_scheduler
 
 
 class WaitGroup:
@@ -29,6 +31,15 @@ class WaitGroup:
         self.add(-1)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until everything has ended; False when it has not within ``timeout`` s."""
+        """Wait until everything has ended; False when it has not within ``timeout`` s.
+
+        In a handler that is a function another handler may run meanwhile in its place, so
+        that work of the engine's own, such as a timer, can be waited for. Raises
+        ``UsageError`` in a coroutine of a server's, where it would stop the loop.
+        """
         with self._condition:
+            if self._count == 0 or (timeout is not None and timeout <= 0):
+                return self._count == 0
+        engine = get_scheduler().engine_here()
+        with contextlib.nullcontext() if engine is None else engine.lend(), self._condition:
             return self._condition.wait_for(lambda: self._count == 0, timeout)

@@ -109,6 +109,16 @@ class RawClient:
         """Everything up to the end of the connection."""
         return self._file.read()
 
+    def rest_until_reset(self) -> bytes:
+        """Everything up to the reset that ends the connection; fails at an orderly end."""
+        data = b""
+        try:
+            while piece := self._file.read1(65536):
+                data += piece
+        except ConnectionResetError:
+            return data
+        raise AssertionError(f"the connection ended in order after {data!r}")
+
     @property
     def open(self) -> bool:
         """Whether the server has not closed the connection up to now."""

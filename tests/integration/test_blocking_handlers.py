@@ -78,7 +78,7 @@ def test_twenty_one_sleepers_are_all_answered() -> None:
             assert client.reply().body == b"/sleep"
             client.close()
         names = [t.name for t in threading.enumerate() if t.name.startswith("protoserve-handler")]
-        assert len(names) <= 20
+        assert len(names) <= 21  # one of them never runs handlers
     blocked = [event for event in events if type(event).__name__ == "HandlersBlocked"]
     # Once, or again after one freed up and blocked again.
     assert {getattr(event, "threads", 0) for event in blocked} == {20}

@@ -206,7 +206,7 @@ def test_push_after_the_reply_is_refused() -> None:
     assert isinstance(errors[0], UsageError)
 
 
-def test_failing_after_a_push_closes(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_after_a_push_resets(caplog: pytest.LogCaptureFixture) -> None:
     def process(task: WFHttpTask) -> None:
         task.push(HINTS)
         raise RuntimeError("after the hints")
@@ -216,7 +216,7 @@ def test_failing_after_a_push_closes(caplog: pytest.LogCaptureFixture) -> None:
         RawClient(server.address) as client,
     ):
         client.send(get())
-        assert client.rest() == HINTS
+        assert client.rest_until_reset() == HINTS
     assert len([r for r in caplog.records if r.levelno >= logging.ERROR]) == 1
 
 

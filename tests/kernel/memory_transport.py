@@ -100,6 +100,8 @@ class MemoryPeer:
         """The server has closed its socket."""
         self.aborted = False
         """... with a reset."""
+        self.probed = False
+        """The server asks its system whether we are still there."""
         self.before_send: Callable[[], object] | None = None
         """Called in each send, before it looks at ``room``: where a race is played."""
         self.fd = next(_descriptors)
@@ -205,6 +207,9 @@ class MemoryTransport:
     def peer_gone(self) -> bool:
         return True  # a test that says so means it
 
+    def probe_peer(self) -> None:
+        self.peer.probed = True
+
     def shutdown_write(self) -> None:
         self.peer.eof = True
 
@@ -236,6 +241,7 @@ class MemoryEngine:
         peer.room = room
         # As epoll does when a socket is registered.
         self.readiness.announce(peer.fd, WRITABLE)
+        service.retain()
         self.communicator.attach(MemoryTransport(peer), peername, service)
         return peer
 

@@ -11,11 +11,10 @@ import pytest
 from line_service import LineService, LineSession, echo, later
 from memory_transport import MemoryEngine, connection_of
 
-from protoserve import TaskState, UsageError
+from protoserve import ServerParams, TaskState, UsageError
 from protoserve.kernel.communicator import (
     _TURN_READS,
     _TURN_REQUESTS,
-    HIGH_WATER,
     JOIN_SIZE,
     RECEIVE_SIZE,
 )
@@ -28,6 +27,7 @@ from protoserve.kernel.connection import (
     REPLYING,
 )
 
+HIGH_WATER = ServerParams().unsent_limit
 TOREPLY, SUCCESS, SYS_ERROR = TaskState.TOREPLY, TaskState.SUCCESS, TaskState.SYS_ERROR
 
 

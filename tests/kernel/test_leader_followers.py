@@ -26,19 +26,24 @@ class Pool:
     def __init__(self, threads: int = 4) -> None:
         self.poller = Poller()
         self.blocked: list[Any] = []
+        self.waiting: list[bool] = []
         self.exhausted: list[int] = []
         self.errors: list[str] = []
         self.threads = LeaderFollowers(
             self.poller,
             threads=threads,
-            on_blocked=self.blocked.append,
+            on_blocked=self.note_blocked,
             on_exhausted=self.exhausted.append,
             on_error=lambda: self.errors.append("error"),
         )
         self.threads.start()
 
+    def note_blocked(self, argument: Any, waits: bool) -> None:
+        self.blocked.append(argument)
+        self.waiting.append(waits)
+
     def call(self, function: Callable[[], object]) -> Call:
-        call = Call(function)
+        call = Call(function, self.threads)
         self.poller.post(call.run, call)
         return call
 
@@ -46,13 +51,16 @@ class Pool:
 class Call:
     """A posted handler: which thread ran it, and when it began and ended."""
 
-    def __init__(self, function: Callable[[], object]) -> None:
+    def __init__(self, function: Callable[[], object], threads: LeaderFollowers) -> None:
         self.function = function
+        self.threads = threads
         self.thread = ""
         self.began = threading.Event()
         self.ended = threading.Event()
 
     def run(self, _: Call, mask: int) -> None:
+        if self.threads.full and self.threads.defer(self.run, self):
+            return
         self.thread = threading.current_thread().name
         self.began.set()
         try:
@@ -172,7 +180,7 @@ def test_threads_are_bounded_and_reused(pools: Callable[..., Pool]) -> None:
         assert all(call.began.wait(PATIENCE) for call in calls[:4])
         gate.set()
         assert all(call.ended.wait(PATIENCE) for call in calls)
-    assert len(pool.threads._workers) <= 4
+    assert len(pool.threads._workers) <= 5  # one of them never runs handlers
     assert pool.threads._named == len(pool.threads._workers)
 
 
@@ -279,7 +287,7 @@ def test_the_system_has_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None
             LeaderFollowers(
                 pool.poller,
                 threads=1,
-                on_blocked=print,
+                on_blocked=lambda argument, waits: None,
                 on_exhausted=print,
                 on_error=lambda: None,
             ).start()

@@ -42,6 +42,7 @@ def test_the_fields_are_those_of_the_design() -> None:
         "request_size_limit": 16 * 1024 * 1024,
         "max_pipelined": 64,
         "handler_threads": 20,
+        "unsent_limit": 256 * 1024,
         "backlog": 2048,
     }
 

@@ -62,6 +62,7 @@ class Stand:
 
     def connect(self) -> socket.socket:
         ours, theirs = socket.socketpair()
+        self.service.retain()
         self.communicator.attach(SocketTransport(ours), "peer", self.service)
         theirs.settimeout(PATIENCE)
         return theirs

@@ -55,6 +55,13 @@ def closed_by(process: Callable[[WFHttpTask], Any]) -> bytes:
         return c.rest()
 
 
+def reset_by(process: Callable[[WFHttpTask], Any]) -> bytes:
+    """All that comes from a server with this handler until it resets the connection."""
+    with WFHttpServer(process).start("127.0.0.1", 0) as server, RawClient(server.address) as c:
+        c.send(get())
+        return c.rest_until_reset()
+
+
 def in_thread(call: Callable[[], object]) -> None:
     """Call it in a foreign thread, and wait."""
     failures: list[BaseException] = []

@@ -20,6 +20,7 @@ from flow import (
     eventually,
     get,
     in_thread,
+    reset_by,
     run,
     start,
 )
@@ -502,12 +503,12 @@ def test_cancelled_request_calls_the_series_callback_only() -> None:
     assert notes == ["series, canceled True"]
 
 
-def test_failure_after_a_push_closes(caplog: pytest.LogCaptureFixture) -> None:
+def test_failure_after_a_push_resets(caplog: pytest.LogCaptureFixture) -> None:
     def process(task: WFHttpTask) -> None:
         task.push(b"HTTP/1.1 103 Early Hints\r\n\r\n")
         task.series.push_back(go(fail))
 
-    assert closed_by(process) == b"HTTP/1.1 103 Early Hints\r\n\r\n"
+    assert reset_by(process) == b"HTTP/1.1 103 Early Hints\r\n\r\n"
     assert len(errors(caplog)) == 1
 
 

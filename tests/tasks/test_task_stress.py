@@ -76,6 +76,7 @@ class Stand:
 
     def connect(self) -> socket.socket:
         ours, theirs = socket.socketpair()
+        self.server.retain()
         self.communicator.attach(SocketTransport(ours), "peer", self.server)
         theirs.settimeout(PATIENCE)
         return theirs

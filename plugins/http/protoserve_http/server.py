@@ -72,6 +72,11 @@ WFHttpTask: TypeAlias = HttpServerTask
 """What ``process`` is called with."""
 
 
+def handler_key(request: HttpRequest) -> tuple[str, str]:
+    """What stands for the handler of a request: applications choose it by these."""
+    return request.method, request.path
+
+
 def error_response() -> HttpResponse:
     """The reply when a handler raised; it tells nothing about the reason."""
     return HttpResponse(
@@ -86,6 +91,7 @@ HTTP_SPEC: Final = ProtocolSpec[HttpRequest, HttpResponse](
     response=HttpResponse,
     task=HttpServerTask,
     error_response=error_response,
+    handler_key=handler_key,
     params=ServerParams(keep_alive_timeout=75.0),  # nginx
     url_scheme="http",
     url_scheme_tls="https",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Final, TypeAlias
 
 from protoserve import MessageOut, ProtocolSpec, ServerParams, WFServer, WFServerTask
@@ -54,6 +55,7 @@ REDIS_SPEC: Final = ProtocolSpec[RedisRequest, RedisResponse](
     response=RedisResponse,
     task=RedisServerTask,
     error_response=error_response,
+    handler_key=attrgetter("name"),
     server=make_server,
     params=ServerParams(
         keep_alive_timeout=300.0,  # Redis' documentation of `timeout` suggests it

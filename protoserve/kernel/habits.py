@@ -1,0 +1,116 @@
+"""Habits: which handlers block, learnt while they run.
+
+A handler that blocks should be called after another thread has been promoted to lead; one
+that computes gains nothing by that. The difference shows in the clock of the thread's own
+CPU time, which is a system call and therefore read only where a handler was slow before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Final
+
+SLOW: Final = 0.0002
+"""Seconds after which a call counts as slow, and off the CPU after which it blocked: a
+change of threads costs some tens of microseconds."""
+
+_MEMORY: Final = 64
+"""Calls after which what was seen is forgotten, unless it was seen again."""
+
+_PROOF: Final = 2
+"""Times that a handler must be seen off the CPU: once may be a busy machine's doing."""
+
+_MOST_KEYS: Final = 1000
+"""Habits kept at once; where keys are of endless variety, all start anew."""
+
+
+class _Others:
+    __slots__ = ()
+
+
+OTHERS: Final = _Others()
+"""The key of all handlers that have no habit of their own."""
+
+
+class Habit:
+    """What one kind of call is used to. Any thread; a count that two threads miss together
+    costs one thread change."""
+
+    __slots__ = ("_age", "_left", "_seen")
+
+    def __init__(self) -> None:
+        self._age = 0
+        self._left = 0
+        self._seen = 0
+
+    @property
+    def blocks(self) -> bool:
+        """Whether the next call is expected to block."""
+        return self._left > 0
+
+    def expect_blocking(self) -> None:
+        """It blocks: that was seen from outside."""
+        self._age = 0
+        self._seen = _PROOF
+        self._left = _MEMORY
+
+    def note(self, blocked: bool) -> bool:
+        """A call has ended. Returns whether there is nothing worth to remember."""
+        if blocked:
+            self._age = 0
+            self._seen += 1
+            if self._seen >= _PROOF:
+                self._left = _MEMORY
+            return False
+        if self._left:
+            self._left -= 1
+        self._age += 1
+        return self._age >= _MEMORY
+
+
+class Habits:
+    """The habits of one server's handlers, by the protocol's key for a request.
+
+    ``known`` is empty until a handler was slow; the rest is used only then. Any thread.
+    """
+
+    __slots__ = ("known",)
+
+    def __init__(self) -> None:
+        self.known: dict[Hashable, Habit] = {}
+
+    def of(self, key: Hashable) -> Habit | None:
+        """The habit of this key, or else that of all who have none of their own."""
+        known = self.known
+        return known.get(key) or known.get(OTHERS)
+
+    def note(self, key: Hashable, slow: bool, blocked: bool) -> None:
+        """A call of this key has ended: after how long, and whether off the CPU."""
+        known = self.known
+        own = known.get(key)
+        if own is not None:
+            if own.note(blocked):
+                known.pop(key, None)
+            return
+        others = known.get(OTHERS)
+        if others is None:
+            if not slow:
+                return
+            others = known[OTHERS] = Habit()
+        # One that is fast among others that block, or slow among fast ones, is to be known.
+        if slow or others.blocks:
+            if len(known) >= _MOST_KEYS:
+                known.clear()
+                known[OTHERS] = others
+            own = known[key] = Habit()
+            own.note(blocked)
+        if others.note(blocked):
+            known.pop(OTHERS, None)
+
+    def surprise(self, key: Hashable) -> None:
+        """A call of this key was seen to block while it does: so may those behind it."""
+        for whose in (key, OTHERS):
+            habit = self.known.get(whose)
+            if habit is None:
+                habit = self.known[whose] = Habit()
+            habit.expect_blocking()

@@ -1,0 +1,91 @@
+"""Habits: when a handler is expected to block, and when that is forgotten."""
+
+from __future__ import annotations
+
+from protoserve.kernel.habits import _MEMORY, _MOST_KEYS, OTHERS, Habit, Habits
+
+
+def blocks(habits: Habits, key: object) -> bool:
+    habit = habits.of(key)
+    return habit is not None and habit.blocks
+
+
+def test_nothing_is_kept_of_fast_handlers() -> None:
+    habits = Habits()
+    for key in ("a", "b", None):
+        habits.note(key, False, False)
+    assert habits.known == {}
+    assert habits.of("a") is None
+
+
+def test_twice_off_the_cpu_is_proof_and_once_is_not() -> None:
+    habits = Habits()
+    habits.note("a", True, False)  # slow; nobody looked at the CPU's clock yet
+    assert not blocks(habits, "a")
+    habits.note("a", True, True)
+    assert not blocks(habits, "a")
+    habits.note("a", True, True)
+    assert blocks(habits, "a")
+
+
+def test_a_handler_that_computes_is_never_expected_to_block() -> None:
+    habits = Habits()
+    for _ in range(200):
+        habits.note("a", True, False)
+        assert not blocks(habits, "a")
+
+
+def test_one_in_ten_that_blocks_keeps_the_expectation() -> None:
+    habit = Habit()
+    habit.note(True)
+    habit.note(True)
+    for i in range(500):
+        habit.note(i % 10 == 0)
+        assert habit.blocks
+
+
+def test_it_is_forgotten() -> None:
+    habits = Habits()
+    for _ in range(3):
+        habits.note("a", True, True)
+    for _ in range(_MEMORY - 1):
+        habits.note("a", False, False)
+        assert blocks(habits, "a")
+    habits.note("a", False, False)
+    assert not blocks(habits, "a")
+    assert "a" not in habits.known
+    # ... and so is what was thought of the others.
+    for _ in range(_MEMORY):
+        habits.note("b", False, False)
+        habits.note("c", False, False)
+    assert habits.known == {}
+
+
+def test_keys_differ() -> None:
+    habits = Habits()
+    for _ in range(4):
+        habits.note("slow", True, True)
+    habits.note("fast", False, False)
+    for _ in range(2):
+        habits.note("fast", False, False)
+    assert blocks(habits, "slow")
+    assert not blocks(habits, "fast")
+
+
+def test_keys_of_endless_variety_share_a_habit() -> None:
+    habits = Habits()
+    for i in range(3 * _MOST_KEYS):
+        habits.note(f"/users/{i}", True, i > 0)
+        assert len(habits.known) <= _MOST_KEYS + 1
+    assert blocks(habits, "/users/new")
+
+
+def test_a_surprise_counts_at_once_and_for_the_others_too() -> None:
+    habits = Habits()
+    habits.surprise("a")
+    assert blocks(habits, "a")
+    assert blocks(habits, "b")
+    # One that turns out to be fast does not stay under suspicion.
+    habits.note("b", False, False)
+    assert not blocks(habits, "b")
+    assert OTHERS in habits.known
