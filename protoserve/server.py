@@ -153,6 +153,7 @@ class WFServerBase(CommService):
     ) -> ServerT:
         self._forget_fork()
         self._pid = os.getpid()
+        self.check()
         with self._condition:
             if self._phase == _RUNNING:
                 raise UsageError(
@@ -197,6 +198,10 @@ class WFServerBase(CommService):
                 if self._unwanted:
                     self.shutdown()
         return self
+
+    def check(self) -> None:
+        """Raise :class:`~protoserve.errors.ConfigError` for what would fail with the first
+        connection. Called by ``start`` and ``serve``."""
 
     def _forget_fork(self) -> bool:
         """Whether this is a process forked from the one that started the server: nothing
@@ -556,6 +561,30 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
     def url_scheme(self) -> str:
         """The protocol's scheme."""
         return self.spec.url_scheme
+
+    def check(self) -> None:
+        """Make a parser as for a connection, and look at it."""
+        name = self.spec.name
+        try:
+            parser = self.new_parser()
+        except Exception as error:
+            raise ConfigError(
+                f"protocol {name!r}: message_in raised {error!r}; it is called with the "
+                "server's parameters for each new connection and must return a parser"
+            ) from error
+        for method in ("feed", "next_message", "feed_eof", "close", "timeout_reply"):
+            if not callable(getattr(parser, method, None)):
+                raise ConfigError(
+                    f"protocol {name!r}: message_in made a {type(parser).__name__}, which has "
+                    f"no method {method}(); derive it from MessageParser"
+                )
+        if callable(getattr(parser, "partial", True)):
+            raise ConfigError(
+                f"protocol {name!r}: {type(parser).__name__}.partial must be a property that "
+                "is true or false, not a method, which always counts as true: put @property "
+                "above it"
+            )
+        parser.close()
 
     def new_parser(self) -> MessageParser[REQ]:
         """The parser of a new connection."""

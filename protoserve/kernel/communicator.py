@@ -220,6 +220,9 @@ class Communicator:
                 conn.hangup = True
                 if mask & GONE:
                     conn.gone = True
+                    if conn.eof and conn.phase is not CLOSED and conn.transport.peer_gone():
+                        # It was asked whether it is there, see probe_peer().
+                        self._close_locked(conn, "the peer is gone", errno.ECONNRESET)
         elif not conn.out and not conn.more and conn.stream is None:
             # Writable, and nothing to write: how every registration begins. Requests that
             # had to wait for room go on, also where a later send of that turn found it.
@@ -702,6 +705,7 @@ class Communicator:
             conn.lock.release()
             stream.close()
             return False
+        before = conn.out_end
         try:
             self._put(conn, first)
         except BaseException:
@@ -709,7 +713,7 @@ class Communicator:
             conn.lock.release()
             raise
         conn.phase = conn.phase.reply
-        stream.begun = True
+        stream.begun = conn.out_end > before
         stream.busy = busy
         if conn.pumping:
             conn.lock.release()
@@ -733,11 +737,13 @@ class Communicator:
         conn = stream.session.connection
         conn.lock.acquire()
         if conn.phase is not CLOSED:
+            before = conn.out_end
             try:
                 self._put(conn, piece)
             except BaseException:
                 conn.lock.release()
                 raise
+            stream.begun = stream.begun or conn.out_end > before
             self._flush_aside(conn)
         gone = conn.phase is CLOSED
         self._release(conn)
@@ -787,15 +793,27 @@ class Communicator:
         stream.busy = False
         if conn.phase is CLOSED:
             self._drop_stream(conn)
-        elif error is not None:
-            self._stream_failed(conn, error)
-        elif piece is END:
+        elif error is None and piece is END:
             self._last_piece(conn)
         else:
-            try:
-                self._put(conn, piece)
-            except TypeError as raised:
-                self._stream_failed(conn, raised)
+            if error is None:
+                before = conn.out_end
+                try:
+                    self._put(conn, piece)
+                    stream.begun = stream.begun or conn.out_end > before
+                except TypeError as raised:
+                    error = raised
+            if error is not None and not stream.begun:
+                # Nothing but empty pieces so far: the session may still reply otherwise.
+                conn.stream = None
+                conn.lock.release()
+                try:
+                    stream.close()
+                    stream.session.reply_failed(error)
+                finally:
+                    conn.lock.acquire()
+            elif error is not None:
+                self._stream_failed(conn, error)
         return now
 
     def _last_piece(self, conn: CommConnection) -> None:
@@ -1273,7 +1291,7 @@ class Communicator:
         if stream is not None:
             if stream.busy:
                 stream.cancel()  # whoever works on it drops it
-            elif stream.begun:
+            else:
                 self._drop_stream(conn)
         try:
             conn.parser.close()

@@ -30,8 +30,8 @@ class Stream(ABC):
     """A reply under way. ``busy`` and ``begun`` are guarded by the connection's lock.
 
     ``busy``: its source is at work, on some thread or in a coroutine, and nobody else may
-    touch it. ``begun``: its first piece was given out; until then the session may still
-    reply otherwise.
+    touch it. ``begun``: a piece that is not empty was given out; until then the session may
+    still reply otherwise.
     """
 
     __slots__ = ("begun", "busy", "habit", "keep_alive", "session")
@@ -95,7 +95,7 @@ class IteratorStream(Stream):
 class AsyncIteratorStream(Stream):
     """Pieces from an async iterator, which a coroutine awaits and passes on."""
 
-    __slots__ = ("_cancel", "_communicator", "_leaving", "_loop", "_pieces", "_task")
+    __slots__ = ("_accepted", "_cancel", "_communicator", "_leaving", "_loop", "_pieces", "_task")
 
     def __init__(self, session: CommSession, pieces: AsyncIterator[Piece]) -> None:
         super().__init__(session)
@@ -104,6 +104,7 @@ class AsyncIteratorStream(Stream):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
         self._leaving = False
+        self._accepted = False  # its first piece was taken
 
     def begin(self, communicator: Communicator) -> bool:
         self._communicator = communicator
@@ -139,7 +140,8 @@ class AsyncIteratorStream(Stream):
             raise ConnectionResetError
         try:
             first = await anext(pieces, b"")
-            if communicator.begin_stream(self, first, busy=True):
+            self._accepted = communicator.begin_stream(self, first, busy=True)
+            if self._accepted:
                 async for piece in pieces:
                     if not communicator.add_piece(self, piece):
                         break
@@ -152,7 +154,7 @@ class AsyncIteratorStream(Stream):
                 await close()
 
     def _ended(self, error: BaseException | None) -> None:
-        if self.begun:
+        if self.begun or (self._accepted and error is None):
             self._communicator.end_stream(self, error)
         else:
             self._communicator.abandon_stream(self)

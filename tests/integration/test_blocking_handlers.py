@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import pairwise
 
+import pytest
 from loopback import RawClient, eventually, get
 
 from protoserve import ServerParams
+from protoserve.kernel.engine import ThreadEngine
 from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 
@@ -155,3 +158,109 @@ def test_idle_server_has_one_handler_thread_and_no_work() -> None:
         with RawClient(server.address) as other:
             assert other.ask("/quick").body == b"/quick"
         assert c.reply().body == b"/sleep"
+
+
+def test_a_handler_known_to_block_is_called_behind_another_leader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once it was seen, nobody waits for the monitor; a fast one keeps its thread."""
+    gate = threading.Event()
+    entered = threading.Semaphore(0)
+    names: dict[str, set[str]] = {"/fast": set(), "/block": set()}
+
+    def process(task: WFHttpTask) -> None:
+        names.setdefault(task.req.path, set()).add(threading.current_thread().name)
+        if task.req.path == "/sleep":
+            time.sleep(0.002)
+        if task.req.path == "/block":
+            entered.release()
+            assert gate.wait(10)
+        task.resp.write(task.req.path)
+
+    with WFHttpServer(process).start("127.0.0.1", 0) as server, RawClient(server.address) as one:
+        engine = server.engine
+        assert isinstance(engine, ThreadEngine)
+        for _ in range(4):
+            one.ask("/sleep")
+        assert server.habits.known
+        # No help from the monitor.
+        monkeypatch.setattr(engine._threads, "_take_over", lambda mark, waits: False)
+        with RawClient(server.address) as two, RawClient(server.address) as three:
+            server.habits.surprise(("GET", "/block"))
+            two.send(get("/block"))
+            assert entered.acquire(timeout=10)
+            for _ in range(50):
+                assert three.ask("/fast").body == b"/fast"
+            gate.set()
+            assert two.reply().body == b"/block"
+        assert not names["/fast"] & names["/block"]
+
+
+def test_a_handler_that_computes_keeps_its_thread() -> None:
+    names: set[str] = set()
+
+    def process(task: WFHttpTask) -> None:
+        names.add(threading.current_thread().name)
+        end = time.thread_time() + 0.001
+        while time.thread_time() < end:
+            pass
+
+    with WFHttpServer(process).start("127.0.0.1", 0) as server, RawClient(server.address) as c:
+        for _ in range(40):
+            c.ask()
+        assert ("GET", "/") in server.habits.known
+        # A busy machine may look like blocking now and then.
+        assert len(names) <= 3
+
+
+def test_many_that_sleep_sleep_together() -> None:
+    """Not one after the other: a ratio, which a busy machine leaves alone."""
+    together = most = 0
+    lock = threading.Lock()
+
+    def process(task: WFHttpTask) -> None:
+        nonlocal together, most
+        with lock:
+            together += 1
+            most = max(most, together)
+        time.sleep(0.003)
+        with lock:
+            together -= 1
+
+    with WFHttpServer(process).start("127.0.0.1", 0) as server:
+        clients = [RawClient(server.address) for _ in range(20)]
+        for _ in range(10):
+            for client in clients:
+                client.send(get())
+            for client in clients:
+                client.reply()
+        for client in clients:
+            client.close()
+    assert most >= 8
+
+
+def test_one_connection_does_not_keep_the_others_waiting() -> None:
+    """Its turn ends by time, and theirs comes between its requests."""
+    order: list[str] = []
+
+    def process(task: WFHttpTask) -> None:
+        order.append(task.req.path)
+        if task.req.path == "/much":
+            end = time.thread_time() + 0.001
+            while time.thread_time() < end:
+                pass
+
+    with (
+        WFHttpServer(process).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as greedy,
+        RawClient(server.address) as other,
+    ):
+        greedy.send(get("/much") * 300)
+        for _ in range(5):
+            eventually(lambda: order)
+            other.ask("/one")
+        for _ in range(300):
+            greedy.reply()
+    # 64 requests are a turn where only their number counts.
+    places = [i for i, path in enumerate(order) if path == "/one"]
+    assert max(b - a for a, b in pairwise(places)) < 40

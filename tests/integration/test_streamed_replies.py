@@ -406,3 +406,37 @@ def test_stop_waits_for_a_stream() -> None:
         server.shutdown()
         go_on.set()
         assert client.rest().endswith(b"a\r\na" + b"a" * 9 + b"\r\na\r\nbbbbbbbbbb\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize("kind", CLOSABLE)
+def test_empty_pieces_do_not_begin_the_reply(kind: str) -> None:
+    """Until there is something to send, the reply may still become another."""
+
+    def at_last() -> Iterator[bytes]:
+        yield b""
+        yield b""
+        raise ValueError("a fault")
+
+    async def at_last_async() -> AsyncIterator[bytes]:
+        for piece in at_last():
+            await asyncio.sleep(0)
+            yield piece
+
+    def function(task: WFHttpTask) -> None:
+        if task.req.path == "/empty":
+            task.resp.body = iter([b"", b""])
+        else:
+            task.resp.body = at_last_async() if kind.startswith("async") else at_last()
+
+    async def process(task: WFHttpTask) -> None:
+        function(task)
+
+    handler = process if kind.endswith("in a loop") else function
+    with (
+        WFHttpServer(handler).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as client,
+    ):
+        assert client.ask().status == 500
+        client.send(get("/empty"))
+        head = client._file.readline()
+        assert head == b"HTTP/1.1 200 OK\r\n"

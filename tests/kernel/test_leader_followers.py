@@ -310,3 +310,93 @@ def test_a_mixture_of_fast_and_blocking_handlers(pools: Callable[..., Pool]) -> 
         calls.append(pool.call(handler))
     assert all(call.ended.wait(PATIENCE) for call in calls)
     assert sorted(ran) == list(range(600))
+
+
+def test_promoting_before_a_call_that_will_block(
+    pools: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the monitor's help: another thread goes on with the pending events at once."""
+    pool = pools()
+    monkeypatch.setattr(pool.threads, "_take_over", lambda mark, waits: False)
+    gate = threading.Event()
+
+    def block() -> None:
+        pool.threads.promote()
+        gate.wait(PATIENCE)
+
+    calls = [pool.call(block) for _ in range(3)]
+    last = pool.call(nothing)
+    assert last.ended.wait(PATIENCE)
+    assert not any(call.ended.is_set() for call in calls)
+    assert pool.blocked == []
+    gate.set()
+    assert all(call.ended.wait(PATIENCE) for call in calls)
+    # Elsewhere it does nothing.
+    pool.threads.promote()
+
+
+def test_the_monitor_tells_waiting_from_computing(pools: Callable[..., Pool]) -> None:
+    pool = pools()
+    gate = threading.Event()
+    waiting = pool.call(gate.wait)
+    wait_until(lambda: pool.waiting)
+    gate.set()
+    assert waiting.ended.wait(PATIENCE)
+    assert pool.waiting[0] is True
+
+
+def test_deferred_calls_run_in_order_when_a_thread_is_free(pools: Callable[..., Pool]) -> None:
+    pool = pools(2)
+    gates = [threading.Event() for _ in range(2)]
+    blocking = [pool.call(gate.wait) for gate in gates]
+    assert all(call.began.wait(PATIENCE) for call in blocking)
+    wait_until(lambda: pool.threads.full)
+    order: list[int] = []
+    later = [pool.call(lambda i=i: order.append(i)) for i in range(10)]  # type: ignore[misc]
+    wait_until(lambda: len(pool.threads._queue) == 10)
+    gates[0].set()
+    assert all(call.ended.wait(PATIENCE) for call in later)
+    assert order == list(range(10))
+    assert {call.thread for call in later} == {blocking[0].thread}
+    gates[1].set()
+    wait_until(lambda: not pool.threads.full)
+
+
+def test_a_thread_that_does_not_lead_defers_nothing(pools: Callable[..., Pool]) -> None:
+    pool = pools(1)
+    gate = threading.Event()
+    blocking = pool.call(gate.wait)
+    wait_until(lambda: pool.threads.full)
+    assert not pool.threads.defer(lambda a, b: None, None)
+    gate.set()
+    assert blocking.ended.wait(PATIENCE)
+
+
+def test_lending_lets_others_run_and_the_hired_leave(pools: Callable[..., Pool]) -> None:
+    pool = pools(2)
+    gate = threading.Event()
+
+    def wait() -> None:
+        with pool.threads.lend():
+            gate.wait(PATIENCE)
+
+    waiting = [pool.call(wait) for _ in range(12)]
+    assert all(call.began.wait(PATIENCE) for call in waiting)
+    assert not pool.threads.full
+    assert pool.call(gate.set).ended.wait(PATIENCE)
+    assert all(call.ended.wait(PATIENCE) for call in waiting)
+    assert pool.threads._lent == 0
+    wait_until(lambda: len(pool.threads._workers) <= 3)
+
+
+def test_growing_serves_what_waits(pools: Callable[..., Pool]) -> None:
+    pool = pools(1)
+    gate = threading.Event()
+    blocking = pool.call(gate.wait)
+    wait_until(lambda: pool.threads.full)
+    waiting = [pool.call(gate.wait) for _ in range(3)]
+    wait_until(lambda: len(pool.threads._queue) == 3)
+    pool.threads.grow(4)
+    assert all(call.began.wait(PATIENCE) for call in waiting)
+    gate.set()
+    assert all(call.ended.wait(PATIENCE) for call in (blocking, *waiting))

@@ -742,3 +742,119 @@ def test_a_task_that_drops_its_message_out_still_ends(engine: MemoryEngine) -> N
     assert peer.received == b""
     assert states == [TaskState.SUCCESS] * 2
     assert ended(engine, server)
+
+
+# -- who is told ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["handle", "done", "subtask_done"])
+@pytest.mark.parametrize("with_callback", [False, True])
+def test_an_overridden_method_sees_the_end_with_a_callback_or_without(
+    engine: MemoryEngine, method: str, with_callback: bool
+) -> None:
+    seen: list[TaskState] = []
+
+    def override(self: Any, *args: Any) -> Any:
+        result = getattr(WFServerTask, method)(self, *args)
+        seen.append(self.state)
+        return result
+
+    told = type("Told", (WFServerTask,), {method: override, "__slots__": ()})
+    derived = type("Derived", (told,), {"__slots__": ()})
+
+    def process(task: Task) -> None:
+        if with_callback:
+            task.set_callback(lambda t: None)
+        task.resp.text = task.req
+
+    server = LineServer(process, line_spec(task=derived))
+    ask(engine, server, b"a\nb\n")
+    assert seen.count(TaskState.SUCCESS) == 2
+    assert ended(engine, server)
+
+
+@pytest.mark.parametrize("kind", ["on_close", "on_peer_end"])
+def test_a_task_s_own_callbacks_end_with_it(engine: MemoryEngine, kind: str) -> None:
+    seen: list[int] = []
+    over: list[Task] = []
+
+    def process(task: Task) -> None:
+        getattr(task, kind)(lambda t: seen.append(t.seq))
+        over.append(task)
+        task.resp.text = task.req
+
+    server = LineServer(process)
+    peer = engine.connect(server)
+    for _ in range(100):
+        peer.send(b"a\n")
+        engine.run()
+    (conn,) = server.connections()
+    assert not conn.close_callbacks
+    assert not conn.end_callbacks
+    peer.shutdown()
+    engine.run()
+    assert seen == []
+    with pytest.raises(UsageError, match="over"):
+        getattr(over[0], kind)(lambda t: None)
+    with pytest.raises(TypeError):
+        getattr(over[0], kind)("no function")
+    assert ended(engine, server)
+
+
+def test_a_task_s_own_callbacks_are_called_while_it_lasts(engine: MemoryEngine) -> None:
+    seen: list[tuple[str, bool]] = []
+    pending = Pending()
+
+    def process(task: Task) -> None:
+        task.on_peer_end(lambda t: seen.append(("ended", t is task)))
+        task.on_close(lambda t: seen.append(("closed", t is task)))
+        taken_back = task.on_close(lambda t: seen.append(("never", True)))
+        assert taken_back.cancel()
+        task.series.push_back(pending)
+
+    server = LineServer(process)
+    peer = ask(engine, server)
+    peer.shutdown()
+    engine.run()
+    assert seen == [("ended", True)]
+    peer.reset()
+    engine.run()
+    conn = server.connections()[0] if server.connections() else None
+    if conn is not None:
+        conn.close()
+    assert seen == [("ended", True), ("closed", True)]
+    pending.subtask_done()
+    engine.run()
+    assert ended(engine, server)
+
+
+@pytest.mark.parametrize("how", ["raise", "cancel", "give up"])
+def test_a_reply_that_was_begun_by_pushes_ends_with_a_reset(
+    engine: MemoryEngine, how: str
+) -> None:
+    def process(task: Task) -> None:
+        task.push(b"part of ")
+        if how == "raise":
+            raise ValueError("a fault")
+        if how == "cancel":
+            task.series.cancel()
+        task.resp.text = None
+
+    server = LineServer(process)
+    peer = ask(engine, server)
+    assert bytes(peer.received) == b"part of "
+    assert peer.aborted
+    assert ended(engine, server)
+
+
+def test_noreply_after_pushes_ends_in_order(engine: MemoryEngine) -> None:
+    def process(task: Task) -> None:
+        task.push(b"all of it")
+        task.noreply()
+
+    server = LineServer(process)
+    peer = ask(engine, server)
+    assert bytes(peer.received) == b"all of it"
+    assert peer.closed
+    assert not peer.aborted
+    assert ended(engine, server)

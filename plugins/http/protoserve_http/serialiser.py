@@ -228,8 +228,9 @@ class _Framer:
         self._left = length
         self._chunked = chunked
 
-    def frame(self, piece: Data) -> Piece | None:
-        """A piece as it goes out, or ``None`` where there is nothing to send."""
+    def frame(self, piece: Data) -> Piece:
+        """A piece as it goes out; an empty one, with which a source only looks around, as
+        nothing."""
         if isinstance(piece, str):
             data = piece.encode()
         elif isinstance(piece, (bytes, bytearray, memoryview)):
@@ -239,7 +240,7 @@ class _Framer:
             raise TypeError(f"a piece of a body is text or bytes, not {type(piece).__name__}")
         size = len(data)
         if not size:
-            return None
+            return b""
         if self._left is not None:
             self._left -= size
             if self._left < 0:
@@ -262,9 +263,7 @@ class _Framer:
 def _frames(framer: _Framer, pieces: Iterator[Data]) -> Iterator[Piece]:
     try:
         for piece in pieces:
-            framed = framer.frame(piece)
-            if framed is not None:
-                yield framed
+            yield framer.frame(piece)
         yield framer.end()
     finally:
         close_stream(pieces)
@@ -273,9 +272,7 @@ def _frames(framer: _Framer, pieces: Iterator[Data]) -> Iterator[Piece]:
 async def _async_frames(framer: _Framer, pieces: AsyncIterator[Data]) -> AsyncIterator[Piece]:
     try:
         async for piece in pieces:
-            framed = framer.frame(piece)
-            if framed is not None:
-                yield framed
+            yield framer.frame(piece)
         yield framer.end()
     finally:
         close = getattr(pieces, "aclose", None)

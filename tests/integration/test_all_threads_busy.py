@@ -1,0 +1,334 @@
+"""When every handler thread is busy: bytes move and time passes all the same.
+
+These tests hang where that is not so; their time limit makes a failure of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from loopback import PATIENCE, RawClient, eventually, get
+
+from protoserve import ServerParams, WaitGroup, timer
+from protoserve.events import HandlersBlocked
+from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
+
+pytestmark = pytest.mark.timeout(30)
+
+
+def params(threads: int, **changes: Any) -> ServerParams:
+    return HTTP_SPEC.params.replace(handler_threads=threads, **changes)
+
+
+class Gate:
+    """A handler that waits at ``/wait`` until the gate is open."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.waiting = 0
+        self.order: list[str] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, task: WFHttpTask) -> None:
+        with self._lock:
+            self.order.append(task.req.target)
+            self.waiting += task.req.path == "/wait"
+        if task.req.path == "/wait":
+            assert self.opened.wait(PATIENCE)
+        task.resp.write(task.req.target)
+
+
+@contextlib.contextmanager
+def all_busy(threads: int, **changes: Any) -> Iterator[tuple[WFHttpServer, Gate]]:
+    """A server whose handler threads are all at the gate, which opens at the end."""
+    gate = Gate()
+    with WFHttpServer(gate, params(threads, **changes)).start("127.0.0.1", 0) as server:
+        clients = [RawClient(server.address) for _ in range(threads)]
+        for i, client in enumerate(clients, 1):
+            client.send(get("/wait"))
+            eventually(lambda i=i: gate.waiting == i)
+        try:
+            yield server, gate
+        finally:
+            gate.opened.set()
+            for client in clients:
+                assert client.reply().body == b"/wait"
+                client.close()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_deadlines_run(threads: int) -> None:
+    with (
+        all_busy(threads, peer_response_timeout=0.2, keep_alive_timeout=0.2) as (server, _),
+        RawClient(server.address) as silent,
+        RawClient(server.address) as half,
+    ):
+        half.send(b"GET / HTTP/1.1\r\nHost")
+        assert silent.rest() == b""
+        assert half.reply().status == 408
+
+
+def test_connections_are_accepted_and_closed() -> None:
+    with all_busy(2) as (server, _):
+        clients = [RawClient(server.address) for _ in range(30)]
+        eventually(lambda: server.conn_count == 32)
+        for client in clients:
+            client.close()
+        eventually(lambda: server.conn_count == 2)
+
+
+def test_requests_are_served_in_order_of_arrival() -> None:
+    with all_busy(1) as (server, gate):
+        clients = []
+        for i in range(20):
+            clients.append(RawClient(server.address))
+            clients[-1].send(get(f"/{i}"))
+            # Read, and seen to be complete: what comes later comes behind it.
+            eventually(lambda i=i: sum(c.deferred for c in server.connections()) == i + 1)
+        gate.opened.set()
+        for i, client in enumerate(clients):
+            assert client.reply().body == b"/%d" % i
+            client.close()
+        assert gate.order == ["/wait", *(f"/{i}" for i in range(20))]
+
+
+def test_pipelined_requests_wait_too() -> None:
+    with all_busy(2) as (server, gate), RawClient(server.address) as client:
+        client.send(b"".join(get(f"/{i}") for i in range(100)))
+        client.end_sending()
+        time.sleep(0.05)
+        gate.opened.set()
+        for i in range(100):
+            assert client.reply().body == b"/%d" % i
+        assert client.rest() == b""
+
+
+def test_a_client_that_leaves_while_it_waits_is_let_go() -> None:
+    with all_busy(2) as (server, gate):
+        client = RawClient(server.address)
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.send(get("/left"))
+        eventually(lambda: any(c.deferred for c in server.connections()))
+        client.close()
+        eventually(lambda: server.conn_count == 2)
+        gate.opened.set()
+    assert "/left" not in gate.order
+
+
+def test_a_stop_waits_for_requests_that_wait() -> None:
+    gate = Gate()
+    server = WFHttpServer(gate, params(1)).start("127.0.0.1", 0)
+    with RawClient(server.address) as first, RawClient(server.address) as second:
+        first.send(get("/wait"))
+        eventually(lambda: gate.waiting == 1)
+        second.send(get("/second"))
+        eventually(lambda: any(c.deferred for c in server.connections()))
+        server.shutdown()
+        gate.opened.set()
+        assert first.reply().closes
+        assert second.reply().body == b"/second"
+        assert server.stop() == 0
+
+
+def test_pushers_whose_clients_do_not_read_are_cut() -> None:
+    ended = threading.Semaphore(0)
+
+    def process(task: WFHttpTask) -> None:
+        if task.req.path == "/push":
+            try:
+                while True:
+                    task.push(bytes(65536))
+            except ConnectionResetError:
+                ended.release()
+                raise
+        task.resp.write("here")
+
+    with WFHttpServer(process, params(3, peer_response_timeout=0.3)).start(
+        "127.0.0.1", 0
+    ) as server:
+        clients = [RawClient(server.address, receive_buffer=4096) for _ in range(3)]
+        for client in clients:
+            client.send(get("/push"))
+        for _ in clients:
+            assert ended.acquire(timeout=PATIENCE)
+        with RawClient(server.address) as other:
+            assert other.ask().body == b"here"
+        for client in clients:
+            client.close()
+
+
+def test_pushers_whose_clients_reset_are_woken() -> None:
+    ended = threading.Semaphore(0)
+
+    def process(task: WFHttpTask) -> None:
+        try:
+            while True:
+                task.push(bytes(65536))
+        except ConnectionResetError:
+            ended.release()
+            raise
+
+    with WFHttpServer(process, params(3, peer_response_timeout=None)).start(
+        "127.0.0.1", 0
+    ) as server:
+        clients = [RawClient(server.address, receive_buffer=4096) for _ in range(3)]
+        for client in clients:
+            client.send(get("/push"))
+        eventually(lambda: sum(c.out_size >= c.unsent_limit for c in server.connections()) == 3)
+        for client in clients:
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            client.close()
+        for _ in clients:
+            assert ended.acquire(timeout=PATIENCE)
+
+
+def test_generators_that_look_around_share_the_threads_and_are_closed() -> None:
+    closed = threading.Semaphore(0)
+
+    def body() -> Iterator[bytes]:
+        try:
+            yield b"begun"
+            while True:
+                time.sleep(0.005)
+                yield b""
+        finally:
+            closed.release()
+
+    def process(task: WFHttpTask) -> None:
+        if task.req.path == "/stream":
+            task.resp.body = body()
+        else:
+            task.resp.write("here")
+
+    with WFHttpServer(process, params(2)).start("127.0.0.1", 0) as server:
+        clients = [RawClient(server.address) for _ in range(6)]
+        for client in clients:
+            client.send(get("/stream"))
+            assert client._file.readline() == b"HTTP/1.1 200 OK\r\n"
+        with RawClient(server.address) as other:
+            assert other.ask().body == b"here"
+        for client in clients:
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            client.close()
+        for _ in clients:
+            assert closed.acquire(timeout=PATIENCE)
+        eventually(lambda: server.conn_count == 0)
+
+
+def test_a_generator_is_closed_whose_client_read_all_and_left() -> None:
+    """A client that has read everything leaves without a reset; its system tells on being
+    asked, when it has forgotten the connection."""
+    if not hasattr(socket, "TCP_LINGER2"):
+        pytest.skip("this system cannot shorten the time after which it forgets")
+    closed = threading.Event()
+
+    def body() -> Iterator[bytes]:
+        try:
+            yield b"begun"
+            while True:
+                time.sleep(0.01)
+                yield b""
+        finally:
+            closed.set()
+
+    def process(task: WFHttpTask) -> None:
+        task.resp.body = body()
+
+    with WFHttpServer(process).start("127.0.0.1", 0) as server:
+        client = RawClient(server.address)
+        client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, 1)
+        client.send(get())
+        assert client._file.read(len(b"HTTP/1.1 200 OK\r\n")) == b"HTTP/1.1 200 OK\r\n"
+        eventually(lambda: b"begun" in client._file.peek())
+        client._file.read(len(client._file.peek()))
+        client.close()
+        assert closed.wait(20)
+
+
+@pytest.mark.parametrize("handlers", [1, 5, 20])
+def test_handlers_that_wait_for_their_own_timers(handlers: int) -> None:
+    def process(task: WFHttpTask) -> None:
+        group = WaitGroup(1)
+        timer(0.05, lambda t: group.done()).start()
+        assert group.wait(PATIENCE)
+        task.resp.write("waited")
+
+    with WFHttpServer(process, params(min(handlers, 5))).start("127.0.0.1", 0) as server:
+        clients = [RawClient(server.address) for _ in range(handlers)]
+        for client in clients:
+            client.send(get())
+        for client in clients:
+            assert client.reply().body == b"waited"
+        with RawClient(server.address) as other:
+            assert other.ask().body == b"waited"
+        for client in clients:
+            client.close()
+        # Those that were hired for the time have gone, or go with their next event.
+        names = [t.name for t in threading.enumerate() if t.name.startswith("protoserve-handler")]
+        assert len(names) <= handlers + 7
+
+
+def test_timers_callbacks_wait_for_a_thread_as_handlers_do() -> None:
+    rang = threading.Event()
+    with all_busy(1) as (_, gate):
+        timer(0.01, lambda t: rang.set()).start()
+        assert not rang.wait(0.1)
+        gate.opened.set()
+        assert rang.wait(PATIENCE)
+
+
+def test_a_callback_that_blocks_does_not_stop_the_bytes() -> None:
+    opened = threading.Event()
+    entered = threading.Semaphore(0)
+
+    def callback(task: WFHttpTask) -> None:
+        entered.release()
+        assert opened.wait(PATIENCE)
+
+    def process(task: WFHttpTask) -> None:
+        if task.req.path == "/callback":
+            task.set_callback(callback)
+        task.resp.write("here")
+
+    with WFHttpServer(process, params(2, peer_response_timeout=0.2)).start(
+        "127.0.0.1", 0
+    ) as server:
+        clients = [RawClient(server.address) for _ in range(4)]
+        for client in clients:
+            client.send(get("/callback"))
+        for _ in range(2):
+            assert entered.acquire(timeout=PATIENCE)
+        with RawClient(server.address) as silent:
+            assert silent.rest() == b""  # its time has run
+        opened.set()
+        for client in clients:
+            assert client.reply().body == b"here"
+            client.close()
+
+
+def test_it_is_reported_once_a_minute() -> None:
+    events: list[object] = []
+    gate = Gate()
+    gate.opened.set()
+
+    def process(task: WFHttpTask) -> None:
+        time.sleep(0.002)
+
+    server = WFHttpServer(process, params(2))
+    server.subscribe(events.append)
+    with server.start("127.0.0.1", 0):
+        clients = [RawClient(server.address) for _ in range(6)]
+        for _ in range(20):
+            for client in clients:
+                client.send(get())
+            for client in clients:
+                client.reply()
+        for client in clients:
+            client.close()
+    assert sum(isinstance(event, HandlersBlocked) for event in events) <= 1
