@@ -11,7 +11,6 @@ import errno
 from collections import deque
 from collections.abc import Callable
 from math import inf
-from time import thread_time
 from typing import TYPE_CHECKING, Any, Final
 
 from protoserve.errors import ProtocolError, UsageError
@@ -27,7 +26,7 @@ from protoserve.kernel.connection import (
     CommConnection,
     State,
 )
-from protoserve.kernel.habits import SLOW, Habit
+from protoserve.kernel.habits import SLOW, Habit, Watch
 from protoserve.kernel.poller import GONE, HANGUP, READABLE, Poller
 from protoserve.kernel.session import CommService, CommSession, TaskState
 from protoserve.kernel.stream import END, Stream, open_stream
@@ -539,12 +538,9 @@ class Communicator:
         habit = service.habits.of(key)
         if habit is not None and habit.blocks:
             threads.promote()
-        cpu = thread_time()
-        began = self.clock()
+        watch = Watch(self.clock)
         session.handle(TOREPLY, 0)
-        now = self.clock()
-        slow = now - began > SLOW
-        blocked = slow and now - began - (thread_time() - cpu) > SLOW
+        now, slow, blocked = watch.end()
         service.habits.note(key, slow, blocked)
         return now
 
@@ -773,22 +769,23 @@ class Communicator:
         error: BaseException | None = None
         piece: Any = END
         habit = stream.habit
-        cpu = 0.0
+        watch = None
         if habit is not None:
             if habit.blocks and self.threads is not None:
                 self.threads.promote()
-            cpu = thread_time()
+            watch = Watch(self.clock)
         try:
             piece = stream.pull()
         except BaseException as raised:
             error = raised
-        began, now = now, self.clock()
-        if habit is not None:
-            slow = now - began > SLOW
-            if habit.note(slow and now - began - (thread_time() - cpu) > SLOW):
+        if habit is None or watch is None:
+            began, now = now, self.clock()
+            if now - began > SLOW:
+                stream.habit = Habit()
+        else:
+            now, _, blocked = watch.end()
+            if habit.note(blocked):
                 stream.habit = None
-        elif now - began > SLOW:
-            stream.habit = Habit()
         conn.lock.acquire()
         stream.busy = False
         if conn.phase is CLOSED:

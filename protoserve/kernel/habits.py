@@ -1,21 +1,31 @@
 """Habits: which handlers block, learnt while they run.
 
 A handler that blocks should be called after another thread has been promoted to lead; one
-that computes gains nothing by that. The difference shows in the clock of the thread's own
-CPU time, which is a system call and therefore read only where a handler was slow before.
+that computes gains nothing by that, nor does one whose thread the system took from the CPU.
+The difference shows in the clock of the thread's own CPU time and in its count of voluntary
+context switches. Both are system calls, and are read only where a handler was slow before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import sys
+from collections.abc import Callable, Hashable
+from itertools import count
+from time import thread_time
 from typing import Final
+
+if sys.platform == "linux":
+    from resource import RUSAGE_THREAD, getrusage
 
 SLOW: Final = 0.0002
 """Seconds after which a call counts as slow, and off the CPU after which it blocked: a
 change of threads costs some tens of microseconds."""
 
 _MEMORY: Final = 64
-"""Calls after which what was seen is forgotten, unless it was seen again."""
+"""Calls after which it is forgotten that a handler blocks, unless it did again."""
+
+_SUSPICION: Final = 8
+"""Calls that are watched because one before them was slow."""
 
 _PROOF: Final = 2
 """Times that a handler must be seen off the CPU: once may be a busy machine's doing."""
@@ -65,7 +75,39 @@ class Habit:
         if self._left:
             self._left -= 1
         self._age += 1
-        return self._age >= _MEMORY
+        return self._age >= (_MEMORY if self._seen >= _PROOF else _SUSPICION)
+
+
+class Watch:
+    """What one call does, from its beginning on. Of the calling thread."""
+
+    __slots__ = ("_began", "_clock", "_cpu", "_switches")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._switches = _voluntary_switches()
+        self._cpu = thread_time()
+        self._began = clock()
+
+    def end(self) -> tuple[float, bool, bool]:
+        """The time; whether the call was slow; whether it blocked."""
+        now = self._clock()
+        spent = now - self._began
+        if spent <= SLOW:
+            return now, False, False
+        waited = spent - (thread_time() - self._cpu) > SLOW
+        return now, True, waited and _voluntary_switches() != self._switches
+
+
+if sys.platform == "linux":
+
+    def _voluntary_switches() -> int:
+        return getrusage(RUSAGE_THREAD).ru_nvcsw
+else:  # pragma: no cover - others count them for the process only
+    _calls = count()
+
+    def _voluntary_switches() -> int:
+        return next(_calls)
 
 
 class Habits:

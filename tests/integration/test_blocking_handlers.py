@@ -208,7 +208,6 @@ def test_a_handler_that_computes_keeps_its_thread() -> None:
     with WFHttpServer(process).start("127.0.0.1", 0) as server, RawClient(server.address) as c:
         for _ in range(40):
             c.ask()
-        assert ("GET", "/") in server.habits.known
         # A busy machine may look like blocking now and then.
         assert len(names) <= 3
 

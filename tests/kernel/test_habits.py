@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from protoserve.kernel.habits import _MEMORY, _MOST_KEYS, OTHERS, Habit, Habits
+import time
+
+from protoserve.kernel.habits import (
+    _MEMORY,
+    _MOST_KEYS,
+    _SUSPICION,
+    OTHERS,
+    Habit,
+    Habits,
+    Watch,
+)
 
 
 def blocks(habits: Habits, key: object) -> bool:
@@ -59,6 +69,30 @@ def test_it_is_forgotten() -> None:
         habits.note("b", False, False)
         habits.note("c", False, False)
     assert habits.known == {}
+
+
+def test_a_suspicion_does_not_last() -> None:
+    habits = Habits()
+    habits.note("a", True, False)
+    assert habits.known
+    for _ in range(_SUSPICION):
+        habits.note("a", False, False)
+        habits.note("b", False, False)
+    assert habits.known == {}
+
+
+def test_watching_a_call() -> None:
+    watch = Watch(time.monotonic)
+    assert watch.end()[1:] == (False, False)
+    watch = Watch(time.monotonic)
+    time.sleep(0.01)
+    assert watch.end()[1:] == (True, True)
+    watch = Watch(time.monotonic)
+    end = time.thread_time() + 0.003
+    while time.thread_time() < end:
+        pass
+    _, slow, _ = watch.end()
+    assert slow
 
 
 def test_keys_differ() -> None:
