@@ -49,6 +49,7 @@ _PARAMETERS: Final = {
     "max_connections": "connections open at once",
     "peer_response_timeout": "longest silence within one step of a request or reply",
     "receive_timeout": "deadline of one whole request",
+    "receive_rate": "bytes of a request for which its deadline grows by a second",
     "keep_alive_timeout": "how long an idle connection stays; 0 closes after each reply",
     "send_timeout": "deadline of one whole reply",
     "ssl_accept_timeout": "deadline of the TLS handshake",

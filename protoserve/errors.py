@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class ProtoserveError(Exception):
     """The base of every exception that protoserve raises on purpose."""
@@ -34,11 +36,19 @@ class ProtocolError(ProtoserveError):
 
     Raised by :meth:`~protoserve.protocol.MessageParser.next_message` after all good
     messages before the fault were returned. ``reply`` is the protocol's farewell, a
-    complete message that is sent before the connection closes; empty for none.
+    complete message that is sent before the connection closes; empty for none. ``summary``
+    are facts for observers, as ``ProtocolSpec.summary`` gives them: a status, for example.
     """
 
-    def __init__(self, message: str, *, reply: bytes = b"") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        reply: bytes = b"",
+        summary: Mapping[str, object] | None = None,
+    ) -> None:
         super().__init__(message)
+        self.summary: Mapping[str, object] = {} if summary is None else summary
         if not isinstance(reply, (bytes, bytearray, memoryview)):
             raise TypeError(f"the reply of a ProtocolError is bytes, not {type(reply).__name__}")
         self.reply = reply

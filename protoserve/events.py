@@ -6,10 +6,44 @@ thing happened, must not block, and what it raises is logged and goes no further
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
 from protoserve.log import logger
+
+
+class CloseReason(StrEnum):
+    """Why a connection has closed. As text it is a sentence for people."""
+
+    PEER_CLOSED = "the peer closed"
+    PEER_LEFT = "the peer left in the middle of a request"
+    PEER_GONE = "the peer is gone"
+    """A reset, or nobody answers any more."""
+    NO_REQUEST = "no request came"
+    """Within ``peer_response_timeout`` of the beginning."""
+    IDLE = "the keep-alive time has passed"
+    REQUEST_TOO_SLOW = "the request did not arrive in time"
+    REPLY_NOT_TAKEN = "the peer did not take the reply in time"
+    NOT_CLOSED = "the peer did not close in time"
+    """... after the last reply."""
+    PUSH_NOT_TAKEN = "the peer does not take what is pushed"
+    PROTOCOL_ERROR = "protocol error"
+    REQUEST_TOO_LARGE = "the request is larger than request_size_limit"
+    """... and its parser did not refuse it."""
+    LAST_REPLY = "the reply was the last"
+    NO_REPLY = "closed without a reply"
+    REPLY_FAILED = "the reply failed midway"
+    CLOSED = "closed by the server"
+    """By ``connection.close()``."""
+    MADE_ROOM = "made room for another"
+    SERVER_STOPPED = "the server stopped"
+    CUT = "cut by the server"
+    """By a stop, after ``shutdown_timeout``."""
+    NOT_WATCHED = "the system refused to watch it"
+    PROTOCOL_FAILED = "the protocol's own code failed"
+    INTERNAL_ERROR = "an internal error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +69,42 @@ class ConnectionOpened:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionClosed:
-    """A connection has closed: why, after how many bytes and requests."""
+    """A connection has closed: why, after how many bytes and requests. ``detail`` says
+    more of the reason where there is more, such as the system's word for the error."""
 
     peername: Any
-    reason: str
+    reason: CloseReason
     bytes_in: int
     bytes_out: int
     requests: int
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestFinished:
     """A reply was written, or could not be: ``duration`` seconds after the request was
-    complete. ``state`` is the name of a :class:`~protoserve.kernel.session.TaskState`."""
+    complete. ``state`` is the name of a :class:`~protoserve.kernel.session.TaskState`;
+    ``summary`` has the protocol's facts of the exchange (``ProtocolSpec.summary``)."""
 
     peername: Any
     seq: int
     duration: float
     state: str
     error: int
+    summary: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRefused:
+    """A request never reached its handler: the peer broke the protocol, exceeded a limit of
+    it, or was too slow. ``message`` says how; ``summary`` has the protocol's facts, such as
+    a status."""
+
+    peername: Any
+    seq: int
+    reason: CloseReason
+    message: str
+    summary: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +139,7 @@ Event: TypeAlias = (
     | ConnectionOpened
     | ConnectionClosed
     | RequestFinished
+    | RequestRefused
     | LimitReached
     | AcceptFailed
     | HandlersBlocked

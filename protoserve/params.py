@@ -31,8 +31,9 @@ _COUNTS: Final = (
     "handler_threads",
     "unsent_limit",
     "backlog",
+    "receive_rate",
 )
-_COUNTS_WITHOUT_LIMIT: Final = frozenset({"max_connections", "request_size_limit"})
+_COUNTS_WITHOUT_LIMIT: Final = frozenset({"max_connections", "request_size_limit", "receive_rate"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,11 @@ class ServerParams:
     reads of one message, between two writes that made progress."""
 
     receive_timeout: float | None = 60.0  # Node 300, Apache 20 to 40, nginx 60 a step
-    """Deadline of one whole request, from its first byte."""
+    """Deadline of one whole request, from its first byte; see ``receive_rate``."""
+
+    receive_rate: int | None = 4 * KIB  # Apache's MinRate is 500
+    """Bytes of a request for which ``receive_timeout`` grows by a second, so that it cuts what
+    trickles in and not a steady upload over a slow line; ``None``: it does not grow."""
 
     keep_alive_timeout: float | None = 60.0  # Workflow 60, nginx 75, uvicorn 5
     """How long a connection stays open after a reply; 0 closes after each reply."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar
 
-from protoserve.errors import ConfigError
+from protoserve.errors import ConfigError, ProtocolError
 from protoserve.params import ServerParams
 
 if TYPE_CHECKING:
@@ -100,8 +100,10 @@ class MessageParser(ABC, Generic[REQ_co]):
     def close(self) -> None:
         """The connection has closed: break cycles, so that memory is freed at once."""
 
-    def timeout_reply(self) -> bytes:
-        """The farewell when an unfinished message took too long; empty for none."""
+    def timeout_reply(self) -> bytes | ProtocolError:
+        """The farewell when an unfinished message took too long; empty for none. A
+        :class:`~protoserve.errors.ProtocolError`, which is not raised here, carries it
+        together with facts for observers."""
         return b""
 
 
@@ -133,6 +135,11 @@ class ProtocolSpec(Generic[REQ, RESP]):
     error_response: Callable[[], RESP] | None = None
     """Makes the response that is sent when a handler raised; ``None`` closes instead."""
 
+    summary: Callable[[REQ, RESP], Mapping[str, object]] | None = None
+    """The facts of an exchange for logs and metrics, such as HTTP's method, target, status
+    and length. Called when the reply is out, or impossible, and only when somebody
+    observes the server."""
+
     handler_key: Callable[[REQ], Hashable] | None = None
     """What of a request tells handlers apart that block from those that do not: HTTP's path,
     Redis' command. Asked only while some are slow, to call those that block on a thread of
@@ -163,7 +170,7 @@ class ProtocolSpec(Generic[REQ, RESP]):
                     f"protocol {self.name!r}: {what} must be callable, "
                     f"not {type(getattr(self, what)).__name__}"
                 )
-        for what in ("task", "error_response", "handler_key", "server"):
+        for what in ("task", "error_response", "summary", "handler_key", "server"):
             value = getattr(self, what)
             if value is not None and not callable(value):
                 raise ConfigError(

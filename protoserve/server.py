@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from protoserve.errors import BindError, ConfigError, UsageError
-from protoserve.events import ListenerStarted, ListenerStopped
+from protoserve.events import CloseReason, ListenerStarted, ListenerStopped
 from protoserve.kernel.connection import CommConnection
 from protoserve.kernel.listener import UNIX_PREFIX, Listener, adopt_listener, open_listener
 from protoserve.kernel.scheduler import CommScheduler, get_scheduler
@@ -344,7 +344,7 @@ class WFServerBase(CommService):
                 return 0
             self._cutting = True
         connections = self.connections()
-        cut = sum(conn.communicator.close(conn, "cut by the server") for conn in connections)
+        cut = sum(conn.communicator.close(conn, CloseReason.CUT) for conn in connections)
         with self._condition:
             running = list(self._series)
         for series in running:

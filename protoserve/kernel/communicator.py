@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from protoserve.errors import ProtocolError, UsageError
-from protoserve.events import ConnectionClosed, ConnectionOpened
+from protoserve.events import CloseReason, ConnectionClosed, ConnectionOpened, RequestRefused
 from protoserve.kernel.connection import (
     CLOSED,
     CONNECTED,
@@ -66,12 +66,12 @@ _TURN_TIME: Final = 0.002
 _TURN_READS: Final = 4
 """Reads of one connection before others have their turn."""
 
-_EXPIRED: Final[dict[State, str]] = {
-    CONNECTED: "no request came",
-    KEEPALIVE: "the keep-alive time has passed",
-    REPLYING: "the peer did not close in time",
-    PROCESSING: "the peer did not take the reply in time",
-    DRAINING: "the peer did not close in time",
+_EXPIRED: Final[dict[State, CloseReason]] = {
+    CONNECTED: CloseReason.NO_REQUEST,
+    KEEPALIVE: CloseReason.IDLE,
+    REPLYING: CloseReason.NOT_CLOSED,
+    PROCESSING: CloseReason.REPLY_NOT_TAKEN,
+    DRAINING: CloseReason.NOT_CLOSED,
 }
 """Why a connection was closed when its deadline passed, with nothing to send."""
 
@@ -108,6 +108,19 @@ class _Coming(CommSession):
 
     def handle(self, state: TaskState, error: int) -> None:
         raise NotImplementedError
+
+
+class _Refusal(_Coming):
+    """Stands for a request that never had a session: its end is the news."""
+
+    __slots__ = ("_event", "_service")
+
+    def __init__(self, service: CommService, event: RequestRefused) -> None:
+        self._service = service
+        self._event = event
+
+    def handle(self, state: TaskState, error: int) -> None:
+        self._service.emit(self._event)
 
 
 COMING: Final = _Coming()
@@ -160,13 +173,13 @@ class Communicator:
             try:
                 self.poller.watch(conn.fd, self.on_ready, conn)
             except OSError as error:
-                self._close_locked(conn, f"the poller refused it ({error.strerror})", errno.ENOMEM)
+                self._close_locked(conn, CloseReason.NOT_WATCHED, errno.ENOMEM, error.strerror)
         self._release(conn)
         if service.stopping:
             # Accepted while the server stopped: nothing was promised to it yet.
             self.stop_connection(conn)
 
-    def close(self, conn: CommConnection, reason: str = "closed by the server") -> bool:
+    def close(self, conn: CommConnection, reason: CloseReason = CloseReason.CLOSED) -> bool:
         """Close at once; what is unsent is lost. False when it was closed already."""
         if conn.locked_here:
             # Called by code of the protocol's, or of a collected object, that runs under it.
@@ -177,7 +190,7 @@ class Communicator:
         self._release(conn)
         return closed
 
-    def _close_posted(self, what: tuple[CommConnection, str], _: int) -> None:
+    def _close_posted(self, what: tuple[CommConnection, CloseReason], _: int) -> None:
         self.close(*what)
 
     def stop_connection(self, conn: CommConnection) -> None:
@@ -195,7 +208,7 @@ class Communicator:
         conn.lock.acquire()
         idle = conn.idle and conn.idle_since == idle_since
         if idle:
-            self._close_locked(conn, "made room for another", 0)
+            self._close_locked(conn, CloseReason.MADE_ROOM, 0)
         self._release(conn)
         return idle
 
@@ -204,7 +217,7 @@ class Communicator:
         conn.lock.acquire()
         silent = conn.silent
         if silent:
-            self._close_locked(conn, "made room for another", 0)
+            self._close_locked(conn, CloseReason.MADE_ROOM, 0)
         self._release(conn)
         return silent
 
@@ -221,7 +234,7 @@ class Communicator:
                     conn.gone = True
                     if conn.eof and conn.phase is not CLOSED and conn.transport.peer_gone():
                         # It was asked whether it is there, see probe_peer().
-                        self._close_locked(conn, "the peer is gone", errno.ECONNRESET)
+                        self._close_locked(conn, CloseReason.PEER_GONE, errno.ECONNRESET)
         elif not conn.out and not conn.more and conn.stream is None:
             # Writable, and nothing to write: how every registration begins. Requests that
             # had to wait for room go on, also where a later send of that turn found it.
@@ -303,22 +316,25 @@ class Communicator:
             if conn.bytes_out > sent and not (late and conn.out):
                 self.poller.post(self.resume, conn)
             else:
-                self._close_locked(
-                    conn, "the peer did not take the reply in time", errno.ETIMEDOUT
-                )
+                self._close_locked(conn, CloseReason.REPLY_NOT_TAKEN, errno.ETIMEDOUT)
         elif conn.phase is RECEIVING:
+            farewell: Buffer | ProtocolError
             try:
                 farewell = conn.parser.timeout_reply()
             except BaseException:
                 logger.exception("the parser of %r raised in timeout_reply()", conn)
                 farewell = b""
+            message = ""
+            summary: Mapping[str, object] = {}
+            if isinstance(farewell, ProtocolError):
+                message, summary, farewell = str(farewell), farewell.summary, farewell.reply
+            self._refused(conn, CloseReason.REQUEST_TOO_SLOW, message, summary)
             if farewell:
-                conn.close_reason = "the request did not arrive in time"
                 self._say_farewell(conn, farewell)
                 self._flush(conn)
                 self._settle(conn)
             else:
-                self._close_locked(conn, "the request did not arrive in time", errno.ETIMEDOUT)
+                self._close_locked(conn, CloseReason.REQUEST_TOO_SLOW, errno.ETIMEDOUT)
         else:
             self._close_locked(conn, _EXPIRED[conn.phase], errno.ETIMEDOUT)
 
@@ -450,7 +466,7 @@ class Communicator:
         conn.pumping = False
         if conn.phase is not CLOSED:
             try:
-                self._close_locked(conn, "an internal error", errno.EPROTO)
+                self._close_locked(conn, CloseReason.INTERNAL_ERROR, errno.EPROTO)
             except BaseException:
                 logger.exception("%r could not be closed in order", conn)
                 conn.phase = CLOSED
@@ -465,11 +481,11 @@ class Communicator:
         try:
             # The parser keeps it, and a traceback would keep our frames.
             error.__traceback__ = None
-            reason, farewell = f"protocol error: {error}", error.reply
+            message, farewell, summary = str(error), error.reply, error.summary
         except BaseException:
             self._fail(conn, "the parser's ProtocolError is incomplete")
             return
-        conn.close_reason = reason
+        self._refused(conn, CloseReason.PROTOCOL_ERROR, message, summary)
         self._say_farewell(conn, farewell)
 
     def _hand_over(self, conn: CommConnection, message: Any, now: float) -> float:
@@ -552,7 +568,7 @@ class Communicator:
             conn.readable = False
             return
         except OSError as error:
-            self._close_locked(conn, f"the peer is gone ({error.strerror})", error.errno or 0)
+            self._close_locked(conn, CloseReason.PEER_GONE, error.errno or 0, error.strerror)
             return
         try:
             if data:
@@ -572,14 +588,16 @@ class Communicator:
                 if conn.gone and conn.transport.peer_gone():
                     # Both directions are down (and it is not the event of a connection that
                     # had the descriptor before):: not a client that still waits for replies.
-                    self._close_locked(conn, "the peer is gone", errno.ECONNRESET)
+                    self._close_locked(conn, CloseReason.PEER_GONE, errno.ECONNRESET)
                     return
                 conn.parser.feed_eof()
             conn.more = True
         except BaseException:
             logger.exception("the parser of %r raised in feed(); the connection closes", conn)
             self._flush(conn)  # the answers to good requests
-            self._close_locked(conn, "the parser failed", errno.EPROTO)
+            self._close_locked(
+                conn, CloseReason.PROTOCOL_FAILED, errno.EPROTO, "the parser failed"
+            )
 
     def _tell_end(self, conn: CommConnection, _: int) -> None:
         with conn.lock:
@@ -678,7 +696,7 @@ class Communicator:
         conn.keep_alive = keep_alive
         if keep_alive == 0:
             conn.ending = True
-            conn.close_reason = "the reply was the last"
+            conn.close_reason = CloseReason.LAST_REPLY
         if conn.pumping:
             # The thread that handed the request over goes on, and sends.
             lock.release()
@@ -823,7 +841,7 @@ class Communicator:
         keep_alive = conn.keep_alive = stream.keep_alive
         if keep_alive == 0:
             conn.ending = True
-            conn.close_reason = "the reply was the last"
+            conn.close_reason = CloseReason.LAST_REPLY
         for data in conn.held or ():
             self._put(conn, data)
         conn.held = None
@@ -832,7 +850,7 @@ class Communicator:
         """A part of the reply is out: the peer can only be told by a reset."""
         assert conn.stream is not None
         logger.error("the reply of %r failed midway", conn.stream.session, exc_info=error)
-        self._close_locked(conn, "the reply failed midway", errno.EIO)
+        self._close_locked(conn, CloseReason.REPLY_FAILED, errno.EIO)
 
     def _drop_stream(self, conn: CommConnection) -> None:
         """The connection has closed while a reply was under way, and its source rests."""
@@ -922,7 +940,7 @@ class Communicator:
         conn.session = None
         conn.phase = conn.phase.reply
         conn.ending = True
-        conn.close_reason = "closed without a reply"
+        conn.close_reason = CloseReason.NO_REPLY
         if conn.pumping:
             conn.lock.release()
             return
@@ -935,7 +953,7 @@ class Communicator:
         conn.lock.acquire()
         if conn.session is session and conn.phase is not CLOSED:
             self._flush(conn)
-            self._close_locked(conn, "the reply failed midway", errno.EIO)
+            self._close_locked(conn, CloseReason.REPLY_FAILED, errno.EIO)
         self._release(conn)
 
     def _finish_reply(self, conn: CommConnection) -> None:
@@ -979,10 +997,23 @@ class Communicator:
         self._end_without_word(conn, reason)
 
     def _end_without_word(self, conn: CommConnection, reason: str) -> None:
-        """Close after the replies to the requests before."""
+        """The protocol's own code failed: close after the replies to the requests before."""
         conn.more = False
-        conn.close_reason = reason
+        conn.close_reason = CloseReason.PROTOCOL_FAILED
+        conn.close_detail = reason
         self._say_farewell(conn, b"")
+
+    @staticmethod
+    def _refused(
+        conn: CommConnection, reason: CloseReason, message: str, summary: Mapping[str, object]
+    ) -> None:
+        """Note that a request is refused; observers are told when the lock is let go, after
+        the requests before it have ended."""
+        conn.close_reason = reason
+        conn.close_detail = message
+        if conn.service.observers:
+            event = RequestRefused(conn.peername, conn.seq, reason, message, summary)
+            conn.finished.append((_Refusal(conn.service, event), SUCCESS, 0))
 
     def _put(self, conn: CommConnection, out: Piece) -> None:
         if isinstance(out, (bytes, bytearray, memoryview)):
@@ -1038,11 +1069,11 @@ class Communicator:
             if len(out) > _MOST_BUFFERS + 2 * conn.out_size // JOIN_SIZE:
                 self._join_buffers(out)
         except OSError as error:
-            self._close_locked(conn, f"the peer is gone ({error.strerror})", error.errno or 0)
+            self._close_locked(conn, CloseReason.PEER_GONE, error.errno or 0, error.strerror)
             return
         except BaseException:  # a buffer that was changed: see MessageOut
             logger.exception("a reply of %r cannot be sent any more; it closes", conn)
-            self._close_locked(conn, "a reply could not be sent", errno.EIO)
+            self._close_locked(conn, CloseReason.REPLY_FAILED, errno.EIO)
             return
         unsent = conn.unsent
         if not unsent:
@@ -1135,22 +1166,24 @@ class Communicator:
             partial = conn.parser.partial
         except BaseException:
             logger.exception("the parser of %r raised in partial; the connection closes", conn)
-            self._close_locked(conn, "the parser failed", errno.EPROTO)
+            self._close_locked(
+                conn, CloseReason.PROTOCOL_FAILED, errno.EPROTO, "the parser failed"
+            )
             return
         if conn.eof:
             self._close_locked(
                 conn,
-                "the peer left in the middle of a request" if partial else "the peer closed",
+                CloseReason.PEER_LEFT if partial else CloseReason.PEER_CLOSED,
                 0,
             )
             return
         if service.stopping and not partial and not conn.readable:
             if fresh:
                 # Input that arrives this moment must not make the system drop the reply.
-                conn.close_reason = "the server stopped"
+                conn.close_reason = CloseReason.SERVER_STOPPED
                 self._say_no_more(conn)
             else:
-                self._close_locked(conn, "the server stopped", 0)
+                self._close_locked(conn, CloseReason.SERVER_STOPPED, 0)
             return
         if partial:
             conn.phase = conn.phase.bytes
@@ -1161,14 +1194,18 @@ class Communicator:
                     "%r: its parser holds more than request_size_limit=%d bytes of one request; "
                     "it must raise ProtocolError before; the connection closes", conn, size
                 )  # fmt: skip
-                self._close_locked(conn, "the request is larger than request_size_limit", 0)
+                self._close_locked(conn, CloseReason.REQUEST_TOO_LARGE, 0)
                 return
             if conn.receive_deadline is None:
                 conn.idle_since = now
                 whole = conn.receive_limit
                 conn.receive_deadline = inf if whole is None else now + whole
             peer = params.peer_response_timeout
-            self._arm_at(conn, min(conn.receive_deadline, inf if peer is None else now + peer))
+            rate = params.receive_rate
+            whole_by = conn.receive_deadline
+            if rate is not None:
+                whole_by += (conn.bytes_in - conn.bytes_before) / rate
+            self._arm_at(conn, min(whole_by, inf if peer is None else now + peer))
             return
         conn.bytes_before = conn.bytes_in
         if conn.phase is CONNECTED:
@@ -1258,11 +1295,15 @@ class Communicator:
         except OSError:
             self._close_locked(conn, conn.close_reason, 0)
 
-    def _close_locked(self, conn: CommConnection, reason: str, error: int) -> bool:
+    def _close_locked(
+        self, conn: CommConnection, reason: CloseReason, error: int, detail: str | None = ""
+    ) -> bool:
         """Close the socket and note who is to be told. With the lock."""
         if conn.phase is CLOSED:
             return False
         conn.phase = conn.phase.close
+        if reason is not conn.close_reason or detail:
+            conn.close_detail = detail or ""
         conn.close_reason = reason
         conn.close_error = error
         conn.deadline = inf
@@ -1369,7 +1410,12 @@ class Communicator:
         if service.observers:
             service.emit(
                 ConnectionClosed(
-                    conn.peername, conn.close_reason, conn.bytes_in, conn.bytes_out, conn.seq
+                    conn.peername,
+                    conn.close_reason,
+                    conn.bytes_in,
+                    conn.bytes_out,
+                    conn.seq,
+                    conn.close_detail,
                 )
             )
         # Nobody adds to them any more, see CommConnection.on_close.

@@ -9,6 +9,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from protoserve.errors import UsageError
+from protoserve.events import CloseReason
 from protoserve.protocol import Buffer
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ class CommConnection:
         "bytes_in",
         "bytes_out",
         "close_callbacks",
+        "close_detail",
         "close_error",
         "close_reason",
         "communicator",
@@ -255,7 +257,8 @@ class CommConnection:
         self.ended = False  # the socket is closed and the callbacks were taken
         self.forgotten = False  # ... and nothing runs for it any more
         self.dropped: Stream | None = None  # closed when the lock is released
-        self.close_reason = ""
+        self.close_reason = CloseReason.CLOSED
+        self.close_detail = ""
         self.close_error = 0  # an errno, for sessions that learn of it later
         self.end_callbacks: Callbacks | None = None
         self.close_callbacks: Callbacks | None = None
@@ -404,7 +407,7 @@ class CommConnection:
         the middle of the connection's work.
         """
         if self.out_size > OUTPUT_LIMIT and self.out_size > self.unsent_limit:
-            self.communicator.close(self, "the peer does not take what is pushed")
+            self.communicator.close(self, CloseReason.PUSH_NOT_TAKEN)
         return self.communicator.push(self, data)
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic
 
 from protoserve.errors import UsageError
@@ -261,6 +261,17 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             logger.exception("handler_key of %r raised", self.spec.name)
             return None
 
+    def summary(self) -> Mapping[str, object]:
+        """The protocol's facts of the exchange; see ``ProtocolSpec.summary``."""
+        make = self.spec.summary
+        if make is None:
+            return {}
+        try:
+            return make(self.req, self.resp)
+        except BaseException:
+            logger.exception("summary of %r raised", self.spec.name)
+            return {}
+
     def end_quietly(self) -> bool:
         """The reply is sent, and nobody is to be told."""
         if (
@@ -397,6 +408,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
                     time.monotonic() - self._started if self._started else 0.0,
                     self.state.name,
                     self.error,
+                    self.summary(),
                 )
             )
         handles, self._handles = self._handles, None

@@ -9,6 +9,7 @@ import pytest
 from loopback import RawClient, eventually, get
 
 from protoserve.events import (
+    CloseReason,
     ConnectionClosed,
     ConnectionOpened,
     Event,
@@ -83,20 +84,21 @@ def test_last_request_finishes_before_its_connection_closes() -> None:
 @pytest.mark.parametrize(
     ("data", "reason", "requests"),
     [
-        (get("/none"), "closed without a reply", 1),
-        (b"garbage\r\n\r\n", "protocol error: malformed request", 0),
-        (b"GET / HT", "the peer left in the middle of a request", 0),
-        (b"", "the peer closed", 0),
+        (get("/none"), CloseReason.NO_REPLY, 1),
+        (b"garbage\r\n\r\n", CloseReason.PROTOCOL_ERROR, 0),
+        (b"GET / HT", CloseReason.PEER_LEFT, 0),
+        (b"", CloseReason.PEER_CLOSED, 0),
     ],
 )
-def test_reasons_of_closing(data: bytes, reason: str, requests: int) -> None:
+def test_reasons_of_closing(data: bytes, reason: CloseReason, requests: int) -> None:
     server = Observed()
     with server.start("127.0.0.1", 0), RawClient(server.address) as client:
         client.send(data)
         client.end_sending()
         client.rest()
         closed = server.wait_closed()
-    assert closed.reason.startswith(reason)
+    assert closed.reason is reason
+    assert closed.detail.startswith("malformed request") == (data[:1] == b"g")
     assert closed.requests == requests
     assert closed.bytes_in == len(data)
 
@@ -201,3 +203,49 @@ def test_on_close_may_shut_the_server_down_at_the_limit() -> None:
             two.rest()
         assert one.rest() == b""
         assert server.wait_finish(5)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "status", "message"),
+    [
+        (b"garbage\r\n\r\n", CloseReason.PROTOCOL_ERROR, 400, "malformed request"),
+        (get("/" + "x" * 9000), CloseReason.PROTOCOL_ERROR, 414, "target"),
+        (b"GET / HTTP/1.1\r\nHost", CloseReason.REQUEST_TOO_SLOW, 408, "too long"),
+    ],
+)
+def test_refused_requests_are_told(
+    data: bytes, reason: CloseReason, status: int, message: str
+) -> None:
+    server = Observed(HTTP_SPEC.params.replace(peer_response_timeout=0.1))
+    with server.start("127.0.0.1", 0), RawClient(server.address) as client:
+        client.send(get("/good") + data)
+        assert client.reply().status == 200
+        assert client.reply().status == status
+        closed = server.wait_closed()
+    (refused,) = (e for e in server.events if isinstance(e, RequestRefused))
+    assert (refused.reason, refused.seq, refused.peername) == (reason, 1, client_name(closed))
+    assert message in refused.message
+    assert refused.summary == {"status": status}
+    # It comes after the request before it, and before the connection's end.
+    kinds = [type(e) for e in server.events]
+    assert (
+        kinds.index(RequestFinished) < kinds.index(RequestRefused) < kinds.index(ConnectionClosed)
+    )
+
+
+def client_name(closed: ConnectionClosed) -> object:
+    return closed.peername
+
+
+def test_the_facts_of_an_exchange() -> None:
+    server = Observed()
+    with server.start("127.0.0.1", 0), RawClient(server.address) as client:
+        client.ask("/some?thing")
+        client.ask("/raise")
+        client.ask("/pieces")
+        eventually(lambda: len([e for e in server.events if type(e) is RequestFinished]) == 3)
+    facts = [e.summary for e in server.events if isinstance(e, RequestFinished)]
+    assert facts[:2] == [
+        {"method": "GET", "target": "/some?thing", "version": "1.1", "status": 200, "length": 1},
+        {"method": "GET", "target": "/raise", "version": "1.1", "status": 500, "length": 22},
+    ]

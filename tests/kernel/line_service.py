@@ -158,7 +158,7 @@ class LineService(CommService):
     @property
     def reasons(self) -> list[str]:
         """Why connections closed, in order."""
-        return [event.reason for event in self.ends]
+        return [": ".join(filter(None, (event.reason, event.detail))) for event in self.ends]
 
     def new_session(self, seq: int, conn: CommConnection) -> CommSession:
         return LineSession(self, seq, conn)

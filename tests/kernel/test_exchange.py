@@ -623,7 +623,7 @@ def test_a_parser_that_fails_in_feed(
     peer.send(b"x\0")
     engine.run()
     assert peer.closed
-    assert service.reasons == ["the parser failed"]
+    assert service.reasons == ["the protocol's own code failed: the parser failed"]
     assert len(caplog.records) == 1
 
 
@@ -739,7 +739,7 @@ def test_no_session_can_be_made(
     assert service.lines == ["good"]
     peer.shutdown()
     engine.run()
-    assert service.reasons == ["no session could be made"]
+    assert service.reasons == ["the protocol's own code failed: no session could be made"]
     assert len(caplog.records) == 1
 
 

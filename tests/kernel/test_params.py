@@ -13,7 +13,7 @@ from protoserve import SERVER_PARAMS_DEFAULT, ConfigError, ProtocolSpec, ServerP
 
 TIMEOUTS = [f.name for f in dataclasses.fields(ServerParams) if f.name.endswith("_timeout")]
 COUNTS = [f.name for f in dataclasses.fields(ServerParams) if not f.name.endswith("_timeout")]
-ENDLESS = ["max_connections", "request_size_limit"]
+ENDLESS = ["max_connections", "request_size_limit", "receive_rate"]
 ZERO = ["keep_alive_timeout", "shutdown_timeout"]
 
 
@@ -35,6 +35,7 @@ def test_the_fields_are_those_of_the_design() -> None:
         "max_connections": 10_000,
         "peer_response_timeout": 10,
         "receive_timeout": 60,
+        "receive_rate": 4096,
         "keep_alive_timeout": 60,
         "send_timeout": None,
         "ssl_accept_timeout": 10,

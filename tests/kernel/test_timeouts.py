@@ -387,3 +387,19 @@ def test_a_timer_keeps_no_connection_alive(engine: MemoryEngine) -> None:
     gc.collect()
     assert reference() is None
     engine.advance(100)
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(1, 160), (2, 80 / 1.5), (None, 40)])
+def test_a_whole_request_s_deadline_grows_with_what_arrives(
+    engine: MemoryEngine, rate: int | None, seconds: float
+) -> None:
+    """Three bytes in four seconds: 40 s, and one second for each ``rate`` bytes of them."""
+    service = LineService(receive_timeout=40, receive_rate=rate, peer_response_timeout=10)
+    peer = engine.connect(service)
+    began = engine.clock.now
+    while not peer.eof:
+        peer.send(b"xxx")
+        engine.advance(4)
+        assert engine.clock.now < began + 1000
+    assert seconds - 5 < engine.clock.now - began < seconds + 9
+    assert bytes(peer.received) == b"TIMEOUT\n"
