@@ -6,7 +6,17 @@ import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from protoserve_http.faults import RequestError
-from protoserve_http.heads import Framing, authority, judge_fields, judge_line
+from protoserve_http.fields import is_host, persistence
+from protoserve_http.heads import (
+    MAX_METHOD,
+    Framing,
+    authority,
+    is_head,
+    is_plain_line,
+    judge_fields,
+    judge_line,
+    judge_method,
+)
 
 
 def judge(*fields: tuple[str, str], modern: bool = True) -> Framing:
@@ -42,9 +52,12 @@ def test_framing() -> None:
     assert judge((CODING, "Chunked")) == Framing(True, 0, False)
     assert judge(("Expect", "100-CONTINUE")) == Framing(False, 0, True)
     assert judge(("Expect", "x"), modern=False) == Framing(False, 0, False)
+    assert judge(("Expect", "")) == Framing(False, 0, False)
+    assert judge(("Expect", "100-continue"), ("Expect", "")) == Framing(False, 0, True)
+    assert judge(("Expect", "100-continue, 100-continue")) == Framing(False, 0, True)
 
 
-@pytest.mark.parametrize("expectation", ["", "x", "100-continue, x", "200-ok"])
+@pytest.mark.parametrize("expectation", ["x", "100-continue, x", "200-ok", "100-continue x"])
 def test_other_expectations(expectation: str) -> None:
     with pytest.raises(RequestError) as caught:
         judge(("Expect", expectation))
@@ -58,6 +71,7 @@ def test_other_expectations(expectation: str) -> None:
         (b"GET  / HTTP/1.1\r\n", 400),
         (b"GET / HTTP/1.11\r\n", 505),
         (b"GET / HTTP/2\r\n", 505),
+        (b"GET / HTTP/1.x\r\n", 505),
         (b"CONNECT a:1 HTTP/1.1\r\n", 501),
     ],
 )
@@ -65,6 +79,89 @@ def test_request_lines(line: bytes, status: int) -> None:
     with pytest.raises(RequestError) as caught:
         judge_line(line)
     assert caught.value.status == status
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1", b"1.2", b"1.9"])
+def test_versions_that_are_served(version: bytes) -> None:
+    judge_line(b"GET / HTTP/%b\r\n" % version)
+
+
+@pytest.mark.parametrize(
+    ("method", "status"),
+    [
+        (b"", 400),
+        (b"G\0", 400),
+        (b"(", 400),
+        (b"G\xe9", 400),
+        (b"M" * MAX_METHOD + b"(", 400),
+        (b"M" * (MAX_METHOD + 1), 501),
+    ],
+)
+def test_no_methods(method: bytes, status: int) -> None:
+    with pytest.raises(RequestError) as caught:
+        judge_method(method)
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize("method", [b"GET", b"get", b"VERSION-CONTROL", b"M" * MAX_METHOD])
+def test_methods(method: bytes) -> None:
+    judge_method(method)
+
+
+@pytest.mark.parametrize(
+    "line", [b"HEAD", b"HEAD ", b"HEAD / x", b"HEAD\t", b"HEAD\r\n", b"HEAD/"]
+)
+def test_lines_of_head(line: bytes) -> None:
+    assert is_head(line)
+
+
+@pytest.mark.parametrize("line", [b"", b"HEA", b"HEADER / ", b"HEAD-", b"head / ", b" HEAD / "])
+def test_lines_of_others(line: bytes) -> None:
+    assert not is_head(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"GET / HTTP/1.2\r\n",
+        b"GET / HTTP/1.1\n",
+        b"GET /#a HTTP/1.1\r\n",
+        b"GET  / HTTP/1.1\r\n",
+        b"GET * HTTP/1.1\r\n",
+        b"GET /\x7f HTTP/1.1\r\n",
+        b"GET /\xe9 HTTP/1.1\r\n",
+        b"GET / HTTP/1.1\r\nX",
+        b"GET / HTTP/1.1\r\n\n",
+        b"LABEL / HTTP/1.1\r\n",
+        b"CONNECT / HTTP/1.1\r\n",
+    ],
+)
+def test_lines_that_are_judged(line: bytes) -> None:
+    assert is_plain_line(b"GET /a?b=c HTTP/1.0\r\n")
+    assert not is_plain_line(line)
+
+
+@pytest.mark.parametrize("value", ["a" * 5000, "[" + ":" * 5000 + "]", "x" * 5000 + "/"])
+def test_long_hosts(value: str) -> None:
+    assert is_host(value) == value.isalpha()
+
+
+@pytest.mark.parametrize(
+    ("values", "modern", "old"),
+    [
+        ([""], True, False),
+        (["Keep-Alive"], True, True),
+        (["x", "keep-alive"], True, True),
+        (["x,\tCLOSE"], False, False),
+        (["keep-alive", "close"], False, False),
+        (["keep-alive close"], True, False),
+        (["close;x", '"close"', "closed"], True, False),
+        (["x, " * 5000 + "close"], False, False),
+        (["x, " * 5000 + "keep-alive"], True, True),
+    ],
+)
+def test_persistence(values: list[str], modern: bool, old: bool) -> None:
+    assert persistence(values) == (modern, old)
 
 
 @pytest.mark.parametrize(

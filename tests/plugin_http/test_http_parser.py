@@ -134,6 +134,53 @@ class TestFarewells:
         assert outcome.status == 400
         assert outcome.reply.endswith(b"\r\n\r\n")
 
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"HEAD / HTTP/1.2\r\n\r\n",
+            b"HEAD / HTTP/2.0\r\n",
+            b"HEAD / HTTP/1.a",
+            b"HEAD / HTTP/1.1 \r\n",
+            b"HEAD / RTSP/1.0\r\n",
+            b"HEAD /a b HTTP/1.1\r\n\r\n",
+            b"HEAD /\xe9 HTTP/1.1\r\n\r\n",
+            b"HEAD  / HTTP/1.1\r\n\r\n",
+            b"HEAD\t/ HTTP/1.1\r\n\r\n",
+            b"HEAD\r\n\r\n",
+            b"HEAD * HTTP/1.1\r\n",
+            b"HEAD /#a HTTP/1.1\r\n",
+            b"HEAD /" + b"x" * 9000,
+            b"HEAD / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+            b"HEAD / HTTP/1.1\r\nHost: a\r\n b\r\n",
+            b"HEAD / HTTP/1.1\r\nHost: a\r\nExpect: x\r\n\r\n",
+            b"HEAD / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n",
+            b"HEAD / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx",
+            b"HEAD / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\n",
+        ],
+    )
+    def test_none_to_head_has_content(self, data: bytes) -> None:
+        for before in (b"", GET, b"\r\n"):
+            for pieces in ([before + data], every_byte(before + data)):
+                outcome = parse(pieces)
+                assert outcome.status >= 400
+                head, end, content = outcome.reply.partition(b"\r\n\r\n")
+                assert b"\r\nConnection: close" in head
+                assert b"\r\nContent-Length: " in head
+                assert end
+                assert not content
+
+    @pytest.mark.parametrize("data", [b"HEADER / HTTP/2.0\r\n", b"head / HTTP/2.0\r\n", b"HEA("])
+    def test_those_to_others_have(self, data: bytes) -> None:
+        assert parse([data]).reply.endswith(b"\n")
+        assert not parse([data]).reply.endswith(b"\r\n\r\n")
+
+    def test_time_is_over_for_head(self) -> None:
+        parser = make()
+        parser.feed(b"HEAD /")
+        assert parser.timeout_reply().endswith(b"\r\n\r\n")
+        parser.feed(b" HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n")
+        assert parser.timeout_reply().endswith(b"\r\n\r\n")
+
     def test_http_2_over_the_wire(self) -> None:
         outcome = parse([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"])
         assert outcome.reply.startswith(b"HTTP/1.1 505 HTTP Version Not Supported\r\n")
@@ -141,6 +188,52 @@ class TestFarewells:
     def test_errors_of_llhttp_are_not_shown_as_exceptions(self) -> None:
         outcome = parse([b"GET / HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n"])
         assert outcome.error == "malformed request: Invalid header value char"
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+class TestAtOnce:
+    """A fault is answered when its byte has come, and nobody waits for what would follow."""
+
+    @pytest.mark.parametrize(
+        ("good", "bad"),
+        [
+            (b"G", b"("),
+            (b"BREW", b"\t"),
+            (b"BREW /", b"\xe9"),
+            (b"M" * 64, b"M"),
+            (b"GET / ", b"X"),
+            (b"GET / HTTP/1.", b"x"),
+            (b"GET / HTTP/1.2", b"0"),
+            (CHUNKED, b"x"),
+            (CHUNKED, b"\r"),
+            (CHUNKED + b"5 ", b"\r"),
+            (CHUNKED + b"5", b"\n"),
+            (CHUNKED + b"5\r", b"\r"),
+            (CHUNKED + b"5;", b"\r"),
+            (CHUNKED + b"5;a ", b"b"),
+            (CHUNKED + b"5;a=", b"\xff"),
+            (CHUNKED + b'5;a="\xff', b"\n"),
+            (CHUNKED + b'5;a="\\', b"\x7f"),
+            (CHUNKED + b'5;a="\\""', b"a"),
+            (CHUNKED + b"5;" + b"a" * 4093, b"a"),
+            (CHUNKED + b"1\r\na", b"0"),
+            (CHUNKED + b"0\r\n", b"\n"),
+            (CHUNKED + b"0\r\n\r", b"x"),
+            (CHUNKED + b"0\r\n", b" "),
+            (CHUNKED + b"0\r\nX: y\r\n", b" "),
+            (CHUNKED + b"0\r\nX", b" "),
+            (CHUNKED + b"0\r\nX: y", b"\n"),
+        ],
+    )
+    def test_byte(self, good: bytes, bad: bytes) -> None:
+        for pieces in ([good], every_byte(good)):
+            assert parse(pieces).error is None
+            assert parse(pieces).partial
+            outcome = parse([*pieces, bad])
+            assert outcome.error is not None
+            assert outcome.facts == parse([good + bad]).facts
 
 
 class TestFastWay:

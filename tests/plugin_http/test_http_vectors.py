@@ -111,6 +111,38 @@ class TestInvalid:
         assert body.decode() == f"{outcome.error}\n"
 
 
+def first_words(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """Method, target and version of the first line, as far as it has them."""
+    line = data.partition(b"\r\n")[0]
+    method, _, rest = line.partition(b" ")
+    target, _, version = rest.rpartition(b" ")
+    return method, target, version
+
+
+def judgement(data: bytes) -> tuple[int, str | None, int]:
+    """How many requests were good, and what was wrong with the next; in whole and in bytes."""
+    whole, split = parse([data]), parse(every_byte(data))
+    assert whole.facts == split.facts
+    return len(whole.requests), whole.error, whole.status
+
+
+INVALID = [param.values[0] for param in load("invalid")]
+
+
+@pytest.mark.parametrize("method", [b"BREW", b"get", b"VERSION-CONTROL"])
+@pytest.mark.parametrize("data", [x for x in INVALID if first_words(x)[0] in (b"GET", b"POST")])
+def test_unknown_methods_are_judged_as_others(data: bytes, method: bytes) -> None:
+    known = first_words(data)[0]
+    assert judgement(method + data[len(known) :]) == judgement(data)
+
+
+@pytest.mark.parametrize("minor", [b"2", b"9"])
+@pytest.mark.parametrize("data", [x for x in INVALID if first_words(x)[2] == b"HTTP/1.1"])
+def test_higher_versions_are_judged_as_1_1(data: bytes, minor: bytes) -> None:
+    line, end, rest = data.partition(b"\r\n")
+    assert judgement(line[:-1] + minor + end + rest) == judgement(data)
+
+
 def test_there_are_vectors() -> None:
-    assert len(load("valid")) >= 40
-    assert len(load("invalid")) >= 90
+    assert len(load("valid")) >= 70
+    assert len(load("invalid")) >= 130

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from ipaddress import AddressValueError, IPv6Address
 from typing import Final
 
 from multidict import CIMultiDict, CIMultiDictProxy, istr
@@ -22,20 +23,37 @@ KEEP_ALIVE: Final = istr("Keep-Alive")
 TRANSFER_ENCODING: Final = istr("Transfer-Encoding")
 
 _OWS: Final = " \t"
+_BROWSERS: Final = ["keep-alive"]  # what they say in Connection
 
 # RFC 3986, 3.2.2 and 3.2.3: a registered name or IPv4 address, or an IP literal in
 # brackets; and a port. Empty is legal where the target has no authority.
 _HOST: Final = re.compile(
-    r"(?:\[[0-9A-Fa-f:.]+\]|\[v[0-9A-Fa-f]+\.[\w\-.~!$&'()*+,;=:]+\]"
+    r"(?:\[(?:(?P<ipv6>[0-9A-Fa-f:.]+)|[vV][0-9A-Fa-f]+\.[\w\-.~!$&'()*+,;=:]+)\]"
     r"|(?:[\w\-.~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?",
     re.ASCII,
 )
+_REMEMBERED_VALUE: Final = 256  # characters; a host name has 253 at most
 
 
-@lru_cache(maxsize=1024)
 def is_host(value: str) -> bool:
     """Whether ``value`` may stand in a ``Host`` field (RFC 9110, 7.2)."""
-    return _HOST.fullmatch(value) is not None
+    return _known_host(value) if len(value) <= _REMEMBERED_VALUE else _judge_host(value)
+
+
+def _judge_host(value: str) -> bool:
+    match = _HOST.fullmatch(value)
+    if match is None:
+        return False
+    address = match["ipv6"]
+    if address is not None:
+        try:
+            IPv6Address(address)
+        except AddressValueError:
+            return False
+    return True
+
+
+_known_host = lru_cache(maxsize=1024)(_judge_host)
 
 
 def split_fields(block: bytes) -> list[tuple[str, str]]:
@@ -57,6 +75,24 @@ def list_tokens(values: list[str]) -> list[str]:
     return [token for token in tokens if token]
 
 
+def _judge_connection(value: str) -> tuple[bool, bool]:
+    options = list_tokens([value])
+    closes = "close" in options
+    return not closes, not closes and "keep-alive" in options
+
+
+_known_connection = lru_cache(maxsize=256)(_judge_connection)
+
+
+def persistence(values: list[str]) -> tuple[bool, bool]:
+    """Whether a connection persists after a request with these ``Connection`` fields, in
+    HTTP/1.1 and in HTTP/1.0: ``close`` wins in both (RFC 9112, 9.3 and 9.6)."""
+    value = ",".join(values)
+    if len(value) <= _REMEMBERED_VALUE:
+        return _known_connection(value)
+    return _judge_connection(value)
+
+
 class HeaderBlock:
     """The header fields of one request.
 
@@ -64,7 +100,7 @@ class HeaderBlock:
     byte for byte; such requests share one object.
     """
 
-    __slots__ = ("_keep_alive", "block", "headers", "plain")
+    __slots__ = ("_keep_alive", "block", "headers", "persists", "persists_http10", "plain")
 
     def __init__(self, block: bytes) -> None:
         self.block = block
@@ -82,6 +118,16 @@ class HeaderBlock:
             and len(fields) <= MAX_FIELDS
             and "" not in headers
         )
+        # What llhttp says of it is not asked: in HTTP/1.0 it lets keep-alive win over close,
+        # and it takes Proxy-Connection for Connection, which it is not (RFC 9112, C.2.2).
+        self.persists = True
+        self.persists_http10 = False
+        options = headers.getall(CONNECTION, None)
+        if options is not None:
+            if options == _BROWSERS:
+                self.persists_http10 = True
+            else:
+                self.persists, self.persists_http10 = persistence(options)
         self._keep_alive: float | None = None
         if KEEP_ALIVE in headers:
             self._keep_alive = self._timeout()

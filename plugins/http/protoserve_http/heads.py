@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -16,7 +17,16 @@ from protoserve_http.fields import (
     list_tokens,
 )
 
+MAX_METHOD: Final = 64  # the longest registered one, UPDATEREDIRECTREF, has 17
 MAX_TARGET: Final = 8 * 1024  # nginx, Apache; RFC 9112, 3 asks for 8000 at least
+
+_TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+# Whole, and nothing in it that ``judge_line`` or a limit would object to.
+_PLAIN_LINE: Final = re.compile(
+    rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH) /[!-\"$-~]{0,%d} HTTP/1\.[01]\r\n"
+    % (MAX_TARGET - 1)
+)
 
 
 class Framing(NamedTuple):
@@ -27,6 +37,26 @@ class Framing(NamedTuple):
     expects_continue: bool
 
 
+def is_plain_line(line: bytes) -> bool:
+    """Whether ``line`` is one that all but a few clients send."""
+    return _PLAIN_LINE.fullmatch(line) is not None
+
+
+def judge_method(method: bytes) -> None:
+    """Raise ``RequestError`` unless ``method``, which may go on, is one or begins like one:
+    a token. Which of them it serves is the application's to say (RFC 9110, 9.1)."""
+    if not _TOKEN.fullmatch(method, 0, MAX_METHOD + 1):
+        raise RequestError(400, "malformed request: the method is not a token")
+    if len(method) > MAX_METHOD:
+        raise RequestError(501, f"no method is longer than {MAX_METHOD} bytes")
+
+
+def is_head(line: bytes) -> bool:
+    """Whether ``line``, which may be malformed and unfinished, is that of a HEAD request: no
+    reply to it has content (RFC 9110, 9.3.2)."""
+    return line.startswith(b"HEAD") and not _TOKEN.match(line, 4)
+
+
 def judge_line(line: bytes) -> None:
     """Raise ``RequestError`` unless ``line``, with its CR LF, is a request line for us."""
     words = line.rstrip(b"\r\n").split(b" ")
@@ -35,7 +65,8 @@ def judge_line(line: bytes) -> None:
     method, target, version = words
     if not version.startswith(b"HTTP/"):
         raise RequestError(400, "malformed request: the protocol is not HTTP")
-    if version not in (b"HTTP/1.1", b"HTTP/1.0"):
+    # A higher minor version is served as the highest that we speak (RFC 9110, 2.5).
+    if len(version) != 8 or not version.startswith(b"HTTP/1.") or not version[7:].isdigit():
         raise RequestError(505, "this server speaks HTTP/1.1 and HTTP/1.0")
     if method == b"CONNECT":
         raise RequestError(501, "this server is no proxy: CONNECT is not implemented")
@@ -94,7 +125,7 @@ def judge_fields(headers: CIMultiDictProxy[str], *, modern: bool) -> Framing:
     else:
         # llhttp has seen to it that there is one length, and that it is a number.
         length = int(headers.get(CONTENT_LENGTH, "0"))
-    expecting = modern and EXPECT in headers
-    if expecting and list_tokens(headers.getall(EXPECT)) != ["100-continue"]:
+    expectations = set(list_tokens(headers.getall(EXPECT))) if modern and EXPECT in headers else ()
+    if expectations and expectations != {"100-continue"}:
         raise RequestError(417, "the only expectation that is met is 100-continue")
-    return Framing(bool(coded), length, expecting)
+    return Framing(bool(coded), length, bool(expectations))

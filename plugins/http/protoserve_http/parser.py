@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import Final
 
@@ -12,7 +13,16 @@ from protoserve import NEED_DATA, Feedback, MessageParser, NeedData, ProtocolErr
 from protoserve_http.chunks import ChunkedBody
 from protoserve_http.faults import RequestError
 from protoserve_http.fields import MAX_BLOCK, MAX_FIELDS, HeaderBlock, split_fields
-from protoserve_http.heads import MAX_TARGET, authority, judge_fields, judge_line, with_host
+from protoserve_http.heads import (
+    MAX_TARGET,
+    authority,
+    is_head,
+    is_plain_line,
+    judge_fields,
+    judge_line,
+    judge_method,
+    with_host,
+)
 from protoserve_http.messages import Http10Request, HttpRequest
 from protoserve_http.serialiser import farewell
 
@@ -27,21 +37,25 @@ _TOO_LARGE: Final = "the request is larger than the server allows"
 
 _NO_FIELDS: Final = HeaderBlock(b"")
 
+_LATER: Final = re.compile(rb"HTTP/1\.[2-9]")
+
 # What is being read: the states of the careful way.
 _LINE: Final = 0
 _HEADERS: Final = 1
 _BODY: Final = 2
 _CHUNKS: Final = 3
-_CLOSED: Final = 4
+_TRAILERS: Final = 4
+_CLOSED: Final = 5
 
 
 class HttpRequestParser(MessageParser[HttpRequest]):
     """The parser of one connection (RFC 9112), strict in everything that has to do with
     where a request ends.
 
-    llhttp (httptools) judges every head and says whether the connection persists; it is
-    given heads only. It does not tell how much it consumed, so the ends of heads and
-    bodies are found here.
+    llhttp (httptools) judges every head, and the trailers as one; it is given nothing else.
+    It does not tell how much it consumed, so the ends of heads and bodies are found here.
+    It knows a list of methods and of versions; where others are served as well, it is told
+    one that it knows, and judges the rest.
 
     There are two ways through. Input that consists of whole heads, as nearly all is,
     goes to llhttp in one piece and is then split (the fast way). When anything at all
@@ -51,7 +65,6 @@ class HttpRequestParser(MessageParser[HttpRequest]):
     """
 
     __slots__ = (
-        "_alive",
         "_blank",
         "_body",
         "_chunks",
@@ -59,17 +72,17 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         "_expecting",
         "_fast_size",
         "_head",
+        "_heads",
         "_last",
         "_left",
         "_limit",
-        "_line_end",
         "_line_feeds",
         "_parser",
         "_ready",
         "_request",
+        "_section",
         "_seen",
         "_seen_line",
-        "_should_keep_alive",
         "_state",
         "_used",
     )
@@ -80,12 +93,14 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         self._fast_size = _FAST_SIZE if limit is None else min(_FAST_SIZE, limit)
         self._ready: deque[HttpRequest | Feedback] = deque()
         self._error: ProtocolError | None = None
-        self._alive: list[bool] = []  # for each head that llhttp saw the end of
+        self._heads = 0  # that llhttp saw the end of
         self._last = _NO_FIELDS
         self._seen = b""  # the last request, when it was a head and nothing else
         self._seen_line = ("", "")
         self._state = _LINE
-        self._head = b""
+        self._head = b""  # the request line, or what is there of it
+        self._section = b""  # field lines, after the line end before them
+        self._line_feeds = 0
         self._blank = 0
         self._expecting = False
         self._request: HttpRequest | None = None  # its body is awaited
@@ -95,14 +110,13 @@ class HttpRequestParser(MessageParser[HttpRequest]):
 
     def _renew(self) -> None:
         """A fresh llhttp, which expects a request line."""
-        self._alive.clear()
+        self._heads = 0
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
-        self._should_keep_alive = self._parser.should_keep_alive
 
     # llhttp's only callback. It has no others, so that no objects are made for them.
     def on_headers_complete(self) -> None:
         """Called by httptools."""
-        self._alive.append(self._should_keep_alive())
+        self._heads += 1
 
     # -- the contract ------------------------------------------------------------------
 
@@ -122,14 +136,14 @@ class HttpRequestParser(MessageParser[HttpRequest]):
                 # llhttp's judgement stands.
                 self._ready.append(HttpRequest(*self._seen_line, self._last, True))
                 return
-            alive = self._alive
             try:
                 parser.feed_data(data)
             except (httptools.HttpParserError, httptools.HttpParserUpgrade):
                 pass
             else:
-                if self._take_heads(data, alive):
-                    alive.clear()
+                heads = self._heads
+                self._heads = 0
+                if self._take_heads(data, heads):
                     return
             self._renew()
         try:
@@ -154,25 +168,25 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         """The connection has closed."""
         self._error = None
         self._parser = None
-        self._should_keep_alive = bool
 
     def timeout_reply(self) -> bytes:
         """``408 Request Timeout``."""
         if not self._head:
             return b""
-        return farewell(408, "the request took too long to arrive")
+        return farewell(408, "the request took too long to arrive", head_only=is_head(self._head))
 
     # -- the fast way ------------------------------------------------------------------
 
-    def _take_heads(self, data: bytes, alive: list[bool]) -> bool:
-        """Make requests of ``data``, which llhttp accepted and which ends like a head.
-        False, with nothing changed, unless it is nothing but heads of plain requests."""
-        if len(alive) == 1:
-            request = self._take_head(data, 0, len(data) - 2, alive[0])
+    def _take_heads(self, data: bytes, heads: int) -> bool:
+        """Make requests of ``data``, which llhttp accepted as ``heads`` heads and which ends
+        like one. False, with nothing changed, unless it is nothing but heads of plain
+        requests."""
+        if heads == 1:
+            request = self._take_head(data, 0, len(data) - 2)
             if request is None:
                 return False
             self._ready.append(request)
-            if not alive[0]:
+            if not request.keep_alive:
                 self._state = _CLOSED
             elif request.version == "1.1" and request._block is self._last:
                 self._seen = data
@@ -180,24 +194,24 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             return True
         requests = []
         start = 0
-        for keep_alive in alive:
+        size = len(data)
+        for _ in range(heads):
             end = data.find(b"\r\n\r\n", start) + 2
-            request = self._take_head(data, start, end, keep_alive)
+            request = self._take_head(data, start, end)
             if request is None:
                 return False
             requests.append(request)
             start = end + 2
-        if start != len(data) or not alive:
+            if not request.keep_alive and start != size:
+                return False  # what follows is ignored
+        if start != size or not heads:
             return False
         self._ready.extend(requests)
-        # Only the last may close: llhttp refuses what follows one that does.
-        if not alive[-1]:
+        if not requests[-1].keep_alive:
             self._state = _CLOSED
         return True
 
-    def _take_head(
-        self, data: bytes, start: int, end: int, keep_alive: bool
-    ) -> HttpRequest | None:
+    def _take_head(self, data: bytes, start: int, end: int) -> HttpRequest | None:
         """The request whose head is ``data[start:end]`` and its empty line, if it is plain:
         no body, nothing to judge."""
         if data[start] <= 32:
@@ -216,9 +230,9 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         if not fields.plain:
             return None
         if version == "HTTP/1.1":
-            return HttpRequest(method, target, fields, keep_alive)
+            return HttpRequest(method, target, fields, fields.persists)
         if version == "HTTP/1.0":
-            return Http10Request(method, target, fields, keep_alive)
+            return Http10Request(method, target, fields, fields.persists_http10)
         return None
 
     def _parse_block(self, block: bytes) -> HeaderBlock:
@@ -231,10 +245,8 @@ class HttpRequestParser(MessageParser[HttpRequest]):
     # -- the careful way ---------------------------------------------------------------
 
     def _fail(self, fault: RequestError) -> None:
-        head_only = self._head.startswith(b"HEAD ")
-        self._error = ProtocolError(
-            fault.text, reply=farewell(fault.status, fault.text, head_only=head_only)
-        )
+        reply = farewell(fault.status, fault.text, head_only=is_head(self._head))
+        self._error = ProtocolError(fault.text, reply=reply)
         self._finish()
         self._state = _CLOSED
         self._parser = None
@@ -242,7 +254,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
     def _finish(self) -> None:
         """Expect the next request."""
         self._state = _LINE
-        self._head = b""
+        self._head = self._section = b""
         self._blank = 0
 
     def _feed_carefully(self, data: bytes) -> None:
@@ -269,27 +281,27 @@ class HttpRequestParser(MessageParser[HttpRequest]):
                 pos = self._take_headers(data, pos, stop)
             elif state == _BODY:
                 pos = self._take_body(data, pos, stop)
-            else:
+            elif state == _CHUNKS:
                 pos = self._take_chunks(data, pos, stop)
+            else:
+                pos = self._take_trailers(data, pos, stop)
             self._used += pos - start
-        if self._state in (_BODY, _CHUNKS) and self._expecting:
+        if self._expecting and self._state in (_BODY, _CHUNKS, _TRAILERS):
             self._expecting = False
             self._ready.append(CONTINUE)
 
-    def _judge(self, piece: bytes) -> bool:
-        """Give ``piece`` of a head to llhttp. Returns whether it goes on in the same
-        protocol: we support no upgrade, and go on in HTTP/1.1 (RFC 9110, 7.8)."""
+    def _judge(self, piece: bytes) -> None:
+        """Give ``piece`` of a head to llhttp."""
         assert self._parser is not None
         try:
             self._parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
-            return False
+            pass  # we support none, and go on in HTTP/1.1 (RFC 9110, 7.8)
         except httptools.HttpParserError as error:
             reason = str(error)
             # The one text that is looked at; a test holds it.
             status = 505 if reason == "Invalid HTTP version" else 400
             raise RequestError(status, f"malformed request: {reason}") from None
-        return True
 
     def _skip_blank(self, data: bytes, pos: int) -> int:
         # RFC 9112, 2.2: ignore empty lines before a request line.
@@ -305,40 +317,65 @@ class HttpRequestParser(MessageParser[HttpRequest]):
     def _take_line(self, data: bytes, pos: int, stop: int) -> int:
         end = data.find(b"\n", pos, stop) + 1 or stop
         old = len(self._head)
-        line = self._head + data[pos:end]
+        self._head = line = self._head + data[pos:end]
+        if not old and is_plain_line(line):
+            self._judge(line)
+            self._expect_fields(_HEADERS)
+            return end
+        stand_in = b""
+        space = line.find(b" ")
+        if space < 0 or space >= old:
+            # llhttp knows some methods only, and is told of none before its end was seen.
+            judge_method(line if space < 0 else line[:space])
+            if space < 0:
+                return end
+            stand_in = b"CONNECT" if line.startswith(b"CONNECT ") else b"GET"
+            old = space
         # A fault is raised at its byte, after llhttp has judged the bytes before it.
         cut = len(line)
         fault = None
-        spaces = line.find(b"  ", max(0, old - 1))
+        spaces = line.find(b"  ", old - 1 if old > space else old)
         if spaces >= 0:
             cut = spaces + 1
             fault = RequestError(400, "malformed request: two spaces in the request line")
-        if len(line) > MAX_TARGET:
-            target = line.find(b" ") + 1
-            target_end = line.find(b" ", target)
-            length = (len(line) if target_end < 0 else target_end) - target
-            if target and length > MAX_TARGET and target + MAX_TARGET < cut:
-                cut = target + MAX_TARGET + 1
-                fault = RequestError(414, f"the request target is longer than {MAX_TARGET} bytes")
-        self._judge(line[old:cut])
-        self._head = line
+        target = space + 1
+        target_end = line.find(b" ", target)
+        length = (cut if target_end < 0 else target_end) - target
+        if length > MAX_TARGET:
+            cut = target + MAX_TARGET + 1
+            fault = RequestError(414, f"the request target is longer than {MAX_TARGET} bytes")
+        piece = line[old:cut]
+        if target_end >= 0:
+            version = target_end + 1
+            if not b"HTTP/".startswith(line[version : min(version + 5, cut)]):
+                piece = line[old:version]
+                fault = RequestError(400, "malformed request: the protocol is not HTTP")
+            elif old <= version + 7 < cut and _LATER.fullmatch(line, version, version + 8):
+                # llhttp does not know it, and is told the one that it is served as.
+                piece = line[old : version + 7] + b"1" + line[version + 8 : cut]
+        self._judge(stand_in + piece)
         if fault is not None:
             raise fault
         if line.endswith(b"\n"):
             judge_line(line)
-            self._line_end = len(line)
-            self._line_feeds = 0
-            self._state = _HEADERS
+            self._expect_fields(_HEADERS)
         return end
 
-    def _take_headers(self, data: bytes, pos: int, stop: int) -> int:
-        # The block may have its limit and its empty line; then it must be over.
-        full = pos + self._line_end + MAX_BLOCK + 2 - len(self._head)
+    def _expect_fields(self, state: int) -> None:
+        self._state = state
+        self._section = b"\r\n"
+        self._line_feeds = 0
+
+    def _take_fields(self, data: bytes, pos: int, stop: int, what: str) -> tuple[int, bool]:
+        """Take field lines up to the empty line after them. Returns where it stopped, and
+        whether the empty line was seen."""
+        section = self._section
+        # The fields may have their limit and the empty line; then they must be over.
+        full = pos + MAX_BLOCK + 4 - len(section)
         end = min(stop, full)
-        # The end of the head may straddle what came before and what comes now.
-        old = self._head[max(self._line_end - 2, len(self._head) - 3) :]
-        window = old + data[pos:end]
-        found = window.find(b"\r\n\r\n")
+        # The end may straddle what came before and what comes now.
+        old = section[-3:]
+        found = (old + data[pos:end]).find(b"\r\n\r\n")
         if found >= 0:
             end = pos + found + 4 - len(old)
         room = MAX_FIELDS + 1 - self._line_feeds
@@ -351,34 +388,42 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             found = -1
         piece = data[pos:end]
         self._line_feeds += feeds
-        same_protocol = self._judge(piece)
-        self._head += piece
-        if found >= 0:
-            self._open(same_protocol)
-        elif too_many:
-            raise RequestError(431, f"more than {MAX_FIELDS} header fields")
-        elif end == full:
-            raise RequestError(431, f"the header fields are longer than {MAX_BLOCK} bytes")
+        self._judge(piece)
+        self._section = section + piece
+        if found < 0:
+            if too_many:
+                raise RequestError(431, f"more than {MAX_FIELDS} {what} fields")
+            if end == full:
+                raise RequestError(431, f"the {what} fields are longer than {MAX_BLOCK} bytes")
+        return end, found >= 0
+
+    def _take_headers(self, data: bytes, pos: int, stop: int) -> int:
+        end, whole = self._take_fields(data, pos, stop, "header")
+        if whole:
+            self._open()
         return end
 
-    def _open(self, same_protocol: bool) -> None:
+    def _open(self) -> None:
         """The head is complete: judge it as a whole, and expect what follows it."""
-        if not self._alive:
+        if not self._heads:
             raise RequestError(400, "malformed request: the head is not complete")
-        keep_alive = self._alive.pop()
-        head = self._head
-        method, target, version = head[: self._line_end - 2].decode("latin-1").split(" ")
-        block = head[self._line_end : -2]
+        line = self._head
+        method, target, version = line[:-2].decode("latin-1").split(" ")
+        block = self._section[2:-2]
         fields = self._last
         if fields.block != block:
             fields = self._parse_block(block)
-        modern = version == "HTTP/1.1"
+        modern = version != "HTTP/1.0"
         framing = judge_fields(fields.headers, modern=modern)
-        if self._limit is not None and len(head) + framing.length > self._limit:
+        if self._limit is not None and len(line) + len(block) + 2 + framing.length > self._limit:
             raise RequestError(413, _TOO_LARGE)
         self._expecting = framing.expects_continue
-        make = HttpRequest if modern else Http10Request
-        self._request = request = make(method, target, fields, keep_alive)
+        request: HttpRequest
+        if modern:
+            request = HttpRequest(method, target, fields, fields.persists)
+        else:
+            request = Http10Request(method, target, fields, fields.persists_http10)
+        self._request = request
         if target[0] not in "/*":
             request.headers = with_host(fields.headers, authority(target))
         if framing.chunked:
@@ -389,7 +434,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             self._left = framing.length
             self._state = _BODY
         else:
-            self._complete(b"", fresh=not same_protocol)
+            self._complete(b"")
 
     def _take_body(self, data: bytes, pos: int, stop: int) -> int:
         end = min(stop, pos + self._left)
@@ -406,30 +451,41 @@ class HttpRequestParser(MessageParser[HttpRequest]):
     def _take_chunks(self, data: bytes, pos: int, stop: int) -> int:
         chunks = self._chunks
         assert chunks is not None
-        assert self._request is not None
         room = None if self._limit is None else self._limit - self._used
         end = chunks.feed(data, pos, stop, room)
         if chunks.complete:
-            if chunks.trailers:
-                self._renew()
-                # The fields' syntax is judged as that of a head.
-                self._judge(b"GET / HTTP/1.1\r\n")
-                self._judge(bytes(chunks.trailers))
-                self._judge(b"\r\n")
-                trailers = CIMultiDict(split_fields(bytes(chunks.trailers)))
+            self._expect_fields(_TRAILERS)
+        return end
+
+    def _take_trailers(self, data: bytes, pos: int, stop: int) -> int:
+        chunks = self._chunks
+        assert chunks is not None
+        assert self._request is not None
+        if len(self._section) == 2:
+            if stop - pos >= 2 and data[pos : pos + 2] == b"\r\n":
+                self._complete(bytes(chunks.body))  # there are none, as nearly always
+                return pos + 2
+            # The fields' syntax is judged as that of a head.
+            self._renew()
+            self._judge(b"GET / HTTP/1.1\r\n")
+        end, whole = self._take_fields(data, pos, stop, "trailer")
+        if whole:
+            trailers = CIMultiDict(split_fields(self._section[2:-2]))
+            if trailers:
                 self._request._trailers = CIMultiDictProxy(trailers)
             self._complete(bytes(chunks.body))
         return end
 
-    def _complete(self, body: bytes, *, fresh: bool = True) -> None:
-        """The request is whole. A ``fresh`` llhttp goes on where it did not see the end."""
+    def _complete(self, body: bytes) -> None:
+        """The request is whole."""
         request = self._request
         assert request is not None
         request.body = body
         self._request = self._chunks = None
         self._ready.append(request)
         self._finish()
-        if not request.keep_alive:
-            self._state = _CLOSED
-        elif fresh:
+        if request.keep_alive:
+            # llhttp did not see the end, or may believe that nothing follows.
             self._renew()
+        else:
+            self._state = _CLOSED
