@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,9 @@ def process(task: WFHttpTask) -> None:
         raise RuntimeError("a secret")
     if task.req.path == "/split":
         task.resp.headers["Location"] = task.req.query + "\r\nSet-Cookie: x=y"
+    if task.req.path == "/pieces":
+        task.resp.body = iter(["a", "b"])
+        return
     task.resp.write(f"{task.req.method} {task.req.target} {len(task.req.body)}")
 
 
@@ -84,6 +88,67 @@ def test_continue(server: WFHttpServer) -> None:
         assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         sock.sendall(b"hi")
         assert b"".join(iter(lambda: sock.recv(65536), b"")).endswith(b"PUT / 2")
+
+
+def test_methods_are_the_handlers_matter(server: WFHttpServer) -> None:
+    client = HTTPConnection(*server.address, timeout=10)
+    for method in ("VERSION-CONTROL", "LABEL", "get", "x" * 64):
+        client.request(method, "/", body=b"hi")
+        assert client.getresponse().read() == f"{method} / 2".encode()
+        assert client.sock is not None  # the connection stays
+    client.close()
+
+
+def test_close_wins(server: WFHttpServer) -> None:
+    for version, options in (("1.0", "close, keep-alive"), ("1.1", "keep-alive, close")):
+        request = f"GET / HTTP/{version}\r\nHost: a\r\nConnection: {options}\r\n\r\n".encode()
+        answer = talk(server, request * 2)
+        assert answer.count(b"HTTP/1.1 200 OK\r\n") == 1
+        assert b"\r\nConnection: close\r\n" in answer
+
+
+def test_chunk_extensions_smuggle_nothing(server: WFHttpServer) -> None:
+    head = b"POST /1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = talk(server, head + b'1;a="b\r\nX\r\n0\r\n\r\nGET /evil HTTP/1.1\r\nHost: a\r\n\r\n')
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"evil" not in answer
+
+
+def test_farewell_to_head_has_no_content(server: WFHttpServer) -> None:
+    answer = talk(server, b"HEAD /a b HTTP/1.1\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert answer.endswith(b"\r\n\r\n")
+
+
+NODE = """
+const http = require('http');
+const agent = new http.Agent({keepAlive: true, maxSockets: 1});
+const ask = (method) => new Promise((done, failed) => {
+  const options = {host: '127.0.0.1', port: +process.argv[1], path: '/pieces', method, agent};
+  const request = http.request(options, (response) => {
+    response.resume();
+    response.on('end', () => setImmediate(done, request.reusedSocket));
+  });
+  request.on('error', failed);
+  request.end();
+});
+(async () => {
+  const reused = [];
+  for (const method of ['GET', 'HEAD', 'HEAD', 'GET']) reused.push(await ask(method));
+  console.log(reused.join(' '));
+  agent.destroy();
+})();
+"""
+
+
+def test_nodes_agent_keeps_the_connection_after_head(server: WFHttpServer) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    arguments = [node, "-e", NODE, str(server.address[1])]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "false true true true\n"
 
 
 @pytest.mark.parametrize("target", ["/raise", "/split?x"])

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+import re
+from array import array
+from collections.abc import AsyncIterator, Iterable, Iterator
+from pathlib import Path
 
 import pytest
+from multidict import CIMultiDict
 
 from protoserve_http import HttpResponse
 from protoserve_http.serialiser import CLOSE, encode_stream
 
 
-def pieces_of(response: HttpResponse, *, chunked: bool = True) -> list[bytes]:
-    out = encode_stream(response, head_only=False, connection=b"", chunked=chunked)
+def pieces_of(
+    response: HttpResponse, *, chunked: bool = True, head_only: bool = False
+) -> list[bytes]:
+    out = encode_stream(response, head_only=head_only, connection=b"", chunked=chunked)
+    if isinstance(out, bytes):
+        return [out]
     assert isinstance(out, Iterator)
     return [
         b"".join(map(bytes, piece)) if isinstance(piece, list) else bytes(piece) for piece in out
@@ -75,6 +84,19 @@ def test_reused_buffers_are_copied() -> None:
     assert body_of(HttpResponse(body=reuse())) == b"3\r\naaa\r\n3\r\nbbb\r\n0\r\n\r\n"
 
 
+@pytest.mark.parametrize("status", [200, 204, 205, 206, 304])
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("length", [None, "1"])
+def test_head_has_the_fields_of_get(status: int, chunked: bool, length: str | None) -> None:
+    def fields(head_only: bool) -> bytes:
+        headers = None if length is None else {"Content-Length": length}
+        response = HttpResponse(status, iter(["a"]), headers)
+        first = pieces_of(response, chunked=chunked, head_only=head_only)[0]
+        return re.sub(rb"Date: .*", b"", first.partition(b"\r\n\r\n")[0])
+
+    assert fields(head_only=True) == fields(head_only=False)
+
+
 @pytest.mark.parametrize(("status", "head_only"), [(200, True), (204, False), (304, False)])
 def test_without_body_the_source_is_closed(status: int, head_only: bool) -> None:
     class Source:
@@ -95,7 +117,7 @@ def test_without_body_the_source_is_closed(status: int, head_only: bool) -> None
     )
     assert isinstance(out, bytes)
     assert out.endswith(b"\r\n\r\n")
-    assert b"Transfer-Encoding" not in out
+    assert (b"Transfer-Encoding: chunked\r\n" in out) == head_only
     assert b"Connection: close\r\n" in out
     assert source.closed
 
@@ -126,7 +148,67 @@ def test_a_body_in_pieces_is_not_read_back_or_written_to() -> None:
     assert response.body == b"whole"
 
 
-@pytest.mark.parametrize("body", [1, object(), 1.5])
-def test_what_is_no_body(body: object) -> None:
-    with pytest.raises(TypeError, match="body"):
+async def coroutine() -> str:
+    return "a"
+
+
+async def async_pieces() -> AsyncIterator[str]:
+    yield "a"
+
+
+@pytest.mark.parametrize(
+    ("body", "remedy"),
+    [
+        (1, "str"),
+        (0, "str"),
+        (False, "str"),
+        (object(), "str"),
+        (1.5, "str"),
+        (Path("x"), "str"),
+        (None, 'assign b""'),
+        ({"a": 1}, "json.dumps"),
+        ({}, "json.dumps"),
+        (CIMultiDict(a="b"), "json.dumps"),
+        ([1, 2], "str"),
+        (("a", None), 'assign b""'),
+        ([{"a": 1}], "json.dumps"),
+        ([["a"]], "json.dumps"),
+        ({"a"}, "str"),
+        (frozenset("a"), "str"),
+        (array("b", [1]), "bytes"),
+        (async_pieces, "call it"),
+        (lambda: "a", "call it"),
+        (HttpResponse, "call it"),
+        (HttpResponse(), "str"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_body(body: object, remedy: str) -> None:
+    with pytest.raises(TypeError, match=rf"body is text.* {re.escape(remedy)}"):
         HttpResponse(body=body)  # type: ignore[arg-type]
+    response = HttpResponse(body="before")
+    with pytest.raises(TypeError, match=re.escape(remedy)):
+        response.body = body  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="text or bytes"):
+        response.write(body)  # type: ignore[arg-type]
+    assert response.body == b"before"  # nothing was lost
+
+
+def test_a_coroutine_is_no_body() -> None:
+    body = coroutine()
+    with pytest.raises(TypeError, match="coroutine; await it first"):
+        HttpResponse(body=body)  # type: ignore[arg-type]
+    body.close()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [["a", b"b"], ("a", "b"), io.StringIO("a\nb"), {1: "a", 2: "b"}.values(), map(str, "ab")],
+)
+def test_what_is_a_body(body: Iterable[str]) -> None:
+    sent = body_of(HttpResponse(body=body), chunked=False)
+    assert sent.replace(b"\n", b"") == b"ab"
+
+
+def test_no_pieces_at_all() -> None:
+    assert body_of(HttpResponse(body=[])) == b"0\r\n\r\n"

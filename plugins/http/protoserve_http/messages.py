@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from enum import Enum
 from http import HTTPStatus
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from protoserve import UsageError
 from protoserve_http.fields import HOST, HeaderBlock
 
 HeadersInit: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
@@ -19,15 +28,21 @@ Data: TypeAlias = str | bytes | bytearray | memoryview
 Body: TypeAlias = Data | Iterable[Data] | AsyncIterable[Data]
 """A body: whole, or in pieces that are taken when there is room for them."""
 
+_WHOLE: Final = (str, bytes, bytearray, memoryview)
+_EMPTY: Final = b""
+
 _NO_TRAILERS: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
 
 
 class HttpRequest:
     """A complete request.
 
-    ``method`` and ``target`` are as on the wire (bytes above ASCII as Latin-1),
-    ``version`` is ``"1.1"`` or ``"1.0"``, ``body`` is decoded from its transfer coding.
-    ``headers`` is a read-only case-insensitive multi-mapping in the order of arrival.
+    ``method`` and ``target`` are as on the wire. The method is any token, not only one that
+    is registered, and case matters (RFC 9110, 9.1); the target is printable ASCII, since one
+    with other bytes is refused. ``version`` is ``"1.1"`` or ``"1.0"``; a higher minor version
+    is served as 1.1 (RFC 9110, 2.5). ``body`` is decoded from its transfer coding. ``headers``
+    is a read-only case-insensitive multi-mapping in the order of arrival, its values with
+    bytes above ASCII as Latin-1.
     ``keep_alive`` tells whether the client lets the connection stay (RFC 9112, 9.3).
     """
 
@@ -119,6 +134,17 @@ class Http10Request(HttpRequest):
     version = "1.0"
 
 
+class Sent(Enum):
+    """What a response that was given to the connection has in place of pieces."""
+
+    WHOLE = 1
+    PIECES = 2
+
+
+SENT_WHOLE: Final = Sent.WHOLE
+SENT_PIECES: Final = Sent.PIECES
+
+
 class HttpResponse:
     """The reply to a request; ``process`` fills it in.
 
@@ -130,28 +156,44 @@ class HttpResponse:
     takes it: with the ``Content-Length`` that was stated, which it must match, or else
     chunked (to HTTP/1.0 clients: until the connection closes). It is closed when it is used
     up, or when the client leaves.
+
+    Once it is on its way, a change would be lost, and raises
+    :class:`~protoserve.errors.UsageError`; it can still be read.
     """
 
-    __slots__ = ("_headers", "_parts", "_reason", "_stream", "status")
+    __slots__ = ("_headers", "_parts", "_reason", "_status", "_stream")
 
     def __init__(
         self,
         status: int = 200,
-        body: Body = b"",
+        body: Body = _EMPTY,
         headers: HeadersInit | None = None,
     ) -> None:
-        self.status = status
+        self._status = status
         self._reason: str | None = None
         self._headers: CIMultiDict[str] | None = None
         self._parts: list[bytes] = []
-        self._stream: Iterator[Data] | AsyncIterator[Data] | None = None
+        # None for a body that is written. To have the mark of what was sent here as well
+        # costs those that write nothing.
+        self._stream: Iterator[Data] | AsyncIterator[Data] | Sent | None = None
         if headers is not None:
             self._headers = CIMultiDict(headers)
-        if body:
+        if body is not _EMPTY:
             self.body = body
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.status} {self.reason}>"
+        return f"<{type(self).__name__} {self._status} {self.reason}>"
+
+    @property
+    def status(self) -> int:
+        """The status code, from 200 to 999."""
+        return self._status
+
+    @status.setter
+    def status(self, status: int) -> None:
+        if self._stream is not None:
+            self._refuse_when_sent("status")
+        self._status = status
 
     @property
     def reason(self) -> str:
@@ -159,32 +201,38 @@ class HttpResponse:
         if self._reason is not None:
             return self._reason
         try:
-            return HTTPStatus(self.status).phrase
+            return HTTPStatus(self._status).phrase
         except ValueError:
             return ""
 
     @reason.setter
     def reason(self, phrase: str | None) -> None:
+        if self._stream is not None:
+            self._refuse_when_sent("reason")
         self._reason = phrase
 
     @property
     def headers(self) -> CIMultiDict[str]:
         """The header fields: a case-insensitive mapping that may hold a name repeatedly
         (``headers.add``)."""
+        if self._stream is not None and isinstance(self._stream, Sent):
+            return SentHeaders(self._headers or ())
         if self._headers is None:
             self._headers = CIMultiDict()
         return self._headers
 
     @headers.setter
     def headers(self, headers: HeadersInit) -> None:
+        if self._stream is not None:
+            self._refuse_when_sent("headers")
         self._headers = CIMultiDict(headers)
 
     @property
     def body(self) -> bytes:
         """Everything written so far; assign to replace it, also by an iterator of pieces.
 
-        Raises ``TypeError`` when it is one."""
-        if self._stream is not None:
+        Raises ``TypeError`` when it is one, and when what is assigned is no body."""
+        if self._stream is not None and self._stream is not SENT_WHOLE:
             raise TypeError("the body is an iterator: it cannot be read back")
         parts = self._parts
         if len(parts) > 1:
@@ -193,24 +241,22 @@ class HttpResponse:
 
     @body.setter
     def body(self, body: Body) -> None:
-        self._parts = []
-        self._stream = None
-        if isinstance(body, (str, bytes, bytearray, memoryview)):
+        if self._stream is not None:
+            self._refuse_when_sent("body")
+        if isinstance(body, _WHOLE):
+            self._stream = None
+            self._parts = []
             self.write(body)
-        elif isinstance(body, AsyncIterable):
-            self._stream = aiter(body)
-        elif isinstance(body, Iterable):
-            self._stream = iter(body)
-        else:
-            raise TypeError(
-                "a body is text, bytes, or an iterable or async iterable of them, "
-                f"not {type(body).__name__}"
-            )
+            return
+        stream = pieces_of(body)
+        self._parts = []
+        self._stream = stream
 
     def write(self, data: Data) -> None:
         """Append to the body; text as UTF-8. Raises ``TypeError`` for anything else, and
         when the body is an iterator."""
         if self._stream is not None:
+            self._refuse_when_sent("body")
             raise TypeError("the body is an iterator: yield from it instead of writing")
         if type(data) is str:
             self._parts.append(data.encode())
@@ -222,4 +268,70 @@ class HttpResponse:
             # A copy: the caller may change its buffer before the reply goes out.
             self._parts.append(bytes(data))
         else:
-            raise TypeError(f"a body is text or bytes, not {type(data).__name__}")
+            raise TypeError(f"a body is text or bytes, not {_described(data)}")
+
+    def _refuse_when_sent(self, what: str) -> None:
+        if isinstance(self._stream, Sent):
+            raise UsageError(_lost(f"its {what}"))
+
+
+def _lost(what: str) -> str:
+    return (
+        f"the response is on its way already, and {what} cannot change; have what comes before "
+        "the reply on task.series, or yield from an iterator that is the body"
+    )
+
+
+class SentHeaders(CIMultiDict[str]):
+    """The header fields of a response that is on its way: to be read only."""
+
+    def _refuse(self, *args: object, **kwargs: object) -> Any:
+        raise UsageError(_lost("its headers"))
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    add = extend = merge = update = setdefault = _refuse
+    pop = popone = popall = popitem = clear = _refuse
+
+
+def pieces_of(body: object) -> Iterator[Data] | AsyncIterator[Data]:
+    """The pieces of a body that is not whole. Raises ``TypeError`` for what is none, with the
+    remedy."""
+    if isinstance(body, (list, tuple)):
+        for piece in body:
+            if not isinstance(piece, _WHOLE):
+                raise TypeError(f"a piece of a body is text or bytes, not {_described(piece)}")
+        return iter(body)
+    if isinstance(body, AsyncIterable):
+        return aiter(body)
+    # What one gets by iterating over a mapping, a set or an array is not what was meant.
+    if isinstance(body, Iterable) and not (
+        isinstance(body, (Mapping, set, frozenset)) or _is_buffer(body)
+    ):
+        return iter(body)
+    raise TypeError(
+        f"a body is text, bytes, or an iterable or async iterable of them, not {_described(body)}"
+    )
+
+
+def _is_buffer(value: object) -> bool:
+    try:
+        memoryview(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
+
+
+def _described(value: object) -> str:
+    """The type of what is no body, and how to make one of it."""
+    kind = type(value).__name__
+    if value is None:
+        return f'{kind}; for no body assign b""'
+    if isinstance(value, Awaitable):
+        return f"{kind}; await it first"
+    if isinstance(value, (Mapping, list, tuple)):
+        return f"{kind}; json.dumps(...) makes text of it"
+    if _is_buffer(value):
+        return f"{kind}; bytes(...) makes bytes of it"
+    if callable(value):
+        return f"{kind}; call it, and assign what it returns"
+    return f"{kind}; str(...) makes text of it"

@@ -9,9 +9,9 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
 
-from protoserve import MessageOut, Piece
+from protoserve import MessageOut, Piece, UsageError
 from protoserve_http.fields import CONNECTION, list_tokens
-from protoserve_http.messages import Data, HttpResponse
+from protoserve_http.messages import SENT_WHOLE, Data, HttpResponse, Sent
 
 JOIN_SIZE: Final = 16 * 1024
 """Bodies up to this size are copied behind the head; larger ones are sent as they are."""
@@ -162,7 +162,7 @@ def encode(response: HttpResponse, *, head_only: bool, connection: bytes) -> Mes
 
     Raises ``ValueError`` for a response that cannot be sent.
     """
-    status = response.status
+    status = response._status
     reason = response._reason
     heads = _current_heads()
     head = heads.by_status.get(status) if reason is None else None
@@ -292,10 +292,15 @@ def encode_stream(
     response: HttpResponse, *, head_only: bool, connection: bytes, chunked: bool
 ) -> MessageOut:
     """The reply to go out piece by piece. ``chunked``: where no length is stated, else the
-    body ends with the connection. Raises ``ValueError`` as ``encode`` does."""
+    body ends with the connection. Raises ``ValueError`` as ``encode`` does, and ``UsageError``
+    when the pieces were sent before."""
     pieces = response._stream
+    if isinstance(pieces, Sent):
+        raise UsageError(
+            "the pieces of this body were sent before; make a response for each reply"
+        )
     without_body = head_only or response.status in _WITHOUT_BODY
-    head, length = _stream_head(response, without_body, connection, chunked)
+    head, length = _stream_head(response, connection, chunked)
     if without_body:
         close_stream(pieces)
         return head
@@ -307,7 +312,7 @@ def encode_stream(
 
 
 def _stream_head(
-    response: HttpResponse, without_body: bool, connection: bytes, chunked: bool
+    response: HttpResponse, connection: bytes, chunked: bool
 ) -> tuple[bytes, int | None]:
     status = response.status
     lines = [status_line(status, response._reason)]
@@ -322,7 +327,9 @@ def _stream_head(
     length = int(headers["Content-Length"]) if has_length else None
     if status == 205:
         lines.append(b"Content-Length: 0\r\n")
-    elif length is None and chunked and not without_body:
+    elif length is None and chunked and status not in _WITHOUT_BODY:
+        # For HEAD as well: without it, or a length, clients take the connection for one that
+        # ends with the reply, and let go of it (RFC 9112, 6.1).
         lines.append(b"Transfer-Encoding: chunked\r\n")
     lines.append(b"\r\n")
     return b"".join(lines), length
@@ -331,7 +338,7 @@ def _stream_head(
 def serialise(response: HttpResponse) -> MessageOut:
     """The reply to an ordinary HTTP/1.1 request on a connection that stays open, or that
     closes because the response says so. Raises ``ValueError`` as ``encode`` does."""
-    if response._stream is not None:
+    if response._stream is not None and response._stream is not SENT_WHOLE:
         return encode_stream(response, head_only=False, connection=b"", chunked=True)
     return encode(response, head_only=False, connection=b"")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from protoserve import MessageOut, ProtocolSpec, ServerParams, WFServer, WFServerTask
-from protoserve_http.messages import HttpRequest, HttpResponse
+from protoserve_http.messages import SENT_PIECES, SENT_WHOLE, HttpRequest, HttpResponse
 from protoserve_http.parser import HttpRequestParser
 from protoserve_http.serialiser import (
     CLOSE,
@@ -41,26 +41,34 @@ class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
         """
         req = self.req
         resp = self.resp
+        stream = resp._stream
+        if stream is SENT_WHOLE:
+            stream = None  # a response that serves many requests
         if (
             not req.keep_alive
             or self.keep_alive == 0
             or self.connection.closing
             or wants_close(resp)
-            or (resp._stream is not None and not self._delimits_streams)
+            or (stream is not None and not self._delimits_streams)
         ):
             self.keep_alive = 0.0
             connection = CLOSE
         else:
             connection = STAY if req.version == "1.0" else b""
         head_only = req.method == "HEAD"
-        if resp._stream is not None:
-            return encode_stream(
-                resp,
-                head_only=head_only,
-                connection=connection,
-                chunked=req.version != "1.0",
-            )
-        return encode(resp, head_only=head_only, connection=connection)
+        # What is changed from here on would be lost; the response is told to refuse it.
+        if stream is None:
+            out = encode(resp, head_only=head_only, connection=connection)
+            resp._stream = SENT_WHOLE
+            return out
+        out = encode_stream(
+            resp,
+            head_only=head_only,
+            connection=connection,
+            chunked=req.version != "1.0",
+        )
+        resp._stream = SENT_PIECES
+        return out
 
     @property
     def _delimits_streams(self) -> bool:
