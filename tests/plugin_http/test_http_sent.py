@@ -67,6 +67,9 @@ def test_it_can_be_read() -> None:
     assert task.resp.body == b"in time"
     assert task.resp.headers.get("A") is None
     assert repr(task.resp) == "<HttpResponse 200 OK>"
+    headers = task.resp.headers.copy()
+    headers["A"] = "1"
+    assert "A" not in task.resp.headers
 
 
 def test_pieces_cannot_be_read_back() -> None:

@@ -288,6 +288,10 @@ class SentHeaders(CIMultiDict[str]):
     def _refuse(self, *args: object, **kwargs: object) -> Any:
         raise UsageError(_lost("its headers"))
 
+    def copy(self) -> Any:
+        """The same fields, to be changed."""
+        return CIMultiDict(self)
+
     __setitem__ = __delitem__ = __ior__ = _refuse
     add = extend = merge = update = setdefault = _refuse
     pop = popone = popall = popitem = clear = _refuse
