@@ -11,27 +11,47 @@ MAX_LINE: Final = 4096
 """Bytes of a size line with its extensions, which nobody uses."""
 
 _MAX_DIGITS: Final = 16
+_PLAIN_LINE: Final = re.compile(rb"[0-9A-Fa-f]{1,%d}\r\n" % _MAX_DIGITS)
 
-# RFC 9112, 7.1.1 with the "bad whitespace" that it lets pass, and RFC 9110, 5.6. What was
-# matched once is not given back, so that no line takes more than its length in steps.
-_BWS: Final = rb"[ \t]*+"
-_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
-_QUOTED: Final = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+'
-_NAME: Final = _BWS + b";" + _BWS + _TOKEN
-_EXTENSION: Final = (
-    _NAME + b"(?:" + _BWS + b"=" + _BWS + b"(?:" + _TOKEN + b"|" + _QUOTED + b'"))?+'
-)
+_HEX: Final = b"0123456789ABCDEFabcdef"
+_SPACE: Final = b" \t"
+_LETTERS: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_TOKEN: Final = b"!#$%&'*+-.^_`|~0123456789" + _LETTERS
+_ESCAPABLE: Final = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
+_QUOTABLE: Final = _ESCAPABLE.translate(None, b'"\\')
 
-_SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]++)(?:" + _EXTENSION + rb")*+\r\n")
+# Where a size line is: RFC 9112, 7.1.1 with RFC 9110, 5.6, and the "bad whitespace" that they
+# let pass before and after ";" and "=". For each place, which bytes lead to which other.
+_GRAMMAR: Final[dict[str, dict[bytes, str]]] = {
+    "start": {_HEX: "size"},
+    "size": {_HEX: "size", _SPACE: "space", b";": "extension", b"\r": "end"},
+    "space": {_SPACE: "space", b";": "extension"},
+    "extension": {_SPACE: "extension", _TOKEN: "name"},
+    "name": {_TOKEN: "name", _SPACE: "named", b"=": "equals", b";": "extension", b"\r": "end"},
+    "named": {_SPACE: "named", b"=": "equals", b";": "extension"},
+    "equals": {_SPACE: "equals", _TOKEN: "value", b'"': "quoted"},
+    "value": {_TOKEN: "value", _SPACE: "space", b";": "extension", b"\r": "end"},
+    "quoted": {_QUOTABLE: "quoted", b"\\": "escape", b'"': "quote"},
+    "escape": {_ESCAPABLE: "quoted"},
+    "quote": {_SPACE: "space", b";": "extension", b"\r": "end"},
+    "end": {b"\n": "whole"},
+    "whole": {},
+    "fault": {},
+}
+_PLACES: Final = list(_GRAMMAR)
+_START: Final = _PLACES.index("start")
+_FAULT: Final = _PLACES.index("fault")
 
-# How a size line may begin. After the extensions that are whole comes the end of the line,
-# or a part of another extension; the last that is whole may go on, and is tried as a part.
-_VALUE_BEGUN: Final = b"(?:" + _TOKEN + b"|" + _QUOTED + rb"\\?)?"
-_NAME_BEGUN: Final = b"(?:" + _TOKEN + b"(?:" + _BWS + b"(?:=" + _BWS + _VALUE_BEGUN + b")?)?)?"
-_BEGUN: Final = re.compile(
-    rb"(?:[0-9A-Fa-f]++(?:" + _EXTENSION + rb")*"
-    rb"(?:\r|" + _BWS + b"(?:;" + _BWS + _NAME_BEGUN + b")?)?)?"
-)
+
+def _row(steps: dict[bytes, str]) -> bytes:
+    row = bytearray([_FAULT]) * 256
+    for found, place in steps.items():
+        for byte in found:
+            row[byte] = _PLACES.index(place)
+    return bytes(row)
+
+
+_NEXT: Final = [_row(steps) for steps in _GRAMMAR.values()]
 
 _LINE: Final = 0
 _DATA: Final = 1
@@ -48,12 +68,13 @@ class ChunkedBody:
     left to the caller.
     """
 
-    __slots__ = ("_left", "_line", "_state", "_terminator", "body")
+    __slots__ = ("_left", "_line", "_place", "_state", "_terminator", "body")
 
     def __init__(self) -> None:
         self.body = bytearray()
         self._state = _LINE
         self._line = b""  # an unfinished line
+        self._place = _START  # of its end in the grammar
         self._left = 0  # of the chunk
         self._terminator = b""
 
@@ -93,20 +114,24 @@ class ChunkedBody:
     def _take_line(self, data: bytes, pos: int, stop: int) -> int:
         stop = min(stop, pos + MAX_LINE - len(self._line))
         end = data.find(b"\n", pos, stop) + 1 or stop
-        self._line = line = self._line + data[pos:end]
-        if not line.endswith(b"\n"):
-            # A fault is raised at its byte: nobody is to wait for the rest of the line.
-            if not _BEGUN.fullmatch(line):
-                raise _malformed(line)
-            if len(line) == MAX_LINE:
-                raise RequestError(400, "a chunk's size line is too long")
+        piece = data[pos:end]
+        if not self._line and _PLAIN_LINE.fullmatch(piece):
+            self._line = piece
+            return end
+        place = self._place if self._line else _START
+        for byte in piece:
+            place = _NEXT[place][byte]
+        self._place = place
+        self._line += piece
+        # A fault is raised at its byte: nobody is to wait for the rest of the line.
+        if place == _FAULT:
+            raise _fault(self._line)
+        if len(self._line) == MAX_LINE and not piece.endswith(b"\n"):
+            raise RequestError(400, "a chunk's size line is too long")
         return end
 
     def _start_chunk(self, line: bytes, room: int | None) -> None:
-        match = _SIZE_LINE.fullmatch(line)
-        if match is None:
-            raise _malformed(line)
-        digits = match[1]
+        digits = line[:-2].partition(b";")[0].rstrip(_SPACE)
         # Leading zeros are legal, and bounded by the line's length.
         if len(digits) > _MAX_DIGITS and len(digits.lstrip(b"0")) > _MAX_DIGITS:
             raise RequestError(413, "a chunk is too large")
@@ -120,9 +145,9 @@ class ChunkedBody:
             self._state = _COMPLETE
 
 
-def _malformed(line: bytes) -> RequestError:
-    """The error for a line that is no size line, or cannot become one: the same for both."""
-    rest = line.lstrip(b"0123456789abcdefABCDEF")
-    if rest == line or not (rest.startswith((b"\r", b"\n")) or rest.lstrip(b" \t")[:1] == b";"):
+def _fault(line: bytes) -> RequestError:
+    """The error for what is no size line, and does not begin like one."""
+    rest = line.lstrip(_HEX)
+    if rest == line or not (rest.startswith((b"\r", b"\n")) or rest.lstrip(_SPACE)[:1] == b";"):
         return RequestError(400, "a chunk's size is not a hexadecimal number")
     return RequestError(400, "a chunk's size line is malformed")
