@@ -111,7 +111,8 @@ class HeaderBlock:
         # Nothing here that needs care: one Host, no body, no expectation.
         self.plain = (
             len(hosts) == 1
-            and is_host(hosts[0])
+            and len(hosts[0]) <= _REMEMBERED_VALUE
+            and _known_host(hosts[0])
             and EXPECT not in headers
             and TRANSFER_ENCODING not in headers
             and CONTENT_LENGTH not in headers
