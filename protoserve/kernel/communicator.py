@@ -1013,7 +1013,7 @@ class Communicator:
         conn.close_detail = message
         if conn.service.observers:
             event = RequestRefused(conn.peername, conn.seq, reason, message, summary)
-            conn.finished.append((_Refusal(conn.service, event), SUCCESS, 0))
+            conn.unsent.append((_Refusal(conn.service, event), conn.out_end))
 
     def _put(self, conn: CommConnection, out: Piece) -> None:
         if isinstance(out, (bytes, bytearray, memoryview)):

@@ -215,10 +215,16 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         self._handles: list[CallbackHandle] | None = None
 
     def __repr__(self) -> str:
+        what = self.describe() if hasattr(self, "req") else ""
         return (
-            f"<{type(self).__name__} {self.state.name} seq={self.seq} "
+            f"<{type(self).__name__}{what and ' '}{what} {self.state.name} seq={self.seq} "
             f"peer={self.connection.peername!r}>"
         )
+
+    def describe(self) -> str:
+        """What log lines say of the request, such as HTTP's method and target: short, and
+        without what is secret. Empty by default."""
+        return ""
 
     # -- the session -------------------------------------------------------------------
 

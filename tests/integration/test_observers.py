@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import logging
 import threading
 
 import pytest
 from loopback import RawClient, eventually, get
 
+from protoserve import ServerParams
 from protoserve.events import (
     CloseReason,
     ConnectionClosed,
@@ -17,6 +20,7 @@ from protoserve.events import (
     ListenerStarted,
     ListenerStopped,
     RequestFinished,
+    RequestRefused,
 )
 from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
@@ -24,6 +28,9 @@ from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 def process(task: WFHttpTask) -> None:
     if task.req.path == "/none":
         task.noreply()
+    if task.req.path == "/pieces":
+        task.resp.body = iter([b"abc", b"", b"de"])
+        return
     if task.req.path == "/raise":
         raise RuntimeError("on purpose")
     task.resp.write("x")
@@ -32,8 +39,8 @@ def process(task: WFHttpTask) -> None:
 class Observed(WFHttpServer):
     """A server with the list of its events."""
 
-    def __init__(self) -> None:
-        super().__init__(process, HTTP_SPEC.params.replace(max_connections=2))
+    def __init__(self, params: ServerParams | None = None) -> None:
+        super().__init__(process, params or HTTP_SPEC.params.replace(max_connections=2))
         self.events: list[Event] = []
         self.subscribe(self.events.append)
 
@@ -242,10 +249,41 @@ def test_the_facts_of_an_exchange() -> None:
     with server.start("127.0.0.1", 0), RawClient(server.address) as client:
         client.ask("/some?thing")
         client.ask("/raise")
-        client.ask("/pieces")
-        eventually(lambda: len([e for e in server.events if type(e) is RequestFinished]) == 3)
+        client.send(get("/pieces"))
+        while client._file.readline() != b"0\r\n":
+            pass
+        client._file.readline()
+        client.send(get().replace(b"GET", b"HEAD"))
+        assert client.reply(head_only=True).status == 200
+        eventually(lambda: len([e for e in server.events if type(e) is RequestFinished]) == 4)
     facts = [e.summary for e in server.events if isinstance(e, RequestFinished)]
-    assert facts[:2] == [
+    assert facts == [
         {"method": "GET", "target": "/some?thing", "version": "1.1", "status": 200, "length": 1},
         {"method": "GET", "target": "/raise", "version": "1.1", "status": 500, "length": 22},
+        {"method": "GET", "target": "/pieces", "version": "1.1", "status": 200, "length": 5},
+        {"method": "HEAD", "target": "/", "version": "1.1", "status": 200, "length": 0},
     ]
+
+
+def test_a_failed_handler_is_logged_with_method_and_target(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Observed().start("127.0.0.1", 0) as server, RawClient(server.address) as client:
+        assert client.ask("/raise?" + "x" * 300).status == 500
+    (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert "GET /raise?xxx" in record.getMessage()
+    assert len(record.getMessage()) < 400
+
+
+def test_a_summary_that_raises_is_logged_and_costs_nothing_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def summary(request: object, response: object) -> dict[str, object]:
+        raise ValueError("a fault")
+
+    server = Observed()
+    server.spec = dataclasses.replace(server.spec, summary=summary)
+    with server.start("127.0.0.1", 0), RawClient(server.address) as client:
+        assert client.ask().status == 200
+        eventually(lambda: any(type(e) is RequestFinished for e in server.events))
+    assert "summary of 'http' raised" in caplog.text

@@ -92,8 +92,11 @@ class TestStates:
         parser = make()
         assert parser.timeout_reply() == b""
         parser.feed(b"GET / HT")
-        assert parser.timeout_reply().startswith(b"HTTP/1.1 408 Request Timeout\r\n")
-        assert b"\r\nConnection: close\r\n" in parser.timeout_reply()
+        farewell = parser.timeout_reply()
+        assert isinstance(farewell, ProtocolError)
+        assert farewell.reply.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+        assert farewell.summary == {"status": 408}
+        assert b"\r\nConnection: close\r\n" in farewell.reply
 
     def test_fed_after_a_fault(self) -> None:
         parser = make()
@@ -177,9 +180,13 @@ class TestFarewells:
     def test_time_is_over_for_head(self) -> None:
         parser = make()
         parser.feed(b"HEAD /")
-        assert parser.timeout_reply().endswith(b"\r\n\r\n")
+        farewell = parser.timeout_reply()
+        assert isinstance(farewell, ProtocolError)
+        assert farewell.reply.endswith(b"\r\n\r\n")
         parser.feed(b" HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n")
-        assert parser.timeout_reply().endswith(b"\r\n\r\n")
+        farewell = parser.timeout_reply()
+        assert isinstance(farewell, ProtocolError)
+        assert farewell.reply.endswith(b"\r\n\r\n")
 
     def test_http_2_over_the_wire(self) -> None:
         outcome = parse([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"])

@@ -13,7 +13,7 @@ from collections.abc import (
 )
 from enum import Enum
 from http import HTTPStatus
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
@@ -145,6 +145,12 @@ SENT_WHOLE: Final = Sent.WHOLE
 SENT_PIECES: Final = Sent.PIECES
 
 
+class Counted(Protocol):
+    """Knows how many bytes of a body were given out."""
+
+    sent: int
+
+
 class HttpResponse:
     """The reply to a request; ``process`` fills it in.
 
@@ -161,7 +167,10 @@ class HttpResponse:
     :class:`~protoserve.errors.UsageError`; it can still be read.
     """
 
-    __slots__ = ("_headers", "_parts", "_reason", "_status", "_stream")
+    __slots__ = ("_counted", "_headers", "_parts", "_reason", "_status", "_stream")
+
+    _counted: Counted
+    """What counts the bytes of a body in pieces, once it is being sent."""
 
     def __init__(
         self,
@@ -269,6 +278,15 @@ class HttpResponse:
             self._parts.append(bytes(data))
         else:
             raise TypeError(f"a body is text or bytes, not {_described(data)}")
+
+    @property
+    def length_sent(self) -> int:
+        """Bytes of the body that were given out, without its framing; for one that is whole,
+        all of them."""
+        try:
+            return self._counted.sent
+        except AttributeError:
+            return sum(map(len, self._parts))
 
     def _refuse_when_sent(self, what: str) -> None:
         if isinstance(self._stream, Sent):

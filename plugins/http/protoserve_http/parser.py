@@ -169,11 +169,11 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         self._error = None
         self._parser = None
 
-    def timeout_reply(self) -> bytes:
+    def timeout_reply(self) -> bytes | ProtocolError:
         """``408 Request Timeout``."""
         if not self._head:
             return b""
-        return farewell(408, "the request took too long to arrive", head_only=is_head(self._head))
+        return self._refusal(408, "the request took too long to arrive")
 
     # -- the fast way ------------------------------------------------------------------
 
@@ -244,9 +244,12 @@ class HttpRequestParser(MessageParser[HttpRequest]):
 
     # -- the careful way ---------------------------------------------------------------
 
+    def _refusal(self, status: int, text: str) -> ProtocolError:
+        reply = farewell(status, text, head_only=is_head(self._head))
+        return ProtocolError(text, reply=reply, summary={"status": status})
+
     def _fail(self, fault: RequestError) -> None:
-        reply = farewell(fault.status, fault.text, head_only=is_head(self._head))
-        self._error = ProtocolError(fault.text, reply=reply)
+        self._error = self._refusal(fault.status, fault.text)
         self._finish()
         self._state = _CLOSED
         self._parser = None

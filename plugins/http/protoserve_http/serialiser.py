@@ -221,12 +221,13 @@ def encode(response: HttpResponse, *, head_only: bool, connection: bytes) -> Mes
 class _Framer:
     """Puts the pieces of a body into the frame that the head announces."""
 
-    __slots__ = ("_chunked", "_head", "_left")
+    __slots__ = ("_chunked", "_head", "_left", "sent")
 
     def __init__(self, head: bytes, length: int | None, chunked: bool) -> None:
         self._head = head  # goes out with the first piece
         self._left = length
         self._chunked = chunked
+        self.sent = 0
 
     def frame(self, piece: Data) -> Piece:
         """A piece as it goes out; an empty one, with which a source only looks around, as
@@ -241,6 +242,7 @@ class _Framer:
         size = len(data)
         if not size:
             return b""
+        self.sent += size
         if self._left is not None:
             self._left -= size
             if self._left < 0:
@@ -304,7 +306,7 @@ def encode_stream(
     if without_body:
         close_stream(pieces)
         return head
-    framer = _Framer(head, length, chunked and length is None)
+    framer = response._counted = _Framer(head, length, chunked and length is None)
     if isinstance(pieces, AsyncIterator):
         return _async_frames(framer, pieces)
     assert pieces is not None

@@ -17,11 +17,21 @@ from protoserve_http.serialiser import (
     wants_close,
 )
 
+_DESCRIBED: Final = 200
+"""Characters of a target that log lines show."""
+
 
 class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
     """One HTTP request and its reply (the article's ``WFHttpServerTask``)."""
 
     __slots__ = ()
+
+    def describe(self) -> str:
+        """Method and target."""
+        target = self.req.target
+        if len(target) > _DESCRIBED:
+            target = target[:_DESCRIBED] + "..."
+        return f"{self.req.method} {target}"
 
     def message_in(self, message: HttpRequest) -> None:
         """The complete request, which has a say in how long the connection stays."""
@@ -80,6 +90,19 @@ WFHttpTask: TypeAlias = HttpServerTask
 """What ``process`` is called with."""
 
 
+def summary(request: HttpRequest, response: HttpResponse) -> dict[str, object]:
+    """The facts of an exchange. ``length``: bytes of content in the reply."""
+    status = response.status
+    bare = request.method == "HEAD" or status in (204, 205, 304)
+    return {
+        "method": request.method,
+        "target": request.target,
+        "version": request.version,
+        "status": status,
+        "length": 0 if bare else response.length_sent,
+    }
+
+
 def handler_key(request: HttpRequest) -> tuple[str, str]:
     """What stands for the handler of a request: applications choose it by these."""
     return request.method, request.path
@@ -99,6 +122,7 @@ HTTP_SPEC: Final = ProtocolSpec[HttpRequest, HttpResponse](
     response=HttpResponse,
     task=HttpServerTask,
     error_response=error_response,
+    summary=summary,
     handler_key=handler_key,
     params=ServerParams(keep_alive_timeout=75.0),  # nginx
     url_scheme="http",
