@@ -43,6 +43,7 @@ class LoadResult:
 
     requests: int
     seconds: float
+    p50: float
     p99: float
     faults: str = ""
 
@@ -57,13 +58,14 @@ class Load(Protocol):
 
 
 class Wrk:
-    """wrk: one thread, ``CONNECTIONS`` connections. Each of ``requests`` is sent in turn, as
-    it is; it may consist of several pipelined ones, which are timed as one."""
+    """wrk: one thread, by default ``CONNECTIONS`` connections. Each of ``requests`` is sent in
+    turn, as it is; it may consist of several pipelined ones, which are timed as one."""
 
     tool = "wrk"
 
-    def __init__(self, requests: Sequence[bytes]) -> None:
+    def __init__(self, requests: Sequence[bytes], connections: int = CONNECTIONS) -> None:
         self._requests = requests
+        self._connections = connections
 
     def run(self, port: int, seconds: float) -> LoadResult:
         quoted = ",".join(_quote(request) for request in self._requests)
@@ -72,7 +74,7 @@ class Wrk:
             script.write_text(_SCRIPT % quoted)
             # wrk takes whole seconds only.
             command = [
-                "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s",
+                "wrk", "-t1", f"-c{self._connections}", f"-d{max(1, round(seconds))}s",
                 "-s", str(script), f"http://127.0.0.1:{port}/",
             ]  # fmt: skip
             done = subprocess.run(
@@ -91,9 +93,10 @@ class Wrk:
         ]
         if not seen["requests"]:
             faults.append("no answers")
-        times = _measured(seen["times"], seen["micros"] // max(1, seen["requests"] // CONNECTIONS))
-        p99 = _percentile(times, 0.99) / 1e6
-        return LoadResult(seen["requests"], seen["micros"] / 1e6, p99, ", ".join(faults))
+        each = max(1, seen["requests"] // self._connections)
+        times = _measured(seen["times"], seen["micros"] // each)
+        p50, p99 = (_percentile(times, share) / 1e6 for share in (0.5, 0.99))
+        return LoadResult(seen["requests"], seen["micros"] / 1e6, p50, p99, ", ".join(faults))
 
 
 class RedisBenchmark:
@@ -111,7 +114,10 @@ class RedisBenchmark:
         count = max(1000, int(first.requests / first.seconds * seconds))
         second = self._run(port, count)
         return LoadResult(
-            first.requests + second.requests, first.seconds + second.seconds, second.p99
+            first.requests + second.requests,
+            first.seconds + second.seconds,
+            second.p50,
+            second.p99,
         )
 
     def _run(self, port: int, count: int) -> LoadResult:
@@ -131,7 +137,8 @@ class RedisBenchmark:
         if done.returncode or len(rows) != 2:
             raise RuntimeError(f"redis-benchmark: {(done.stderr or done.stdout).strip()[-300:]}")
         cells = [cell.strip('"') for cell in rows[1].split('","')]
-        return LoadResult(count, count / float(cells[1]), float(cells[6]) / 1e3)
+        p50, p99 = float(cells[4]) / 1e3, float(cells[6]) / 1e3
+        return LoadResult(count, count / float(cells[1]), p50, p99)
 
 
 def _measured(times: Sequence[tuple[int, int]], interval: int) -> dict[int, int]:

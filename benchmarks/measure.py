@@ -27,17 +27,19 @@ class Sample:
     p99: float = 0.0
     cpu: float = 0.0
     faults: str = ""
+    p50: float = 0.0
 
 
 @contextmanager
-def serving(peer: Peer, workload: Workload) -> Iterator[ServerProcess]:
-    """The peer's server, which gives the right answer and is warm."""
+def serving(peer: Peer, workload: Workload, warm_up: float = WARM_UP) -> Iterator[ServerProcess]:
+    """The peer's server, which gives the right answer and is warm after ``warm_up`` s."""
     port = free_port()
     with tempfile.TemporaryDirectory() as directory:
         where = Path(directory)
         with running(peer.command(workload.app, port, where), port, where) as server:
             _await_answer(server, peer, workload)
-            workload.load.run(port, WARM_UP)
+            if warm_up:
+                workload.load.run(port, warm_up)
             yield server
 
 
@@ -62,7 +64,12 @@ def load(server: ServerProcess, generator: Load, seconds: float) -> Sample:
     server.check()
     if result.faults:
         return Sample(faults=result.faults)
-    return Sample(result.requests / result.seconds, result.p99, spent / result.requests * 1e6)
+    return Sample(
+        result.requests / result.seconds,
+        result.p99,
+        spent / result.requests * 1e6,
+        p50=result.p50,
+    )
 
 
 def measure(peer: Peer, workload: Workload, seconds: float) -> Sample:

@@ -29,12 +29,14 @@ class Results:
     stages: dict[str, float] = field(default_factory=dict)
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
+def spread(values: Sequence[float], digits: int) -> str:
+    """Minimum, median and maximum, as in every cell of the report."""
     low, middle, high = (f"{f(values):,.{digits}f}" for f in (min, median, max))
     return f"{low} / **{middle}** / {high}"
 
 
-def _good(samples: Sequence[Sample]) -> list[Sample]:
+def good(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples that count."""
     return [sample for sample in samples if not sample.faults]
 
 
@@ -65,18 +67,18 @@ def _table(results: Results, workload: Workload) -> list[str]:
     ]
     notes = []
     for peer, samples in by_peer.items():
-        good = _good(samples)
+        valid = good(samples)
         faults = sorted({sample.faults for sample in samples if sample.faults})
         notes += [f"{peer}: {fault}" for fault in faults]
-        if not good:
+        if not valid:
             lines.append(f"| {peer} | invalid | | | |")
             continue
         ratios = paired_ratio(samples, ours, _cpu) if ours else []
         ratio = f"{median(ratios):.2f}" if ratios else ""
         cells = [
-            _spread([sample.rate for sample in good], 0),
-            _spread([sample.p99 * 1e3 for sample in good], 2),
-            _spread([sample.cpu for sample in good], 1),
+            spread([sample.rate for sample in valid], 0),
+            spread([sample.p99 * 1e3 for sample in valid], 2),
+            spread([sample.cpu for sample in valid], 1),
         ]
         lines.append(f"| {peer} | {' | '.join(cells)} | {ratio} |")
     lines += [""] + [f"Rounds that do not count: {note}" for note in notes] + [""] * bool(notes)
@@ -95,7 +97,7 @@ def _targets(results: Results) -> list[str]:
                 lines.append(f"{goal} | | not measured |")
                 continue
             verdict = "met" if median(ratios) <= target.factor else "**missed**"
-            lines.append(f"{goal} | {_spread(ratios, 2)} | {verdict} |")
+            lines.append(f"{goal} | {spread(ratios, 2)} | {verdict} |")
     if not lines:
         return []
     head = ["| workload | target | measured | |", "|---|---|---|---|"]
@@ -117,21 +119,21 @@ def _idle(rounds: Sequence[IdleRound]) -> list[str]:
         "|---|---|---|---|",
     ]
     for title, samples in (("alone", alone), ("beside them", beside)):
-        good = _good(samples)
-        if not good:
+        valid = good(samples)
+        if not valid:
             lines.append(f"| {title} | invalid | | |")
             continue
-        rates = _spread([s.rate for s in good], 0)
-        tails = _spread([s.p99 * 1e3 for s in good], 2)
-        lines.append(f"| {title} | {rates} | {tails} | {_spread([s.cpu for s in good], 1)} |")
+        rates = spread([s.rate for s in valid], 0)
+        tails = spread([s.p99 * 1e3 for s in valid], 2)
+        lines.append(f"| {title} | {rates} | {tails} | {spread([s.cpu for s in valid], 1)} |")
     cpu, rate = (paired_ratio(beside, alone, what) for what in (_cpu, _rate))
     lines.append("")
     if cpu:
-        base = [sample.cpu for sample in _good(alone)]
+        base = [sample.cpu for sample in good(alone)]
         noise = (max(base) - min(base)) / median(base)
         lines += [
-            f"Beside them : alone, round by round: CPU {_spread(cpu, 3)}, requests/s "
-            f"{_spread(rate, 3)}. Noise: the runs alone differ by {noise:.1%} among themselves.",
+            f"Beside them : alone, round by round: CPU {spread(cpu, 3)}, requests/s "
+            f"{spread(rate, 3)}. Noise: the runs alone differ by {noise:.1%} among themselves.",
             "",
         ]
     return lines
@@ -140,7 +142,7 @@ def _idle(rounds: Sequence[IdleRound]) -> list[str]:
 def _stages(results: Results) -> list[str]:
     """Where the time of an echo request goes, in order of cost."""
     echo = next((w for w in results.samples if w.name == "echo"), None)
-    ours = _good(results.samples[echo].get(OURS, [])) if echo else []
+    ours = good(results.samples[echo].get(OURS, [])) if echo else []
     if not ours or not results.stages:
         return []
     whole = median(sample.cpu for sample in ours)
@@ -195,9 +197,9 @@ def chart(results: Results) -> str:
     """The bar chart of the medians."""
     groups = {
         workload.title: {
-            peer: median(sample.cpu for sample in good)
+            peer: median(sample.cpu for sample in valid)
             for peer, samples in by_peer.items()
-            if (good := _good(samples))
+            if (valid := good(samples))
         }
         for workload, by_peer in results.samples.items()
     }

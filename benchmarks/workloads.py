@@ -96,7 +96,8 @@ def fetch(port: int, request: bytes, count: int = 1) -> list[tuple[int, bytes]]:
     return answers
 
 
-def _expect(answers: list[tuple[int, bytes]], body: bytes) -> None:
+def expect(answers: list[tuple[int, bytes]], body: bytes) -> None:
+    """Raise ``ValueError`` unless each answer is a 200 with that body."""
     for status, got in answers:
         if status != 200:
             raise ValueError(f"status {status} instead of 200")
@@ -113,19 +114,19 @@ def _verify_echo(port: int, peer: str) -> None:
         got, page = (b"\n".join(sorted(text.lower().split(b"\n"))) for text in (got, page))
     elif len(got) == len(page):
         got = page
-    _expect([(status, got)], page)
+    expect([(status, got)], page)
 
 
 def _verify_plain(port: int, peer: str) -> None:
-    _expect(fetch(port, PLAIN_REQUEST), PLAIN_ANSWER)
+    expect(fetch(port, PLAIN_REQUEST), PLAIN_ANSWER)
 
 
 def _verify_pipelined(port: int, peer: str) -> None:
-    _expect(fetch(port, PLAIN_REQUEST * PIPELINED, PIPELINED), PLAIN_ANSWER)
+    expect(fetch(port, PLAIN_REQUEST * PIPELINED, PIPELINED), PLAIN_ANSWER)
 
 
 def _verify_post(port: int, peer: str) -> None:
-    _expect(fetch(port, POST_REQUEST), BODY)
+    expect(fetch(port, POST_REQUEST), BODY)
 
 
 def _verify_redis(port: int, peer: str) -> None:
@@ -161,6 +162,9 @@ def _redis(test: str, depth: int, *targets: Target) -> Workload:
 
 
 REDIS = "protoserve redis"
+BLOCKING = "blocking"
+"""What only servers with a pool of threads are asked for; see ``benchmarks.blocking``."""
+
 _ONE_BY_ONE = (Target("redis-server", 1.4, REDIS), Target("hand-written", 1.15, REDIS))
 _SIXTEEN = (Target("redis-server", 2.5, REDIS),)
 

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 
-from benchmarks.workloads import PLAIN_ANSWER, REDIS, echo_page, echo_request
+from benchmarks.workloads import BLOCKING, PLAIN_ANSWER, REDIS, echo_page, echo_request
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,39 @@ def _coroutines(app: str, port: int, directory: Path) -> list[str]:
     return _script("protoserve_server")(f"async-{app}", port, directory)
 
 
+def _gunicorn(app: str, port: int, directory: Path) -> list[str]:
+    return [
+        sys.executable, "-m", "gunicorn", f"benchmarks.peers.wsgi:{app}",
+        "--bind", f"127.0.0.1:{port}", "--workers", "1", "--worker-class", "gthread",
+        "--threads", "20", "--keep-alive", "75", "--no-control-socket",
+        "--worker-tmp-dir", str(directory), "--log-level", "warning",
+    ]  # fmt: skip
+
+
+def another_checkout(root: Path) -> Peer:
+    """protoserve as it is in another checkout, for a comparison in the same rounds."""
+
+    def command(app: str, port: int, directory: Path) -> list[str]:
+        for package in ("protoserve", "plugins/http/protoserve_http"):
+            (directory / Path(package).name).symlink_to(root / package)
+        # -P: not the working directory's protoserve, although its benchmarks.
+        return [
+            "env", f"PYTHONPATH={directory}:{Path.cwd()}", sys.executable, "-P", "-m",
+            "benchmarks.peers.protoserve_server", app, str(port),
+        ]  # fmt: skip
+
+    def version() -> str | None:
+        if not (root / "protoserve").is_dir():
+            return None
+        asked = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+        return f"protoserve of {commit or 'another folder'}"
+
+    return Peer(BEFORE, command, version, protocol=BLOCKING)
+
+
 OURS = "protoserve"
+BEFORE = "protoserve before"
 ASYNC = "protoserve async"
 _SAME = "the handler is a coroutine on the echo page only"
 
@@ -158,4 +190,6 @@ PEERS = [
     ),
     Peer("fakeredis", _script("fakeredis_server"), _installed("fakeredis"), protocol="redis"),
     Peer("redis-server", _redis_server, _redis_server_version, protocol="redis"),
+    Peer("waitress", _script("waitress_server"), _installed("waitress"), protocol=BLOCKING),
+    Peer("gunicorn gthread", _gunicorn, _installed("gunicorn"), protocol=BLOCKING),
 ]

@@ -2,6 +2,7 @@
 
 import sys
 
+from benchmarks.peers.work import WORK
 from examples.http_echo import process as echo
 from protoserve_http import WFHttpServer, WFHttpTask
 
@@ -16,6 +17,12 @@ def post(task: WFHttpTask) -> None:
     task.resp.write(task.req.body)
 
 
+def blocking(task: WFHttpTask) -> None:
+    WORK[task.req.target]()
+    task.resp.headers["Content-Type"] = "text/plain"
+    task.resp.write(b"Hello, World!")
+
+
 async def echo_coroutine(task: WFHttpTask) -> None:
     echo(task)
 
@@ -24,6 +31,7 @@ HANDLERS = {
     "echo": echo,
     "plaintext": plaintext,
     "post": post,
+    "blocking": blocking,
     "async-echo": echo_coroutine,
 }
 

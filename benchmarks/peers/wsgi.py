@@ -1,10 +1,11 @@
-"""The workloads as WSGI applications, for granian and bjoern."""
+"""The workloads as WSGI applications, for granian, bjoern, waitress and gunicorn."""
 
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 from benchmarks.peers.page import render
+from benchmarks.peers.work import WORK
 
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
@@ -34,3 +35,8 @@ def plaintext(environ: dict[str, Any], start_response: StartResponse) -> list[by
 
 def post(environ: dict[str, Any], start_response: StartResponse) -> list[bytes]:
     return reply(start_response, "text/plain", environ["wsgi.input"].read())
+
+
+def blocking(environ: dict[str, Any], start_response: StartResponse) -> list[bytes]:
+    WORK[environ["PATH_INFO"]]()
+    return reply(start_response, "text/plain", b"Hello, World!")
