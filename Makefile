@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BIND ?= 127.0.0.1:8888
 
-.PHONY: run test check bench clean
+.PHONY: run test check bench chaos clean
 
 run: $(VENV)/.installed  ## serve the HTTP echo example
 	$(BIN)/protoserve run http examples.http_echo:process --bind $(BIND)
@@ -21,6 +21,9 @@ check: $(VENV)/.installed-dev  ## lint, format, types
 
 bench: $(VENV)-bench/.installed  ## measure against other servers; needs wrk
 	$(VENV)-bench/bin/python -m benchmarks $(BENCH)
+
+chaos: $(VENV)/.installed-dev  ## races, resets and hangs, for five minutes; CHAOS='--seconds 60'
+	$(BIN)/python tests/chaos $(CHAOS)
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) $(VENV)-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,358 @@
+"""What clients say and must be told: one class for each protocol."""
+
+from __future__ import annotations
+
+import random
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from servers import CHANNEL
+from work import ANSWERED, KINDS, STREAMS, answer
+
+PATIENCE = 20.0
+"""Seconds without a byte after which a client counts as hanging."""
+
+_tokens = count()
+
+
+class WrongAnswer(Exception):  # noqa: N818 - what it says is in its name
+    """The server said something else than it must."""
+
+
+class Hanging(Exception):  # noqa: N818
+    """Nothing comes, and no end."""
+
+
+class Ended(Exception):  # noqa: N818
+    """The connection ended; ``partial`` when that was within an answer."""
+
+    def __init__(self, how: str, partial: bool) -> None:
+        super().__init__(f"{how}{' within an answer' if partial else ''}")
+        self.partial = partial
+
+
+class Abandoned(Exception):  # noqa: N818
+    """The run is over for another reason: nothing can be said of this client."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request."""
+
+    kind: str
+    token: bytes
+    request: bytes
+
+
+class Dialogue:
+    """One connection of a client: bytes out, and answers that are read one by one."""
+
+    kinds: tuple[str, ...] = KINDS
+
+    def __init__(self, sock: socket.socket, abandoned: Callable[[], bool]) -> None:
+        self.sock = sock
+        self._abandoned = abandoned
+        self._held = bytearray()
+        self._begun = False
+        self.heard = False
+        """Whether the server said anything."""
+
+    # -- bytes -------------------------------------------------------------------------
+
+    def fill(self) -> None:
+        """Take what has arrived, or wait for it. Raises ``Ended``."""
+        end = time.monotonic() + PATIENCE
+        self.sock.settimeout(0.25)
+        while True:
+            try:
+                data = self.sock.recv(random.choice((100, 4096, 262_144)))
+            except TimeoutError:
+                if self._abandoned():
+                    raise Abandoned from None
+                if time.monotonic() > end:
+                    raise Hanging(f"nothing came for {PATIENCE:g} s") from None
+                continue
+            except OSError as error:
+                raise Ended(type(error).__name__, self._partial) from None
+            if not data:
+                raise Ended("EOF", self._partial)
+            self._held += data
+            self.heard = True
+            return
+
+    def send(self, data: bytes) -> None:
+        """Send it. No error when the server has ended the connection: reading tells whether
+        it may have."""
+        self.sock.settimeout(PATIENCE)
+        try:
+            self.sock.sendall(data)
+        except TimeoutError:
+            raise Hanging(f"nothing was taken for {PATIENCE:g} s") from None
+        except ConnectionError:
+            return
+
+    def peek(self) -> None:
+        """Wait until there is something to read."""
+        if not self._held:
+            self.fill()
+
+    @property
+    def _partial(self) -> bool:
+        return self._begun or bool(self._held)
+
+    def line(self, end: bytes = b"\r\n") -> bytes:
+        """One line without its end."""
+        while (at := self._held.find(end)) < 0:
+            self.fill()
+        line = bytes(self._held[:at])
+        del self._held[: at + len(end)]
+        self._begun = True
+        return line
+
+    def exactly(self, size: int) -> bytes:
+        """So many bytes."""
+        while len(self._held) < size:
+            self.fill()
+        data = bytes(self._held[:size])
+        del self._held[:size]
+        return data
+
+    def expect(self, got: object, wanted: object, what: str) -> None:
+        """Raises ``WrongAnswer`` unless they are equal."""
+        if got != wanted:
+            raise WrongAnswer(f"{what}: {_short(got)} instead of {_short(wanted)}")
+
+    # -- the protocol ------------------------------------------------------------------
+
+    def exchange(self, rng: random.Random, kinds: tuple[str, ...]) -> Exchange:
+        """A request of one of the kinds."""
+        raise NotImplementedError
+
+    def greeting(self) -> None:
+        """What the server says first."""
+
+    def answer(self, exchange: Exchange) -> None:
+        """Read one answer, and what may precede it."""
+        self._begun = False
+        self._answer(exchange)
+        self._begun = False
+
+    def _answer(self, exchange: Exchange) -> None:
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Read up to the end, where only what belongs to no answer may come."""
+        self._begun = False
+        while True:
+            self._unasked()
+
+    def _unasked(self) -> None:
+        self.fill()
+        raise WrongAnswer(f"after the last answer came {_short(bytes(self._held))}")
+
+
+def _short(thing: object) -> str:
+    text = repr(thing)
+    return text if len(text) < 200 else f"{text[:120]} ... {text[-60:]} ({len(text)})"
+
+
+def new_token() -> bytes:
+    """One that no other request has."""
+    return b"t%d" % next(_tokens)
+
+
+class HttpDialogue(Dialogue):
+    """HTTP/1.1."""
+
+    def exchange(self, rng: random.Random, kinds: tuple[str, ...]) -> Exchange:
+        kind, token = rng.choice(kinds), new_token()
+        if rng.random() < 0.3:
+            body = b".%d" % rng.randrange(10**9)
+            head = f"POST /{kind}/{token.decode()} HTTP/1.1\r\nHost: a\r\nContent-Length: "
+            request = head.encode() + b"%d\r\n\r\n%b" % (len(body), body)
+            return Exchange(kind, token + body, request)
+        request = f"GET /{kind}/{token.decode()} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+        return Exchange(kind, token, request)
+
+    def _answer(self, exchange: Exchange) -> None:
+        status, fields = self._head()
+        if exchange.kind == "push" and status == 103:
+            self.expect(fields.get(b"x-token"), exchange.token, "token of the early hints")
+            status, fields = self._head()
+        if status == 408:
+            raise Ended("408", False)
+        body = self._body(fields)
+        if exchange.kind == "raise":
+            self.expect((status, body), (500, b"Internal Server Error\n"), "status and body")
+            return
+        self.expect(
+            (status, body), (200, answer(exchange.kind, exchange.token)), "status and body"
+        )
+
+    def _head(self) -> tuple[int, dict[bytes, bytes]]:
+        line = self.line()
+        words = line.split(b" ")
+        if words[0] != b"HTTP/1.1" or len(words) < 3 or not words[1].isdigit():
+            raise WrongAnswer(f"status line {_short(line)}")
+        fields = {}
+        while field := self.line():
+            name, _, value = field.partition(b":")
+            fields[name.lower()] = value.strip()
+        return int(words[1]), fields
+
+    def _body(self, fields: dict[bytes, bytes]) -> bytes:
+        if fields.get(b"transfer-encoding") != b"chunked":
+            return self.exactly(int(fields[b"content-length"]))
+        body = b""
+        while size := int(self.line(), 16):
+            body += self.exactly(size)
+            self.expect(self.exactly(2), b"\r\n", "end of a chunk")
+        self.expect(self.line(), b"", "end of the body")
+        return body
+
+    def _unasked(self) -> None:
+        # To an unfinished request.
+        status, fields = self._head()
+        if status not in (400, 408):
+            raise WrongAnswer(f"after the last answer came one with {status}")
+        self._body(fields)
+        self._begun = False
+
+
+class LineDialogue(Dialogue):
+    """Lines, with numbered ones that are pushed in between."""
+
+    def __init__(self, sock: socket.socket, abandoned: Callable[[], bool]) -> None:
+        super().__init__(sock, abandoned)
+        self.pushed = 0
+
+    def exchange(self, rng: random.Random, kinds: tuple[str, ...]) -> Exchange:
+        kind, token = rng.choice(kinds), new_token()
+        return Exchange(kind, token, b"%b %b\n" % (kind.encode(), token))
+
+    def greeting(self) -> None:
+        self.expect(self.line(b"\n"), b"HELLO", "greeting")
+        self._begun = False
+
+    def await_push(self) -> None:
+        """Until a line is pushed."""
+        line = self.line(b"\n")
+        self._begun = False
+        if not self._is_pushed(line):
+            raise WrongAnswer(f"{_short(line)}, which nobody asked for")
+
+    def _is_pushed(self, line: bytes) -> bool:
+        if not line.startswith(b"!"):
+            return False
+        self.expect(line, b"!%d" % self.pushed, "pushed line")
+        self.pushed += 1
+        self._begun = False
+        return True
+
+    def _answer(self, exchange: Exchange) -> None:
+        interim = b""
+        while True:
+            line = self.line(b"\n")
+            if self._is_pushed(line):
+                self._begun = bool(interim)
+            elif line.startswith(b"~"):
+                interim += line[1:]
+            else:
+                break
+        wanted = answer(exchange.kind, exchange.token)
+        special = {"flood": exchange.token, "raise": b"ERR"}
+        self.expect(line, special.get(exchange.kind, wanted), "line")
+        whole = {"push": exchange.token, "flood": answer("flood", exchange.token)}
+        self.expect(interim, whole.get(exchange.kind, b""), "what came before")
+
+    def _unasked(self) -> None:
+        self.await_push()
+
+
+class RedisDialogue(Dialogue):
+    """RESP2."""
+
+    kinds = tuple(kind for kind in KINDS if kind not in ("push", "flood", *STREAMS))
+
+    def exchange(self, rng: random.Random, kinds: tuple[str, ...]) -> Exchange:
+        kind, token = rng.choice(kinds), new_token()
+        name = rng.choice((b"RUN", b"ARUN"))
+        if kind == "callback" or (kind == "wait" and name == b"ARUN"):
+            name = b"RUN"
+        return Exchange(kind, token, command(name, kind.encode(), token))
+
+    def _answer(self, exchange: Exchange) -> None:
+        wanted: Any = answer(exchange.kind, exchange.token)
+        if exchange.kind == "raise":
+            wanted = b"-ERR internal error"
+        self.expect(self.value(), wanted, "reply")
+
+    def value(self) -> Any:
+        """One value of RESP2; errors and simple strings with their first byte."""
+        line = self.line()
+        kind, rest = line[:1], line[1:]
+        if kind in b"+-" and kind:
+            return line
+        if kind == b":":
+            return int(rest)
+        if kind == b"$":
+            return self.exactly(int(rest) + 2)[:-2] if rest != b"-1" else None
+        if kind == b"*":
+            return [self.value() for _ in range(int(rest))]
+        raise WrongAnswer(f"{_short(line)} is not RESP")
+
+    def subscribe(self) -> None:
+        """Ask for the news."""
+        self.send(command(b"SUBSCRIBE", CHANNEL.encode()))
+        self.expect(self.value(), [b"subscribe", CHANNEL.encode(), 1], "confirmation")
+        self._begun = False
+
+    def news(self, last: int | None) -> int:
+        """The next message, which must follow ``last``."""
+        kind, channel, text = self.value()
+        self._begun = False
+        self.expect((kind, channel), (b"message", CHANNEL.encode()), "message")
+        if last is not None:
+            self.expect(int(text), last + 1, "number of the message")
+        return int(text)
+
+    def unsubscribe(self, last: int | None) -> None:
+        """Ask for no more; messages that were on their way may come first."""
+        self.send(command(b"UNSUBSCRIBE"))
+        while True:
+            value = self.value()
+            self._begun = False
+            if value[0] == b"message":
+                if last is not None:
+                    self.expect(int(value[2]), last + 1, "number of the message")
+                last = int(value[2])
+                continue
+            self.expect(value, [b"unsubscribe", CHANNEL.encode(), 0], "confirmation")
+            return
+
+    def _unasked(self) -> None:
+        value = self.value()
+        self._begun = False
+        if not (isinstance(value, bytes) and value.startswith(b"-ERR Protocol error")):
+            raise WrongAnswer(f"after the last reply came {_short(value)}")
+
+
+def command(*words: bytes) -> bytes:
+    """A Redis command as clients send it."""
+    parts = [b"*%d\r\n" % len(words)]
+    parts += [b"$%d\r\n%b\r\n" % (len(word), word) for word in words]
+    return b"".join(parts)
+
+
+DIALOGUES: dict[str, type[Dialogue]] = {
+    "http": HttpDialogue,
+    "async": HttpDialogue,
+    "loop": HttpDialogue,
+    "lines": LineDialogue,
+    "redis": RedisDialogue,
+}
+SMALL = tuple(kind for kind in ANSWERED if kind != "big")
