@@ -850,6 +850,7 @@ class Communicator:
         """A part of the reply is out: the peer can only be told by a reset."""
         assert conn.stream is not None
         logger.error("the reply of %r failed midway", conn.stream.session, exc_info=error)
+        self._flush(conn)  # the replies before it, and what there is of this one
         self._close_locked(conn, CloseReason.REPLY_FAILED, errno.EIO)
 
     def _drop_stream(self, conn: CommConnection) -> None:

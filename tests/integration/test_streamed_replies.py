@@ -440,3 +440,32 @@ def test_empty_pieces_do_not_begin_the_reply(kind: str) -> None:
         client.send(get("/empty"))
         head = client._file.readline()
         assert head == b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize("kind", CLOSABLE)
+def test_the_replies_before_one_that_fails_midway_arrive(kind: str) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"begun"
+        raise ValueError("a fault")
+
+    async def broken_async() -> AsyncIterator[bytes]:
+        yield b"begun"
+        raise ValueError("a fault")
+
+    def function(task: WFHttpTask) -> None:
+        if task.req.path == "/broken":
+            task.resp.body = broken_async() if kind.startswith("async") else broken()
+        else:
+            task.resp.write("good")
+
+    async def process(task: WFHttpTask) -> None:
+        function(task)
+
+    handler = process if kind.endswith("in a loop") else function
+    with (
+        WFHttpServer(handler).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as client,
+    ):
+        client.send(get() + get("/broken"))
+        assert client.reply().body == b"good"
+        assert b"begun" in client.rest_until_reset()
