@@ -58,6 +58,7 @@ _PARAMETERS: Final = {
     "max_pipelined": "requests that may wait on one connection",
     "handler_threads": "handlers that may block at the same time",
     "unsent_limit": "unsent bytes at which a connection is no longer read",
+    "compute_threads": "functions of go that may run at the same time",
     "backlog": "connections that wait to be accepted",
 }
 

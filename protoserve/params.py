@@ -5,6 +5,7 @@ Units: times are seconds (``float``), sizes are bytes, ``None`` means no limit.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields, replace
 from math import isfinite
 from typing import Any, Final
@@ -13,6 +14,13 @@ from protoserve.errors import ConfigError
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
+
+YEAR: Final = 366 * 86_400
+"""The longest time that a parameter may say, in seconds: what lasts longer has no limit, and
+clocks of operating systems end somewhere beyond it."""
+
+# What concurrent.futures takes for a thread pool, of functions that may block.
+COMPUTE_THREADS: Final = min(32, (getattr(os, "process_cpu_count", os.cpu_count)() or 1) + 4)
 
 _TIMEOUTS: Final = (
     "peer_response_timeout",
@@ -30,6 +38,7 @@ _COUNTS: Final = (
     "max_pipelined",
     "handler_threads",
     "unsent_limit",
+    "compute_threads",
     "backlog",
     "receive_rate",
 )
@@ -85,6 +94,10 @@ class ServerParams:
     """Unsent bytes of one connection at which it is no longer read or served, and at which
     ``task.push`` waits."""
 
+    compute_threads: int = COMPUTE_THREADS  # concurrent.futures: min(32, processors + 4)
+    """Threads that run the functions of ``go``. All servers of a process share one pool, as
+    large as the largest that one of them asks for."""
+
     backlog: int = 2048  # uvicorn, gunicorn
     """Connections the operating system holds before they are accepted."""
 
@@ -101,15 +114,19 @@ class ServerParams:
             raise ConfigError(
                 f"{name}={value!r}: expected seconds as a number, or None for no limit"
             )
-        if not isfinite(value) or value < 0:
+        if value < 0 or (isinstance(value, float) and not isfinite(value)):
             raise ConfigError(
                 f"{name}={value!r}: expected a finite number of seconds that is not negative; "
                 "use None for no limit"
             )
         if value == 0 and name not in _ZERO_ALLOWED:
             raise ConfigError(
-                f"{name}=0 would end every connection at once; "
+                f"{name}={value!r} would end every connection at once; "
                 "give a positive number of seconds, or None for no limit"
+            )
+        if value > YEAR:
+            raise ConfigError(
+                f"{name}={value!r}: expected at most a year, {YEAR} seconds; use None for no limit"
             )
 
     def _check_count(self, name: str, value: object) -> None:

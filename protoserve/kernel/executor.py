@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -10,21 +9,22 @@ from collections.abc import Callable
 from typing import Final
 
 from protoserve.log import logger
+from protoserve.params import COMPUTE_THREADS
 
 IDLE_TIME: Final = 5.0
 """Seconds an idle thread stays while a server runs; without one it ends at once."""
 
 
 class Executor:
-    """Threads that run jobs, at most as many as there are processors.
+    """Threads that run jobs, which may block: at most ``max_threads`` at a time.
 
     Queues take turns, one job at a time, so that a long queue cannot hold up a short one
     (the article's ``Executor`` and ``ExecQueue``). Threads start when there is work. All
     methods may be called from any thread.
     """
 
-    def __init__(self, max_threads: int | None = None) -> None:
-        self.max_threads = max_threads or os.cpu_count() or 1
+    def __init__(self, max_threads: int = COMPUTE_THREADS) -> None:
+        self.max_threads = max_threads
         self._condition = threading.Condition()  # guards what follows
         self._queues: dict[str, deque[Callable[[], object]]] = {}
         self._turns: deque[str] = deque()  # the queues that have jobs
@@ -40,8 +40,24 @@ class Executor:
         with self._condition:
             return len(self._threads)
 
+    def resize(self, max_threads: int) -> None:
+        """Change how many threads there may be: more at once where jobs wait for one, fewer
+        as they finish what they do."""
+        with self._condition:
+            self.max_threads = max_threads
+            free = max_threads - len(self._threads)
+            for _ in range(min(free, self._waiting - self._idle)):
+                try:
+                    self._start_thread()
+                except (RuntimeError, MemoryError):
+                    return  # those that there are do it
+
     def submit(self, queue: str, job: Callable[[], object]) -> None:
-        """Run ``job()``, which must not raise, after those before it in its queue."""
+        """Run ``job()``, which must not raise, after those before it in its queue.
+
+        Raises what ``Thread.start`` does, and forgets the job, when the system refuses a
+        thread and there is no other that would come to it.
+        """
         with self._condition:
             jobs = self._queues.get(queue)
             if jobs is None:
@@ -54,12 +70,33 @@ class Executor:
             if self._waiting <= self._idle:
                 self._condition.notify()
             elif len(self._threads) < self.max_threads:
-                self._named += 1
-                thread = threading.Thread(
-                    target=self._run, name=f"protoserve-compute-{self._named}", daemon=True
-                )
-                self._threads.add(thread)
-                thread.start()
+                try:
+                    self._start_thread()
+                except (RuntimeError, MemoryError):
+                    if not self._threads:
+                        self._forget_last(queue)
+                        raise
+                    # Those that there are come to it.
+
+    def _start_thread(self) -> None:
+        self._named += 1
+        thread = threading.Thread(
+            target=self._run, name=f"protoserve-compute-{self._named}", daemon=True
+        )
+        self._threads.add(thread)
+        try:
+            thread.start()
+        except BaseException:
+            self._threads.discard(thread)  # it never was: nobody may wait for its end
+            raise
+
+    def _forget_last(self, queue: str) -> None:
+        jobs = self._queues[queue]
+        jobs.pop()
+        if not jobs:
+            del self._queues[queue]
+            self._turns.remove(queue)
+        self._waiting -= 1
 
     def linger(self, on: bool) -> None:
         """Whether idle threads wait for more, as they do while a server runs."""
@@ -91,7 +128,8 @@ class Executor:
                     self._idle += 1
                     self._condition.wait(IDLE_TIME)
                     self._idle -= 1
-                if not self._turns:
+                if not self._turns or len(self._threads) > self.max_threads:
+                    self._condition.notify()  # perhaps it was woken for a job
                     self._threads.discard(threading.current_thread())
                     return
                 queue = self._turns.popleft()

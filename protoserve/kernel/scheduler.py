@@ -15,7 +15,7 @@ from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.engine import Engine, ThreadEngine
 from protoserve.kernel.executor import Executor
 from protoserve.kernel.session import CommService, CommSession
-from protoserve.params import SERVER_PARAMS_DEFAULT
+from protoserve.params import COMPUTE_THREADS, SERVER_PARAMS_DEFAULT
 
 THREADS: Final = "threads"
 """The engine of plain functions: handler threads."""
@@ -132,6 +132,7 @@ class CommScheduler:
         engine.want_threads(service.params.handler_threads)
         with self._lock:
             self._services.append(service)
+            self._resize_executor()
         self.executor.linger(True)
         service.engine = engine
         return engine.communicator
@@ -142,9 +143,15 @@ class CommScheduler:
             if service not in self._services:
                 return
             self._services.remove(service)
+            self._resize_executor()
         engine = service.engine
         assert engine is not None
         self.release(engine)
+
+    def _resize_executor(self) -> None:
+        """One pool for all: as many threads as the most demanding server asks for."""
+        wanted = [service.params.compute_threads for service in self._services]
+        self.executor.resize(max(wanted, default=COMPUTE_THREADS))
 
     def join(self, timeout: float | None, service: CommService | None = None) -> bool:
         """Wait until the threads of engines that ended are gone; with ``service``, only

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import inspect
+import sys
 from collections.abc import Callable
-from math import inf
 from typing import Any, Generic, TypeVar
 
 from protoserve.errors import ConfigError
@@ -35,8 +35,10 @@ class GoTask(ResultTask[T], Generic[T]):
         callback: Callable[[GoTask[T]], object] | None = None,
     ) -> None:
         super().__init__(callback)
-        if limit is not None and not 0 < limit < inf:
-            raise ConfigError(f"go(limit={limit!r}): expected seconds above 0, or None")
+        if limit is not None and not 0 < limit <= sys.float_info.max:
+            raise ConfigError(
+                f"go(limit={limit!r}): expected seconds above 0, or None for no limit"
+            )
         self.queue = queue
         self._call: Callable[[], T] | None = call
         self._limit = limit
@@ -50,7 +52,11 @@ class GoTask(ResultTask[T], Generic[T]):
             self._timer.start()
             if self.completed:  # cancelled this moment
                 self._timer.cancel()
-        get_scheduler().executor.submit(self.queue, self._run)
+        try:
+            get_scheduler().executor.submit(self.queue, self._run)
+        except (RuntimeError, MemoryError) as error:  # the system has no thread for it
+            self._call = None
+            self.complete(exception=error)
 
     def _expire(self, timer: TimerTask) -> None:
         if not timer.canceled:
@@ -93,9 +99,11 @@ def go(
 ) -> GoTask[T]:
     """A task that calls ``function(*args, **kwargs)`` on a compute thread.
 
-    There are as many threads as processors. Queues, by name, take turns: a long one does
-    not hold up a short one. ``limit``: seconds until the task ends with ``TimeoutError``.
-    The function sees the caller's context variables.
+    The function may block. There are as many threads as the parameter ``compute_threads``
+    of the servers says, without a server as many as ``concurrent.futures`` takes by default.
+    Queues, by name, take turns: a long one does not hold up a short one. ``limit``: seconds
+    until the task ends with ``TimeoutError``. The function sees the caller's context
+    variables. When the system has no thread to spare the task ends with ``RuntimeError``.
     """
     if not callable(function):
         raise TypeError(f"go() takes a function, not {type(function).__name__}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from math import isfinite
 
 from protoserve.errors import ConfigError
 from protoserve.kernel.engine import Engine
@@ -29,8 +29,8 @@ class TimerTask(ResultTask[None]):
     ) -> None:
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
             raise ConfigError(f"timer({seconds!r}): expected seconds as a number")
-        if not isfinite(seconds) or seconds < 0:
-            raise ConfigError(f"timer({seconds!r}): expected 0 seconds or more")
+        if not 0 <= seconds <= sys.float_info.max:
+            raise ConfigError(f"timer({seconds!r}): expected 0 seconds or more, a finite number")
         super().__init__(callback)
         self.seconds = seconds
         self.name = name
@@ -40,7 +40,11 @@ class TimerTask(ResultTask[None]):
 
     def begin(self) -> None:
         """Set the clock."""
-        engine = get_scheduler().hold(self.series.engine)
+        try:
+            engine = get_scheduler().hold(self.series.engine)
+        except BaseException:  # the system has no thread or descriptor for it
+            _names.discard(self.name, self)
+            raise
         self._engine = engine
         poller = engine.poller
         self._entry = poller.call_at(poller.time() + self.seconds, self._ring, None)

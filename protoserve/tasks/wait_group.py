@@ -10,12 +10,17 @@ from protoserve.kernel.scheduler import get_scheduler
 
 
 class WaitGroup:
-    """Counts what has to end (the article's ``WaitGroup``). Any thread."""
+    """Counts what has to end (the article's ``WaitGroup``). Any thread.
+
+    Raises :class:`~protoserve.errors.UsageError` for a negative count, with which Workflow's
+    would never wait.
+    """
 
     def __init__(self, count: int = 0) -> None:
+        if count < 0:
+            raise UsageError(f"WaitGroup({count!r}): expected how many things have to end, from 0")
         self._condition = threading.Condition()
-        self._count = 0
-        self.add(count)
+        self._count = count
 
     def add(self, n: int = 1) -> None:
         """``n`` things more have to end. Raises ``UsageError`` when fewer than none would."""
@@ -40,6 +45,8 @@ class WaitGroup:
         with self._condition:
             if self._count == 0 or (timeout is not None and timeout <= 0):
                 return self._count == 0
+        if timeout is not None:
+            timeout = min(timeout, threading.TIMEOUT_MAX)  # more is an OverflowError
         engine = get_scheduler().engine_here()
         with contextlib.nullcontext() if engine is None else engine.lend(), self._condition:
             return self._condition.wait_for(lambda: self._count == 0, timeout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -49,8 +50,8 @@ def release(gates: list[Gate]) -> None:
         gate.opened.set()
 
 
-def test_as_many_threads_as_processors() -> None:
-    assert Executor().max_threads >= 1
+def test_as_many_threads_as_concurrent_futures_takes() -> None:
+    assert Executor().max_threads == ThreadPoolExecutor()._max_workers
 
 
 def test_no_more_threads_than_allowed(executor: Executor) -> None:
@@ -190,3 +191,102 @@ def test_owns_and_join_in_a_job(executor: Executor) -> None:
     assert done.wait(PATIENCE)
     assert notes == [True, False]
     assert not executor.owns(threading.current_thread())
+
+
+# -- a size that changes -------------------------------------------------------------------
+
+
+def test_more_threads_take_what_waits(executor: Executor) -> None:
+    gates = occupy(executor)
+    more = [Gate() for _ in range(3)]
+    for n, gate in enumerate(more):
+        executor.submit(f"more {n}", gate)
+    executor.resize(4)
+    assert executor.threads == 4
+    assert more[0].entered.wait(PATIENCE)
+    assert more[1].entered.wait(PATIENCE)
+    assert not more[2].entered.is_set()
+    executor.resize(20)
+    assert executor.threads == 5, "one for each job that waits"
+    assert more[2].entered.wait(PATIENCE)
+    release([*gates, *more])
+
+
+def test_fewer_threads_end_as_they_finish(executor: Executor) -> None:
+    executor.linger(True)
+    gates = occupy(executor)
+    done = threading.Semaphore(0)
+    for _ in range(10):
+        executor.submit("", done.release)
+    executor.resize(1)
+    release(gates)
+    for _ in range(10):
+        assert done.acquire(timeout=PATIENCE)
+    for _ in range(1000):
+        if executor.threads == 1:
+            break
+        threading.Event().wait(0.005)
+    assert executor.threads == 1
+
+
+def test_an_idle_thread_that_is_too_many_passes_its_job_on() -> None:
+    """Woken for a job, it ends: another one that idles must come to it at once."""
+    executor = Executor(8)
+    executor.linger(True)
+    release(occupy(executor))
+    for _ in range(1000):
+        if executor._idle == 8:
+            break
+        threading.Event().wait(0.005)
+    executor.resize(2)
+    done = threading.Semaphore(0)
+    for _ in range(20):
+        executor.submit("", done.release)
+        assert done.acquire(timeout=module.IDLE_TIME / 2)
+    assert executor.threads == 2
+    executor.linger(False)
+    assert executor.join(PATIENCE)
+
+
+# -- a system that refuses a thread --------------------------------------------------------
+
+
+def refuse_threads(patch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    patch.setattr(threading.Thread, "start", start)
+
+
+def test_a_job_that_no_thread_can_run_is_refused(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = threading.Semaphore(0)
+    with monkeypatch.context() as patch:
+        refuse_threads(patch)
+        for queue in ("a", "a", "b"):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                executor.submit(queue, done.release)
+        assert executor.threads == 0
+        assert executor.join(0)
+    executor.submit("a", done.release)
+    assert done.acquire(timeout=PATIENCE)
+    assert not done.acquire(timeout=0.01), "those that were refused never run"
+
+
+def test_a_job_that_another_thread_can_run_waits_for_it(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    executor.submit("", gate)
+    assert gate.entered.wait(PATIENCE)
+    done = threading.Semaphore(0)
+    with monkeypatch.context() as patch:
+        refuse_threads(patch)
+        for _ in range(3):
+            executor.submit("", done.release)
+        executor.resize(10)
+        assert executor.threads == 1
+    gate.opened.set()
+    for _ in range(3):
+        assert done.acquire(timeout=PATIENCE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ def test_the_fields_are_those_of_the_design() -> None:
         "max_pipelined": 64,
         "handler_threads": 20,
         "unsent_limit": 256 * 1024,
+        "compute_threads": ThreadPoolExecutor()._max_workers,
         "backlog": 2048,
     }
 
@@ -51,12 +53,14 @@ def test_the_fields_are_those_of_the_design() -> None:
 @pytest.mark.parametrize("name", TIMEOUTS)
 def test_timeouts(name: str) -> None:
     value: Any
-    for value in (None, 1, 0.001, 1e9):
+    for value in (None, 1, 0.001, 366 * 86_400):
         assert getattr(make(**{name: value}), name) == value
     for value in ("10", True, b"1", [1]):
         fails(name, value, "expected seconds as a number, or None for no limit")
     for value in (-1, -0.5, math.inf, math.nan):
         fails(name, value, "use None for no limit")
+    for value in (366 * 86_400 + 1, 1e10, 10**400):
+        fails(name, value, "expected at most a year, 31622400 seconds; use None for no limit")
     if name in ZERO:
         assert getattr(make(**{name: 0}), name) == 0
     else:

@@ -22,7 +22,8 @@ from flow import (
     start,
 )
 
-from protoserve import ConfigError, GoTask, get_scheduler, go
+from protoserve import ConfigError, GoTask, ServerParams, WaitGroup, get_scheduler, go
+from protoserve.params import COMPUTE_THREADS
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
 
@@ -254,7 +255,7 @@ def test_limit_in_a_server_is_a_500(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == 1
 
 
-@pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf"), 10**400])
 def test_no_limit(limit: float) -> None:
     with pytest.raises(ConfigError, match="expected seconds above 0, or None"):
         go(add, limit=limit)
@@ -280,8 +281,6 @@ def test_threads_end_without_a_server() -> None:
 
 def test_a_running_function_does_not_hold_up_the_next() -> None:
     """In a server, where threads idle: each job wakes a thread of its own."""
-    if get_scheduler().executor.max_threads < 2:
-        pytest.skip("needs two processors")
 
     def process(task: WFHttpTask) -> None:
         if task.seq:
@@ -298,3 +297,118 @@ def test_a_running_function_does_not_hold_up_the_next() -> None:
         assert not series.finished
 
     assert ask(process).status == 200
+
+
+def test_functions_that_block_run_at_once() -> None:
+    """As many as concurrent.futures takes, more than there are processors, meet at a barrier."""
+    met = threading.Barrier(COMPUTE_THREADS)
+    group = WaitGroup(COMPUTE_THREADS)
+
+    def meet() -> None:
+        met.wait(PATIENCE)
+        group.done()
+
+    for _ in range(COMPUTE_THREADS):
+        go(meet, callback=lambda t: t.exception).start()
+    assert group.wait(PATIENCE)
+
+
+def server(threads: int) -> WFHttpServer:
+    return WFHttpServer(lambda task: None, ServerParams(compute_threads=threads))
+
+
+def test_as_many_threads_as_the_most_demanding_server_asks_for() -> None:
+    executor = get_scheduler().executor
+    assert executor.max_threads == COMPUTE_THREADS
+    with server(3).start("127.0.0.1", 0):
+        assert executor.max_threads == 3
+        with server(50).start("127.0.0.1", 0), server(5).start("127.0.0.1", 0):
+            assert executor.max_threads == 50
+        assert executor.max_threads == 3
+    assert executor.max_threads == COMPUTE_THREADS
+
+
+def test_compute_threads_bound_what_runs_at_once() -> None:
+    lock = threading.Lock()
+    running = most = 0
+
+    def work() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.005)
+        with lock:
+            running -= 1
+
+    group = WaitGroup(20)
+    with server(2).start("127.0.0.1", 0):
+        for _ in range(20):
+            go(work, callback=lambda t: group.done()).start()
+        assert group.wait(PATIENCE)
+    assert most <= 2
+
+
+# -- a system without threads --------------------------------------------------------------
+
+
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name.startswith("protoserve-compute"):
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+
+def test_without_a_thread_a_task_fails_and_later_ones_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    errors: list[Any] = []
+    with monkeypatch.context() as patch:
+        no_threads(patch)
+        for limit in (None, 60, None):
+            run(go(add, limit=limit, callback=lambda t: errors.append(t.exception)))
+        assert [type(error) for error in errors] == [RuntimeError] * 3
+        eventually(lambda: not get_scheduler().running)
+    results: list[int] = []
+    run(go(add, 1, 2, callback=lambda t: results.append(t.result)))
+    assert results == [3]
+
+
+def test_without_a_thread_a_request_fails_and_the_server_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def process(task: WFHttpTask) -> None:
+        task.series.push_back(go(add, 1, 2, callback=lambda t: task.resp.write(str(t.result))))
+
+    with WFHttpServer(process).start("127.0.0.1", 0) as server:
+        with monkeypatch.context() as patch, RawClient(server.address) as client:
+            no_threads(patch)
+            assert [client.ask().status for _ in range(2)] == [500, 500]
+        with RawClient(server.address) as client:
+            assert client.ask().body == b"3"
+        assert server.stop() == 0
+
+
+def test_without_another_thread_the_first_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, opened = threading.Event(), threading.Event()
+
+    def block() -> None:
+        entered.set()
+        assert opened.wait(PATIENCE)
+
+    _, first = start(go(block))
+    assert entered.wait(PATIENCE)
+    with monkeypatch.context() as patch:
+        no_threads(patch)
+        results: list[int] = []
+        ends = [
+            start(go(add, n, callback=lambda t: results.append(t.result)))[1] for n in range(5)
+        ]
+        opened.set()
+        for end in (first, *ends):
+            assert end.wait(PATIENCE)
+    assert results == [0, 1, 2, 3, 4]

@@ -47,7 +47,7 @@ def test_earlier_timer_that_is_set_later_rings_first() -> None:
     assert notes == ["soon", "late"]
 
 
-@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), True, "1", None])
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), 10**400, True, "1", None])
 def test_no_time(seconds: Any) -> None:
     with pytest.raises(ConfigError, match=r"timer\(.*expected"):
         timer(seconds)
@@ -148,6 +148,20 @@ def test_a_name_ends_with_its_series() -> None:
     series.cancel()
     assert ended.wait(PATIENCE)
     assert cancel_by_name("first") == cancel_by_name("second") == 0
+
+
+def test_a_name_ends_with_a_timer_that_cannot_begin(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        series = run(timer(0, name="refused"))
+    assert isinstance(series.failure, RuntimeError)
+    assert cancel_by_name("refused") == 0
+    assert run(timer(0)).failure is None
 
 
 def test_cancelling_a_request_s_series_closes() -> None:

@@ -26,6 +26,12 @@ def test_waits_until_all_is_done() -> None:
     assert group.wait(0)
 
 
+def test_a_time_beyond_what_the_system_can_wait() -> None:
+    group = WaitGroup(1)
+    timer(0.01, lambda t: group.done()).start()
+    assert group.wait(1e300)
+
+
 def test_used_again() -> None:
     group = WaitGroup(1)
     group.done()
@@ -40,7 +46,7 @@ def test_done_too_often() -> None:
     group.done()
     with pytest.raises(UsageError, match="more often"):
         group.done()
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=r"WaitGroup\(-1\): expected .* from 0"):
         WaitGroup(-1)
     assert group.wait(0), "a refused done() changes nothing"
 
