@@ -15,6 +15,7 @@ from protoserve.kernel.session import CommSession, TaskState
 from protoserve.kernel.stream import room
 from protoserve.kernel.subtask import SubTask
 from protoserve.log import logger
+from protoserve.params import YEAR
 from protoserve.protocol import REQ, RESP, Buffer, MessageOut, ProtocolSpec
 from protoserve.tasks.coroutine import CoroutineTask
 from protoserve.tasks.series import SeriesWork
@@ -93,9 +94,12 @@ class WFNetworkTask(SubTask, CommSession, Generic[REQ, RESP]):
 
     def set_keep_alive(self, seconds: float | None) -> None:
         """Keep the connection for ``seconds`` after this reply; 0 closes it, None keeps
-        it without limit. Raises ``ValueError`` for a negative time."""
-        if seconds is not None and not seconds >= 0:
-            raise ValueError(f"keep-alive of {seconds!r} s: expected 0, more, or None")
+        it without limit. Raises ``ValueError`` for a negative time, or one beyond a year."""
+        if seconds is not None and not 0 <= seconds <= YEAR:
+            raise ValueError(
+                f"keep-alive of {seconds!r} s: expected 0, more, or None for no limit; "
+                "a year at most"
+            )
         self.keep_alive = seconds
 
 

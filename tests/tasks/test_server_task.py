@@ -425,7 +425,7 @@ def test_set_keep_alive(engine: MemoryEngine) -> None:
     def process(task: Task) -> None:
         echo(task)
         if task.req == "bad":
-            for wrong in (-1, float("nan")):
+            for wrong in (-1, float("nan"), 1e10, 10**400):
                 with pytest.raises(ValueError, match="expected 0, more, or None"):
                     task.set_keep_alive(wrong)
         else:
