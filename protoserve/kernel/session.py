@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class TaskState(IntEnum):
-    """How far a network task has come (the article's ``WFT_STATE_*``)."""
+    """How far a network task has come: the article's ``WFT_STATE_*``, with their values."""
 
     UNDEFINED = -1
     """Not handed to the user yet."""
@@ -30,12 +30,12 @@ class TaskState(IntEnum):
     """The reply is wholly in the operating system's hands."""
     SYS_ERROR = 1
     """The reply could not be sent; ``error`` is an ``errno``."""
-    SSL_ERROR = 2
-    """TLS failed."""
     TOREPLY = 3
     """The request is complete and waits for its reply."""
     NOREPLY = 4
     """The connection closed instead of a reply, as the handler asked."""
+    SSL_ERROR = 65
+    """TLS failed."""
 
 
 class CommSession(ABC):

@@ -3,7 +3,13 @@
 from protoserve_http.messages import HttpRequest, HttpResponse
 from protoserve_http.parser import HttpRequestParser
 from protoserve_http.serialiser import serialise
-from protoserve_http.server import HTTP_SPEC, HttpServerTask, WFHttpServer, WFHttpTask
+from protoserve_http.server import (
+    HTTP_SPEC,
+    HttpServerTask,
+    WFHttpServer,
+    WFHttpServerTask,
+    WFHttpTask,
+)
 
 __all__ = [
     "HTTP_SPEC",
@@ -12,6 +18,7 @@ __all__ = [
     "HttpResponse",
     "HttpServerTask",
     "WFHttpServer",
+    "WFHttpServerTask",
     "WFHttpTask",
     "serialise",
 ]

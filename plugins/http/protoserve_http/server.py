@@ -86,6 +86,9 @@ class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
         return self.req.version != "1.0" or "Content-Length" in self.resp.headers
 
 
+WFHttpServerTask: TypeAlias = HttpServerTask
+"""The article's name."""
+
 WFHttpTask: TypeAlias = HttpServerTask
 """What ``process`` is called with."""
 
