@@ -30,8 +30,16 @@ from protoserve.protocol import (
     ProtocolSpec,
 )
 from protoserve.server import WFServer, WFServerBase
+from protoserve.tasks.conditional import ConditionalTask, conditional, signal_by_name
 from protoserve.tasks.coroutine import CoroutineTask, coroutine
-from protoserve.tasks.counter import CounterTask, MailboxTask, count_by_name, counter, mailbox
+from protoserve.tasks.counter import (
+    CounterTask,
+    MailboxTask,
+    count_by_name,
+    counter,
+    mailbox,
+    send_by_name,
+)
 from protoserve.tasks.dynamic import DynamicTask, RepeaterTask, dynamic, repeater
 from protoserve.tasks.go import GoTask, go
 from protoserve.tasks.graph import GraphNode, GraphTask, graph
@@ -39,7 +47,8 @@ from protoserve.tasks.network import Processor, WFNetworkTask, WFServerTask
 from protoserve.tasks.parallel import ParallelWork, parallel
 from protoserve.tasks.pool import ResourcePool, ResourceTask
 from protoserve.tasks.result import EmptyTask, ResultTask, empty
-from protoserve.tasks.series import SeriesWork
+from protoserve.tasks.selector import SelectorTask, selector
+from protoserve.tasks.series import SeriesWork, series_of
 from protoserve.tasks.timer import TimerTask, cancel_by_name, timer
 from protoserve.tasks.wait_group import WaitGroup
 
@@ -52,6 +61,7 @@ __all__ = [
     "CommScheduler",
     "CommService",
     "CommSession",
+    "ConditionalTask",
     "ConfigError",
     "CoroutineTask",
     "CounterTask",
@@ -77,6 +87,7 @@ __all__ = [
     "ResourcePool",
     "ResourceTask",
     "ResultTask",
+    "SelectorTask",
     "SeriesWork",
     "ServerParams",
     "SubTask",
@@ -89,6 +100,7 @@ __all__ = [
     "WFServerTask",
     "WaitGroup",
     "cancel_by_name",
+    "conditional",
     "coroutine",
     "count_by_name",
     "counter",
@@ -103,5 +115,9 @@ __all__ = [
     "mailbox",
     "parallel",
     "repeater",
+    "selector",
+    "send_by_name",
+    "series_of",
+    "signal_by_name",
     "timer",
 ]

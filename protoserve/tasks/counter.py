@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from protoserve.errors import ConfigError
-from protoserve.tasks.names import Names
+from protoserve.tasks.names import Names, at_most
 from protoserve.tasks.result import ResultTask
 
 T = TypeVar("T")
 
 _lock = threading.Lock()  # guards the counts
 _names: Names[CounterTask] = Names()
+_mailboxes: Names[MailboxTask[Any]] = Names()
+
+
+def _check_number(what: str, number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise ConfigError(f"{what}({number!r}): expected a whole number from 0 on")
 
 
 class CounterTask(ResultTask[None]):
@@ -28,8 +34,7 @@ class CounterTask(ResultTask[None]):
         *,
         name: str | None = None,
     ) -> None:
-        if isinstance(target, bool) or not isinstance(target, int) or target < 0:
-            raise ConfigError(f"counter({target!r}): expected a whole number from 0 on")
+        _check_number("counter", target)
         super().__init__(callback)
         self._left = target
         self.name = name
@@ -39,7 +44,9 @@ class CounterTask(ResultTask[None]):
             _names.add(name, self)
 
     def count(self, n: int = 1) -> None:
-        """Count ``n`` more, from any thread; more than the target does no harm."""
+        """Count ``n`` more, from any thread; more than the target does no harm. Raises
+        :class:`~protoserve.errors.ConfigError` for a number that is none."""
+        _check_number("count", n)
         with _lock:
             self._left -= n
             ended = self._left <= 0
@@ -71,17 +78,41 @@ def counter(
 
 
 def count_by_name(name: str, n: int = 1) -> int:
-    """Count every counter of that name. Returns how many there were. Any thread."""
-    tasks = _names.find(name)
-    for task in tasks:
-        task.count(n)
-    return len(tasks)
+    """Count the counters of that name by ``n`` in all: the one that was made first to its
+    target, with what is left the next, and so on, as Workflow does. Returns how many reached
+    their target by it. Any thread. Raises :class:`~protoserve.errors.ConfigError` for a
+    number that is none."""
+    _check_number("count_by_name", n)
+    ended = []
+    with _lock:
+        for task in _names.find(name):
+            if task._left <= 0:
+                continue  # ends on another thread at this moment
+            counted = min(n, task._left)
+            task._left -= counted
+            n -= counted
+            if task._left > 0:
+                break
+            ended.append(task)
+    for task in ended:
+        task.complete()
+    return len(ended)
 
 
 class MailboxTask(ResultTask[T], Generic[T]):
     """Ends when a value arrives."""
 
-    __slots__ = ()
+    __slots__ = ("name",)
+
+    def __init__(
+        self,
+        callback: Callable[[MailboxTask[T]], object] | None = None,
+        *,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(callback)
+        self.name = name
+        _mailboxes.add(name, self)
 
     def send(self, value: T) -> bool:
         """End the task with ``value`` as its result. Any thread, a foreign event loop's
@@ -95,7 +126,27 @@ class MailboxTask(ResultTask[T], Generic[T]):
             raise TypeError(f"fail() takes an exception, not {type(exception).__name__}")
         return self.complete(exception=exception)
 
+    def complete(
+        self,
+        result: Any = None,
+        exception: BaseException | None = None,
+        *,
+        canceled: bool = False,
+    ) -> bool:
+        """Ends the task once, and its name."""
+        _mailboxes.discard(self.name, self)
+        return super().complete(result, exception, canceled=canceled)
 
-def mailbox(callback: Callable[[MailboxTask[T]], object] | None = None) -> MailboxTask[T]:
-    """A task that waits for ``task.send(value)`` from elsewhere (a conditional)."""
-    return MailboxTask(callback)
+
+def mailbox(
+    callback: Callable[[MailboxTask[T]], object] | None = None, *, name: str | None = None
+) -> MailboxTask[T]:
+    """A task that waits for ``task.send(value)`` from elsewhere; with a name,
+    ``send_by_name(name, value)`` does it too."""
+    return MailboxTask(callback, name=name)
+
+
+def send_by_name(name: str, value: object, max: int | None = None) -> int:  # noqa: A002 - Workflow's
+    """Send ``value`` to every mailbox of that name, or to the first ``max`` that were made.
+    Returns how many. Any thread."""
+    return at_most(max, _mailboxes.find(name), lambda task: task.send(value))

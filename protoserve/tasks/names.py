@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
+from protoserve.errors import ConfigError
 from protoserve.tasks.result import ResultTask
 
 TASK = TypeVar("TASK", bound=ResultTask[Any])
@@ -15,13 +17,13 @@ class Names(Generic[TASK]):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._named: dict[str, set[TASK]] = {}
+        self._named: dict[str, dict[TASK, None]] = {}
 
     def add(self, name: str | None, task: TASK) -> None:
         """``task`` has this name; ``None`` for none."""
         if name is not None:
             with self._lock:
-                self._named.setdefault(name, set()).add(task)
+                self._named.setdefault(name, {})[task] = None
 
     def discard(self, name: str | None, task: TASK) -> None:
         """``task`` has ended."""
@@ -30,11 +32,27 @@ class Names(Generic[TASK]):
         with self._lock:
             tasks = self._named.get(name)
             if tasks is not None:
-                tasks.discard(task)
+                tasks.pop(task, None)
                 if not tasks:
                     del self._named[name]
 
     def find(self, name: str) -> list[TASK]:
-        """The tasks of that name at this moment."""
+        """The tasks of that name at this moment, in the order in which they were made."""
         with self._lock:
             return list(self._named.get(name, ()))
+
+
+def at_most(number: int | None, tasks: Iterable[TASK], end: Callable[[TASK], bool]) -> int:
+    """End the tasks, in their order, until that was done to ``number`` of them; ``None`` is no
+    limit. Returns how many it was done to: not to those that end at this moment by themselves.
+    Raises :class:`~protoserve.errors.ConfigError` for a number that is none."""
+    if number is not None and (
+        isinstance(number, bool) or not isinstance(number, int) or number < 0
+    ):
+        raise ConfigError(f"max={number!r}: expected a whole number from 0 on, or None for all")
+    ended = 0
+    for task in tasks:
+        if ended == number:
+            break
+        ended += end(task)
+    return ended

@@ -253,3 +253,11 @@ class SeriesWork:
                     self._queue.append(task)
         if canceled:
             task.discard()
+
+
+def series_of(task: SubTask) -> SeriesWork:
+    """The series that ``task`` is in, as the article writes it; the same as ``task.series``.
+
+    Raises :class:`~protoserve.errors.UsageError` for a task in none.
+    """
+    return task.series

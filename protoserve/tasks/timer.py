@@ -9,7 +9,7 @@ from protoserve.errors import ConfigError
 from protoserve.kernel.engine import Engine
 from protoserve.kernel.poller import TimerEntry
 from protoserve.kernel.scheduler import get_scheduler
-from protoserve.tasks.names import Names
+from protoserve.tasks.names import Names, at_most
 from protoserve.tasks.result import ResultTask
 
 _names: Names[TimerTask] = Names()
@@ -105,6 +105,7 @@ def timer(
     return TimerTask(seconds, callback, name=name)
 
 
-def cancel_by_name(name: str) -> int:
-    """Cancel every timer of that name, begun or not. Returns how many. Any thread."""
-    return sum(task.cancel() for task in _names.find(name))
+def cancel_by_name(name: str, max: int | None = None) -> int:  # noqa: A002 - Workflow's
+    """Cancel every timer of that name, begun or not, or the first ``max`` that were made.
+    Returns how many. Any thread."""
+    return at_most(max, _names.find(name), TimerTask.cancel)

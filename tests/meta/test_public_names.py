@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
+
+import protoserve
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ["protoserve", "protoserve_http", "protoserve_redis"]
@@ -60,3 +63,32 @@ def test_version_is_the_distribution_s() -> None:
     stated = re.search(r'^version = "(.+)"$', text, re.MULTILINE)
     assert stated is not None
     assert stated[1] == version("protoserve")
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_no_module_stands_where_a_function_is_looked_for(name: str) -> None:
+    """``from protoserve.tasks import timer`` gives what ``from protoserve import timer`` does,
+    and not the module, which would fail when it is called."""
+    package = importlib.import_module(name)
+    found = 0
+    for module in pkgutil.walk_packages(package.__path__, f"{name}."):
+        parent, _, last = module.name.rpartition(".")
+        if last in package.__all__:
+            found += 1
+            # The module first: importing it binds the name, too.
+            importlib.import_module(module.name)
+            assert getattr(importlib.import_module(parent), last) is getattr(package, last)
+    assert found >= 5 or name != "protoserve"
+
+
+def test_states_have_workflow_s_values() -> None:
+    """``WFTask.h``; 2 is ABORTED there."""
+    states = {state.name: state.value for state in protoserve.TaskState}
+    assert states == {
+        "UNDEFINED": -1,
+        "SUCCESS": 0,
+        "SYS_ERROR": 1,
+        "TOREPLY": 3,
+        "NOREPLY": 4,
+        "SSL_ERROR": 65,
+    }

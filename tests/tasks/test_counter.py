@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 from flow import PATIENCE, WFHttpTask, ask, closed_by, in_thread, run, start
 
-from protoserve import ConfigError, MailboxTask, count_by_name, counter, empty, mailbox, timer
+from protoserve import (
+    ConfigError,
+    MailboxTask,
+    count_by_name,
+    counter,
+    empty,
+    mailbox,
+    send_by_name,
+    timer,
+)
 
 
 def test_counts_to_its_target() -> None:
@@ -64,8 +73,8 @@ def test_many_threads() -> None:
 def test_names() -> None:
     one, two, other = counter(2, name="a"), counter(3, name="a"), counter(1, name="b")
     ends = [start(task)[1] for task in (one, two, other)]
-    assert count_by_name("a") == 2
-    assert count_by_name("a") == 2
+    assert count_by_name("a") == 0
+    assert count_by_name("a") == 1
     assert one.completed
     assert not two.completed
     assert count_by_name("a", 5) == 1, "a name ends with its counter"
@@ -73,6 +82,61 @@ def test_names() -> None:
     assert not other.completed
     assert count_by_name("b") == 1
     assert all(end.wait(PATIENCE) for end in ends)
+
+
+def test_a_name_s_count_goes_from_one_counter_to_the_next() -> None:
+    """As Workflow's ``count_n_locked`` does."""
+    tasks = [counter(target, name="chain") for target in (2, 3, 4)]
+    ends = [start(task)[1] for task in tasks]
+    tasks[1].count()
+    assert count_by_name("chain", 0) == 0
+    assert count_by_name("chain", 5) == 2, "2 and the other 2 of the second; 1 is left"
+    assert [task.completed for task in tasks] == [True, True, False]
+    assert count_by_name("chain", 2) == 0
+    assert count_by_name("chain", 100) == 1
+    assert all(end.wait(PATIENCE) for end in ends)
+
+
+def test_any_three_of_four() -> None:
+    """Workflow's about-counter: the fourth that ends finds the name gone."""
+    calls: list[int] = []
+    _, ended = start(counter(3, lambda t: calls.append(1), name="any three"))
+    for _ in range(4):
+        timer(0.01, lambda t: count_by_name("any three")).start()
+    assert ended.wait(PATIENCE)
+    assert calls == [1]
+
+
+def test_counting_by_name_and_by_hand_at_once() -> None:
+    for _ in range(50):
+        tasks = [counter(10, name="many") for _ in range(4)]
+        ends = [start(task)[1] for task in tasks]
+        reached: list[int] = []
+
+        def by_name(reached: Any = reached) -> None:
+            reached.extend(count_by_name("many") for _ in range(30))
+
+        def by_hand(tasks: Any = tasks) -> None:
+            for _ in range(10):
+                tasks[3].count()
+
+        threads = [threading.Thread(target=f) for f in (by_name, by_hand)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert all(end.wait(PATIENCE) for end in ends)
+        assert sum(reached) == 3
+
+
+@pytest.mark.parametrize("n", [-1, 1.5, True, "3", None])
+def test_no_number(n: Any) -> None:
+    task = counter(1, name="one")
+    with pytest.raises(ConfigError, match=r"count\(.*whole number from 0 on"):
+        task.count(n)
+    with pytest.raises(ConfigError, match=r"count_by_name\(.*whole number from 0 on"):
+        count_by_name("one", n)
+    assert count_by_name("one") == 1
 
 
 def test_a_cancelled_series_ends_its_names() -> None:
@@ -189,3 +253,32 @@ def test_mailbox_of_a_cancelled_request() -> None:
 
     assert closed_by(process) == b""
     assert not box.send(1)
+
+
+def test_mailboxes_by_name() -> None:
+    boxes: list[MailboxTask[Any]] = [mailbox(name="box") for _ in range(5)]
+    other: MailboxTask[Any] = mailbox(name="another")
+    ends = [start(box)[1] for box in boxes[:4]]
+    assert send_by_name("box", "to none", max=0) == 0
+    assert send_by_name("box", "to two", 2) == 2
+    assert [box.completed for box in boxes] == [True, True, False, False, False]
+    assert boxes[2].send("by hand")
+    assert send_by_name("box", "to all") == 2, "begun or not"
+    run(boxes[4])
+    assert all(end.wait(PATIENCE) for end in ends)
+    assert [box.result for box in boxes] == ["to two", "to two", "by hand", "to all", "to all"]
+    assert send_by_name("box", "late") == 0, "a name ends with its mailbox"
+    assert not other.completed
+    other.fail(ValueError("a fault"))
+    assert send_by_name("another", "late") == 0
+    with pytest.raises(ConfigError, match=r"max=-1: expected a whole number from 0 on"):
+        send_by_name("box", "wrong", -1)
+
+
+def test_a_cancelled_series_ends_the_names_of_mailboxes() -> None:
+    first: MailboxTask[Any] = mailbox(name="first")
+    second: MailboxTask[Any] = mailbox(name="second")
+    series, ended = start(first, second)
+    series.cancel()
+    assert ended.wait(PATIENCE)
+    assert send_by_name("first", 1) == send_by_name("second", 1) == 0

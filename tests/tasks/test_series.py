@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from protoserve import SeriesWork, SubTask, UsageError
+from protoserve import SeriesWork, SubTask, UsageError, series_of
 
 PATIENCE = 10.0
 
@@ -446,3 +446,12 @@ def test_a_long_series_takes_no_memory() -> None:
         tracemalloc.stop()
     assert series.finished
     assert peak - before < 100_000
+
+
+def test_series_of() -> None:
+    """The article's way to say ``task.series``."""
+    task = Pending()
+    with pytest.raises(UsageError, match="in no series yet"):
+        series_of(task)
+    series = SeriesWork(task)
+    assert series_of(task) is series

@@ -137,6 +137,20 @@ def test_names() -> None:
     assert other_ended.wait(PATIENCE)
 
 
+def test_at_most_so_many_of_a_name() -> None:
+    tasks = [timer(60, name="some") for _ in range(5)]
+    ends = [start(task)[1] for task in tasks]
+    tasks[1].cancel()
+    assert cancel_by_name("some", 0) == 0
+    assert cancel_by_name("some", 2) == 2
+    assert [task.canceled for task in tasks] == [True, True, True, False, False]
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(ConfigError, match=r"max=.*whole number from 0 on, or None for all"):
+            cancel_by_name("some", wrong)  # type: ignore[arg-type]
+    assert cancel_by_name("some", max=None) == 2
+    assert all(end.wait(PATIENCE) for end in ends)
+
+
 def test_a_name_ends_with_its_timer() -> None:
     run(timer(0, name="gone"))
     assert cancel_by_name("gone") == 0
