@@ -1,6 +1,7 @@
 """The hooks that a plugin may implement, each with its contract.
 
-A plugin is a module (or object) named by an entry point of the group ``protoserve``.
+A plugin is a module (or object) named by an entry point of the group ``protoserve``; what
+has just one protocol may name its ``ProtocolSpec`` there instead.
 Hooks run at start-up only, never on the way of a request.
 """
 
@@ -33,6 +34,10 @@ def protoserve_register_protocols(register: Callable[[ProtocolSpec[Any, Any]], N
     :class:`~protoserve.errors.PluginError` for a name that this plugin has registered
     already or when the hook has returned. A plugin is registered as a whole: if one
     protocol is refused, here or because another plugin has its name, none is used.
+
+    A plugin that registers nothing is listed as failed. One that has a single protocol may
+    do without this hook: an entry point that names the ``ProtocolSpec`` itself, as
+    ``module:OBJECT``, is enough.
 
     Name the entry point after the protocol: then the plugin is imported only when that
     protocol is asked for, and has that name before plugins of other names.

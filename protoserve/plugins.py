@@ -10,11 +10,13 @@ import importlib
 import logging
 import os
 import re
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
+from types import ModuleType
 from typing import Any, Final, Literal
 
 import pluggy
@@ -34,7 +36,7 @@ API_VERSION_ATTRIBUTE: Final = "PROTOSERVE_API_VERSION"
 _ENTRY_POINTS: Final = "entry_points.txt"
 
 _PASSING: Final = (
-    "<frozen ",
+    "<",  # code that is no file: frozen modules, the methods that dataclasses generate
     *(os.path.dirname(path) + os.sep for path in (importlib.__file__, pluggy.__file__, __file__)),
 )
 """Where a fault may pass through, and a reader does not look for it."""
@@ -50,12 +52,14 @@ class InstalledPlugin:
     version: str
     """The distribution's version."""
     entry_point: str
-    """The module, or ``module:object``, that the entry point names."""
+    """The module, or ``module:object``, that the entry point names: a plugin, or simply a
+    ``ProtocolSpec``."""
     protocols: tuple[str, ...]
     """The names under which its protocols are served; none when it failed."""
     status: Literal["ok", "failed"]
     reason: str
-    """Why it failed, in one line; empty otherwise."""
+    """Why it cannot be used, in one line; empty otherwise. A plugin that registers nothing
+    has failed, too."""
 
 
 def load_protocol(name: str) -> ProtocolSpec[Any, Any]:
@@ -261,12 +265,19 @@ def _load(entry: _Entry) -> None:
             entry.fail(f"its entry point {entry.point.value!r} is not module or module:object")
             return
         plugin = entry.point.load()
-        built_for = getattr(plugin, API_VERSION_ATTRIBUTE, API_VERSION)
+        # Of an object, a spec for example, its module may say it.
+        module = sys.modules.get(entry.point.module)
+        built_for = getattr(module, API_VERSION_ATTRIBUTE, API_VERSION)
+        built_for = getattr(plugin, API_VERSION_ATTRIBUTE, built_for)
         if built_for != API_VERSION:
             entry.fail(
                 f"built for version {built_for!r} of the plugin API; "
                 f"this protoserve has version {API_VERSION}"
             )
+            return
+        if isinstance(plugin, ProtocolSpec):
+            entry.specs = (plugin,)
+            entry.loaded = True
             return
         step = "checking its hooks"
         # A manager for each: nothing that one plugin leaves in it can reach another.
@@ -276,7 +287,10 @@ def _load(entry: _Entry) -> None:
         manager.check_pending()
         hook = manager.hook.protoserve_register_protocols
         if not hook.get_hookimpls():
-            entry.fail(f"it has no {hook.name} that is marked with protoserve.hookimpl")
+            entry.fail(
+                f"{_kind(plugin)} {entry.point.value!r} has no {hook.name} that is marked with "
+                "protoserve.hookimpl, and is no ProtocolSpec"
+            )
             return
         step = hook.name
         register = _Registration()
@@ -292,6 +306,12 @@ def _load(entry: _Entry) -> None:
     else:
         entry.specs = tuple(register.specs.values())
         entry.loaded = True
+        if not entry.specs:
+            entry.fail("it registered no protocol: call register(spec) in its hook")
+
+
+def _kind(plugin: object) -> str:
+    return "module" if isinstance(plugin, ModuleType) else type(plugin).__name__
 
 
 class _Registration:

@@ -55,10 +55,15 @@ NeedData: TypeAlias = Literal[_NeedData.NEED_DATA]
 class Feedback:
     """An interim answer while a request is still arriving, such as ``100 Continue``.
 
-    It is sent in its place in the order of replies.
+    It is sent in its place in the order of replies. Raises ``TypeError`` for data that is
+    not bytes.
     """
 
     data: bytes
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, (bytes, bytearray, memoryview)):
+            raise TypeError(f"the data of Feedback is bytes, not {type(self.data).__name__}")
 
 
 class MessageParser(ABC, Generic[REQ_co]):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from line_service import LineParser
 
-from protoserve import SERVER_PARAMS_DEFAULT, ConfigError, ProtocolSpec, ServerParams
+from protoserve import SERVER_PARAMS_DEFAULT, ConfigError, Feedback, ProtocolSpec, ServerParams
 
 TIMEOUTS = [f.name for f in dataclasses.fields(ServerParams) if f.name.endswith("_timeout")]
 COUNTS = [f.name for f in dataclasses.fields(ServerParams) if not f.name.endswith("_timeout")]
@@ -147,3 +147,11 @@ def test_params_of_a_protocol() -> None:
 def test_a_spec_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec().name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("data", ["text", None, [b"bytes"], 5])
+def test_feedback_is_bytes(data: Any) -> None:
+    with pytest.raises(TypeError, match=f"data of Feedback is bytes, not {type(data).__name__}"):
+        Feedback(data)
+    for good in (b"", bytearray(b"x"), memoryview(b"x")):
+        assert Feedback(good).data is good  # type: ignore[arg-type]

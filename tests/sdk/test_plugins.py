@@ -131,7 +131,16 @@ BROKEN = {
     ),
     "misspelt argument": (HOOK + "(registrar): ...", "{'registrar'}"),
     "forgotten mark": ("def protoserve_register_protocols(register): ...", "marked with"),
-    "empty": ("", "it has no protoserve_register_protocols"),
+    "empty": ("", "has no protoserve_register_protocols that is marked"),
+    "registers nothing": (HOOK + "(register): pass", "it registered no protocol: call register"),
+    "forgets to register": (
+        SPEC + HOOK + "(register):\n  for spec in (): register(spec)",
+        "it registered no protocol",
+    ),
+    "an invalid setting": (
+        "from protoserve import ServerParams\nx = 1\nparams = ServerParams(backlog=0)",
+        "backlog=0: expected at least 1 (",
+    ),
     "newer API": (
         "PROTOSERVE_API_VERSION = 2\n" + HOOK + "(register): ...",
         "built for version 2 of the plugin API; this protoserve has version 1",
@@ -222,6 +231,55 @@ def test_where_a_plugin_failed_is_said(site: Site) -> None:
     assert reason.endswith(f"raised ValueError: why ({site.folder / module}.py:3)")
 
 
+CODE_OF_NO_FILE = {
+    "a dataclass": "from protoserve import ServerParams\n\nServerParams(backlog=0)",
+    "its own dataclass": (
+        "from dataclasses import dataclass\n@dataclass\nclass D:\n  x: int\n"
+        "  def __post_init__(self): raise ValueError\nD(1)"
+    ),
+    "exec": "x = 1\n\nexec('1 / 0')",
+}
+
+
+@pytest.mark.parametrize("kind", CODE_OF_NO_FILE)
+def test_where_a_plugin_failed_is_a_file(site: Site, kind: str) -> None:
+    """Not ``<string>:13``, the ``__init__`` that dataclasses generate."""
+    module = site.install("broken-one", "broken", CODE_OF_NO_FILE[kind])
+    reason = only(site.registry(), "broken-one").reason
+    line = 5 if kind == "its own dataclass" else 3
+    assert reason.endswith(f"({site.folder / module}.py:{line})")
+
+
+def test_an_entry_point_that_names_the_spec_itself(site: Site) -> None:
+    spec = "from protoserve import ProtocolSpec\n"
+    spec += (
+        "SPEC = ProtocolSpec(name='line', message_in=list, message_out=bytes, response=bytes)\n"
+    )
+    module = site.module(spec)
+    site.distribution("short", f"[protoserve]\nline = {module}:SPEC\n")
+    newer = site.module(spec + "PROTOSERVE_API_VERSION = 2\n")
+    site.distribution("newer", f"[protoserve]\nother = {newer}:SPEC\n")
+    registry = site.registry()
+    assert registry.load_protocol("line") is sys.modules[module].SPEC
+    assert only(registry, "short") == InstalledPlugin(
+        "line", "short", "1.0", f"{module}:SPEC", ("line",), "ok", ""
+    )
+    assert "built for version 2 of the plugin API" in only(registry, "newer").reason
+
+
+def test_an_entry_point_that_names_some_object(site: Site) -> None:
+    module = site.module("from pathlib import Path\npath = Path()\nclass Parser: ...")
+    site.distribution("one", f"[protoserve]\none = {module}:path.parts\n")
+    site.distribution("two", f"[protoserve]\ntwo = {module}:Parser\n")
+    for name, what in (
+        ("one", f"tuple '{module}:path.parts'"),
+        ("two", f"type '{module}:Parser'"),
+    ):
+        reason = only(site.registry(), name).reason
+        assert reason.startswith(f"{what} has no protoserve_register_protocols")
+        assert reason.endswith("and is no ProtocolSpec")
+
+
 def test_an_interrupt_is_no_failure_of_the_plugin(site: Site) -> None:
     module = site.module("raise KeyboardInterrupt")
     site.distribution("slow", f"[protoserve]\nline = {module}\n")
@@ -234,7 +292,8 @@ def test_an_interrupt_is_no_failure_of_the_plugin(site: Site) -> None:
 
 
 def test_registering_after_the_hook_is_refused(site: Site) -> None:
-    module = site.install("late", "late", HOOK + "(register):\n  global later\n  later = register")
+    source = SPEC + HOOK + "(register):\n  global later\n  later = register\n  register(spec)"
+    module = site.install("late", "late", source)
     registry = site.registry()
     assert only(registry, "late").status == "ok"
     with pytest.raises(PluginError, match="after the hook had returned"):
