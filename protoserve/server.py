@@ -20,7 +20,7 @@ from protoserve.events import CloseReason, ListenerStarted, ListenerStopped
 from protoserve.kernel.connection import CommConnection
 from protoserve.kernel.listener import UNIX_PREFIX, Listener, adopt_listener, open_listener
 from protoserve.kernel.scheduler import CommScheduler, get_scheduler
-from protoserve.kernel.session import CommService, CommSession
+from protoserve.kernel.session import CommService
 from protoserve.log import logger
 from protoserve.params import ServerParams
 from protoserve.protocol import REQ, RESP, MessageParser, ProtocolSpec
@@ -590,9 +590,10 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
         """The parser of a new connection."""
         return self.spec.message_in(self.params)
 
-    def new_session(self, seq: int, conn: CommConnection) -> CommSession:
-        """The task of a complete request, the ``seq``-th of ``conn``. Called on a handler
-        thread; must not block. Override it to change ``keep_alive`` and the like."""
+    def new_session(self, seq: int, conn: CommConnection) -> WFServerTask[REQ, RESP]:
+        """The task of a complete request, the ``seq``-th of ``conn``: what ``process`` is
+        called with. Called on a handler thread; must not block. Override it to change
+        ``keep_alive`` and the like."""
         return self._task_class(self, self.process, seq, conn)
 
     def new_connection(

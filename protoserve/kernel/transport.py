@@ -36,7 +36,9 @@ class Transport(Protocol):
     sendmsg: Callable[[Iterable[Buffer]], int]
     """The same for several buffers (at most ``IOV_MAX``)."""
 
-    def fileno(self) -> int: ...
+    def fileno(self) -> int:
+        """The descriptor that the poller watches."""
+
     def peer_gone(self) -> bool:
         """Whether nothing that is sent could arrive any more. Must not block."""
 
@@ -47,7 +49,9 @@ class Transport(Protocol):
     def shutdown_write(self) -> None:
         """Tell the peer that no more will be sent."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close it; what was taken by ``send`` still goes out."""
+
     def abort(self) -> None:
         """Close without a trace: the peer sees a reset where there is such a thing."""
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from protoserve import MessageOut, ProtocolSpec, ServerParams, WFServer, WFServerTask
+from protoserve import (
+    CommConnection,
+    MessageOut,
+    ProtocolSpec,
+    ServerParams,
+    WFServer,
+    WFServerTask,
+)
 from protoserve_http.messages import SENT_PIECES, SENT_WHOLE, HttpRequest, HttpResponse
 from protoserve_http.parser import HttpRequestParser
 from protoserve_http.serialiser import (
@@ -147,3 +154,7 @@ class WFHttpServer(WFServer[HttpRequest, HttpResponse]):
         params: ServerParams | None = None,
     ) -> None:
         super().__init__(HTTP_SPEC, process, params)
+
+    def new_session(self, seq: int, conn: CommConnection) -> HttpServerTask:
+        """See ``WFServer``."""
+        return HttpServerTask(self, self.process, seq, conn)

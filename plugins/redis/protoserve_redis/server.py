@@ -6,7 +6,14 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Final, TypeAlias
 
-from protoserve import MessageOut, ProtocolSpec, ServerParams, WFServer, WFServerTask
+from protoserve import (
+    CommConnection,
+    MessageOut,
+    ProtocolSpec,
+    ServerParams,
+    WFServer,
+    WFServerTask,
+)
 from protoserve_redis.messages import RedisRequest, RedisResponse
 from protoserve_redis.parser import RedisParser
 from protoserve_redis.serialiser import message_out
@@ -84,6 +91,10 @@ class WFRedisServer(WFServer[RedisRequest, RedisResponse]):
         params: ServerParams | None = None,
     ) -> None:
         super().__init__(REDIS_SPEC, process, params)
+
+    def new_session(self, seq: int, conn: CommConnection) -> RedisServerTask:
+        """See ``WFServer``."""
+        return RedisServerTask(self, self.process, seq, conn)
 
     def new_parser(self) -> RedisParser:
         """The parser of a new connection."""
