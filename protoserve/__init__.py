@@ -13,10 +13,12 @@ from protoserve.errors import (
     UsageError,
 )
 from protoserve.hookspecs import hookimpl
+from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.connection import CommConnection
 from protoserve.kernel.scheduler import CommScheduler, get_scheduler
 from protoserve.kernel.session import CommService, CommSession, TaskState
 from protoserve.kernel.subtask import SubTask
+from protoserve.kernel.transport import Transport
 from protoserve.params import SERVER_PARAMS_DEFAULT, ServerParams
 from protoserve.plugins import InstalledPlugin, installed_plugins, load_protocol
 from protoserve.protocol import (
@@ -61,6 +63,7 @@ __all__ = [
     "CommScheduler",
     "CommService",
     "CommSession",
+    "Communicator",
     "ConditionalTask",
     "ConfigError",
     "CoroutineTask",
@@ -93,6 +96,7 @@ __all__ = [
     "SubTask",
     "TaskState",
     "TimerTask",
+    "Transport",
     "UsageError",
     "WFNetworkTask",
     "WFServer",

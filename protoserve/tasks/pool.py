@@ -104,7 +104,7 @@ class ResourcePool(Generic[T]):
             self._free.append(resource)
         self._match()
 
-    def run(self, create: Callable[[T], SubTask]) -> SubTask:
+    def run(self, create: Callable[[T], SubTask]) -> ResourceTask[T]:
         """A task that takes a resource, runs ``create(resource)``, a task, and gives the
         resource back however that ends. Its own result is the resource; what the inner task
         ends with is for that one's callback."""

@@ -1,0 +1,162 @@
+"""``mypy --strict`` agrees with what authors write: the files of this folder and
+``examples/line_plugin`` are checked as a user's own, against the installed package."""
+
+from __future__ import annotations
+
+import ast
+import enum
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+import textwrap
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+HERE = Path(__file__).parent
+LINE_PLUGIN = HERE.parent.parent / "examples" / "line_plugin"
+FILES = sorted(HERE.glob("own_*.py"))
+
+Mypy = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def mypy(tmp_path_factory: pytest.TempPathFactory) -> Mypy:
+    cache = tmp_path_factory.mktemp("mypy")  # shared: the package is read once
+
+    def run(*paths: Path | str, cwd: Path) -> tuple[int, str]:
+        done = subprocess.run(
+            # No settings but --strict: not those of this project.
+            [sys.executable, "-m", "mypy", "--strict", "--config-file=",
+             "--cache-dir", cache, *paths],
+            cwd=cwd, capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+def test_subclasses_and_applications(mypy: Mypy, tmp_path: Path) -> None:
+    assert mypy(*FILES, cwd=tmp_path) == (
+        0,
+        f"Success: no issues found in {len(FILES)} source files\n",
+    )
+
+
+def test_the_example_of_a_plugin(mypy: Mypy) -> None:
+    code, text = mypy("line_protocol", "shout.py", cwd=LINE_PLUGIN)
+    assert (code, text) == (0, "Success: no issues found in 3 source files\n")
+
+
+WRONG = {
+    "a session that process cannot get": (
+        """
+        from protoserve import CommConnection, CommSession
+        from protoserve_http import WFHttpServer
+        class Server(WFHttpServer):
+            def new_session(self, seq: int, conn: CommConnection) -> CommSession:
+                raise NotImplementedError
+        """,
+        'incompatible with return type "HttpServerTask"',
+    ),
+    "a handler of another protocol": (
+        """
+        from protoserve_http import WFHttpServer
+        from protoserve_redis import WFRedisTask
+        def process(task: WFRedisTask) -> None: ...
+        WFHttpServer(process)
+        """,
+        'has incompatible type "Callable[[RedisServerTask], None]"',
+    ),
+    "a result of another type": (
+        """
+        from protoserve import go
+        async def work() -> None:
+            text: str = await go(len, "word")
+        """,
+        'expected "Callable[..., str]"',
+    ),
+}
+
+
+def test_what_is_wrong_is_found(mypy: Mypy, tmp_path: Path) -> None:
+    for number, (source, _) in enumerate(WRONG.values()):
+        (tmp_path / f"wrong_{number}.py").write_text(textwrap.dedent(source))
+    code, text = mypy(".", cwd=tmp_path)
+    assert code == 1
+    lines = text.splitlines()
+    for number, (kind, (_, message)) in enumerate(WRONG.items()):
+        assert any(f"wrong_{number}.py" in line and message in line for line in lines), kind
+    assert {line.partition(":")[0] for line in lines if ": error: " in line} == {
+        f"wrong_{number}.py" for number in range(len(WRONG))
+    }
+
+
+def bases() -> set[str]:
+    """The names of the classes that the files subclass."""
+    found = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                for base in node.bases:
+                    found.add(ast.unparse(base).partition("[")[0])
+    return found
+
+
+def test_a_subclass_of_each_public_class_is_among_them() -> None:
+    protoserve = importlib.import_module("protoserve")
+    classes = {
+        name
+        for name in protoserve.__all__
+        if inspect.isclass(cls := getattr(protoserve, name)) and not issubclass(cls, enum.Enum)
+    }
+    assert classes - bases() == set()
+
+
+# In what a user gets or passes on, and does not call or make.
+INTERNAL = {
+    "Engine",  # the scheduler's dealings with what drives pollers
+    "Poller",  # the communicator is made with one
+    "Stream",  # the communicator's dealings with replies in pieces
+    "HeaderBlock",  # requests are made by their parser
+}
+
+
+@pytest.mark.parametrize("package", ["protoserve", "protoserve_http", "protoserve_redis"])
+def test_what_stands_in_public_signatures_is_public(package: str) -> None:
+    module = importlib.import_module(package)
+    public = {*module.__all__, *importlib.import_module("protoserve").__all__, *INTERNAL}
+    public |= set(vars(importlib.import_module("protoserve.events")))
+    hidden: dict[str, set[str]] = {}
+    for name in module.__all__:
+        item = getattr(module, name)
+        functions = [item]
+        if inspect.isclass(item):
+            members = inspect.getmembers(item)
+            functions = [
+                getattr(member, "fget", None) or member
+                for attribute, member in members
+                if not attribute.startswith("_") or attribute == "__init__"
+            ]
+        for function in functions:
+            if not inspect.isfunction(function):
+                continue
+            for annotation in function.__annotations__.values():
+                for word in re.findall(r"\w+", str(annotation)):
+                    found = function.__globals__.get(word)
+                    source = inspect.getsource(inspect.getmodule(function) or module)
+                    ours = getattr(found, "__module__", "").startswith("protoserve") or (
+                        # Imported for the checker only.
+                        found is None
+                        and re.search(rf"^    from protoserve.* import {word}$", source, re.M)
+                    )
+                    private = isinstance(found, typing.TypeVar) or word.startswith("_")
+                    if ours and not private and word not in public:
+                        hidden.setdefault(word, set()).add(f"{name}.{function.__name__}")
+    assert not hidden
