@@ -1,13 +1,14 @@
 """The command ``protoserve``: run a server, list the plugins.
 
-Exit codes: 0 for a clean end, 2 for a request that makes no sense (options, protocol,
-application), 3 when the server could not start.
+Exit codes: 0 for a clean end, 1 when the output cannot be written, 2 for a request that
+makes no sense (options, protocol, application), 3 when the server could not start.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import functools
 import importlib
@@ -17,7 +18,9 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields
 from importlib import metadata
@@ -25,12 +28,14 @@ from types import ModuleType
 from typing import Any, Final, get_args, get_type_hints
 
 from protoserve.errors import BindError, ConfigError, PluginError
-from protoserve.events import Event, RequestFinished
+from protoserve.events import Event, ListenerStopped, RequestFinished
 from protoserve.params import ServerParams
 from protoserve.plugins import describe, installed_plugins, load_protocol
+from protoserve.protocol import ProtocolSpec
 from protoserve.server import WFServer
 
 CLEAN: Final = 0
+UNWRITABLE: Final = 1
 USAGE: Final = 2
 NOT_STARTED: Final = 3
 # The shell's convention for programs that a signal ended.
@@ -42,6 +47,10 @@ DEFAULT_BIND: Final = "127.0.0.1:8888"
 
 _BIND_FORMS: Final = "HOST:PORT, [IPV6]:PORT, PORT (every IPv4 interface) or unix:/path"
 
+_EVERY: Final = {"0.0.0.0": "every IPv4 interface", "::": "every IPv6 interface"}
+
+_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
 logger = logging.getLogger("protoserve")
 _access_logger = logging.getLogger("protoserve.access")
 
@@ -52,7 +61,7 @@ _PARAMETERS: Final = {
     "receive_rate": "bytes of a request for which its deadline grows by a second",
     "keep_alive_timeout": "how long an idle connection stays; 0 closes after each reply",
     "send_timeout": "deadline of one whole reply",
-    "ssl_accept_timeout": "deadline of the TLS handshake",
+    "ssl_accept_timeout": "deadline of the TLS handshake; this version serves no TLS",
     "shutdown_timeout": "how long running work may go on at the stop",
     "request_size_limit": "bytes of one request",
     "max_pipelined": "requests that may wait on one connection",
@@ -77,37 +86,105 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises ``SystemExit`` where argparse does: for ``--help``, ``--version`` and options
     that cannot be parsed. Main thread only, because of signals.
     """
-    args = _parser().parse_args(argv)
+    try:
+        args = _parser().parse_args(argv)
+        with _Logging(args.log_level) as args.logging:
+            return _command(args)
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            _say()
+
+
+def _command(args: argparse.Namespace) -> int:
     command: Callable[[argparse.Namespace], int] = args.command
-    with _logging(args.log_level):
-        try:
-            return command(args)
-        except _CommandError as error:
+    try:
+        return command(args)
+    except _CommandError as error:
+        with contextlib.suppress(OSError):
             print(f"protoserve: {error}", file=sys.stderr)
-            return error.code
-        except KeyboardInterrupt:
-            return _INTERRUPTED
-        except BrokenPipeError:  # `protoserve plugins | head -1`
-            # What is still buffered has nowhere to go; Python would complain at its exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return _NO_READER
+        return error.code
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:  # `protoserve plugins | head -1`
+        return _NO_READER
+
+
+def _say(text: str = "") -> None:
+    """Write to standard output, at once. What it raises it raises once: from then on,
+    whatever is written there is dropped."""
+    try:
+        print(text, end="", flush=True)
+    except OSError:
+        # What is still buffered has nowhere to go; Python would complain at its exit.
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise
 
 
 # -- the command line ------------------------------------------------------------------
 
 
+# What other servers' commands call it, or what comes to mind.
+_OTHER_NAMES: Final = {
+    **dict.fromkeys(
+        ("--port", "-p", "--host", "-b", "--listen", "--address", "--addr"), "--bind HOST:PORT"
+    ),
+    **dict.fromkeys(("--uds", "--socket", "--unix"), "--bind unix:/path"),
+    **dict.fromkeys(
+        ("--keepalive", "--keep-alive", "--timeout-keep-alive"), "--keep-alive-timeout"
+    ),
+    **dict.fromkeys(
+        ("--graceful-timeout", "--timeout-graceful-shutdown", "--stop-timeout"),
+        "--shutdown-timeout",
+    ),
+    **dict.fromkeys(("--limit-concurrency", "--connections"), "--max-connections"),
+    **dict.fromkeys(("--max-body-size", "--max-request-body-size"), "--request-size-limit"),
+    **dict.fromkeys(("--threads", "--max-threads"), "--handler-threads"),
+    **dict.fromkeys(("--access-logfile", "--accesslog"), "--access-log"),
+    **dict.fromkeys(("--loglevel", "--log", "-l"), "--log-level"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """With a word about options that do not exist, and with positional arguments anywhere."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, rest = self.parse_known_args(args, namespace)
+        if unknown := [word for word in rest if word.startswith("-") and word != "-"]:
+            hint = parsed.parser.alternative(unknown[0], rest)
+            parsed.parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+        if rest and getattr(parsed, "application", "") is None:
+            # argparse takes an optional one only beside the one before it.
+            parsed.application = rest.pop(0)
+        if rest:
+            parsed.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        return parsed
+
+    def alternative(self, option: str, words: Sequence[str]) -> str:
+        """What may have been meant by an option that does not exist."""
+        name, _, value = option.partition("=")
+        meant = _OTHER_NAMES.get(name)
+        if meant is None or meant.split()[0] not in self._option_string_actions:
+            known = difflib.get_close_matches(name, self._option_string_actions, 1, 0.7)
+            return f"; did you mean {known[0]}?" if known else ""
+        following = words[words.index(option) + 1 : words.index(option) + 2]
+        value = value or "".join(following)
+        if name in ("--port", "-p") and value.isdecimal():
+            meant = f"--bind 127.0.0.1:{value}"
+        return f"; did you mean {meant}?"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="protoserve",
         description="Servers of any request/response protocol.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"protoserve {_version()}")
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
-        default="warning",
         help="what is logged to stderr (default: warning); debug has the tracebacks of "
         "plugins and applications that cannot be imported",
     )
@@ -121,32 +198,37 @@ def _parser() -> argparse.ArgumentParser:
         description="List the installed plugins, usable or not.",
     )
     plugins.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    plugins.set_defaults(command=_plugins)
+    plugins.set_defaults(command=_plugins, parser=plugins)
     return parser
 
 
-def _add_run(commands: Any, common: argparse.ArgumentParser) -> None:
+def _add_run(commands: Any, common: _Parser) -> None:
     run = commands.add_parser(
         "run",
         parents=[common],
         allow_abbrev=False,
-        usage="protoserve run [options] PROTOCOL MODULE:CALLABLE",
+        usage="protoserve run [options] PROTOCOL [MODULE:CALLABLE]",
         help="serve an application",
-        description="Serve MODULE:CALLABLE, which is called with the task of each request. "
+        description="Serve MODULE:CALLABLE, which is called with the task of each request; "
+        "without one, the protocol's demo where it has one. "
         "The current directory is on the import path. SIGINT and SIGTERM stop gracefully; "
         "a second one cuts that short.",
         epilog="exit codes: 0 clean end, 2 wrong use, 3 could not start",
     )
     run.add_argument("protocol", metavar="PROTOCOL", help="a name that `protoserve plugins` lists")
     run.add_argument(
-        "application", metavar="MODULE:CALLABLE", help="for example examples.http_echo:process"
+        "application",
+        nargs="?",
+        metavar="MODULE:CALLABLE",
+        help="for example my_site:process, of my_site.py in the current directory",
     )
     run.add_argument(
         "--bind",
         type=_bind,
-        default=_bind(DEFAULT_BIND),
+        action="append",
         metavar="ADDRESS",
-        help=f"{_BIND_FORMS}; port 0 picks a free one (default: {DEFAULT_BIND})",
+        help=f"{_BIND_FORMS}; port 0 picks a free one; may be given several times "
+        f"(default: {DEFAULT_BIND})",
     )
     run.add_argument(
         "--access-log", action="store_true", help="log one line to stderr for each request"
@@ -175,7 +257,7 @@ def _add_run(commands: Any, common: argparse.ArgumentParser) -> None:
             help=f"{_PARAMETERS[field.name]}{'; none for no limit' if optional else ''} "
             f"(default: {_shown(field.default, metavar)})",
         )
-    run.set_defaults(command=_run)
+    run.set_defaults(command=_run, parser=run)
 
 
 def _version() -> str:
@@ -197,6 +279,8 @@ def _bind(text: str) -> tuple[Any, ...]:
         if text == "unix:":
             raise argparse.ArgumentTypeError(f"{text!r}: the path is missing")
         return (text,)
+    if advice := _address_advice(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: {advice}")
     host, _, port = text.rpartition(":")
     if not (port.isascii() and port.isdecimal() and int(port) <= 65535):
         raise argparse.ArgumentTypeError(
@@ -209,6 +293,31 @@ def _bind(text: str) -> tuple[Any, ...]:
             f"{text!r}: an IPv6 address goes in brackets, for example [::1]:8888"
         )
     return (host, int(port)) if host else (int(port),)
+
+
+def _address_advice(text: str) -> str:
+    """What is to be done about an address in another notation; empty for none that is known."""
+    kind, colon, rest = text.partition(":")
+    kind = kind.lower()
+    if not colon:
+        if "/" in text:
+            return f"a Unix socket's path goes behind unix:, as in unix:{text}"
+        if text.isdecimal():
+            return ""
+        return f"the port is missing; expected HOST:PORT, for example {text or 'localhost'}:8888"
+    if kind.endswith("+unix"):
+        return f"leave the scheme out: unix:{rest}"
+    if kind == "udp":
+        return f"UDP is not served, only streams: {_BIND_FORMS}"
+    if kind == "fd":
+        return (
+            "a socket that is open already is served from Python, with serve(descriptor); "
+            f"here it is {_BIND_FORMS}"
+        )
+    if kind == "tcp" or rest.startswith("//"):
+        place = rest.removeprefix("//").rstrip("/")
+        return f"leave the scheme out: {place}" if place else f"expected {_BIND_FORMS}"
+    return ""
 
 
 def _optional(read: Callable[[str], Any], text: str) -> Any:
@@ -248,31 +357,172 @@ def _size(text: str) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    spec = _load_protocol(args.protocol, args.application)
+    changes = _changes(args)
+    application = args.application
+    if application is None:
+        application = spec.demo
+        if application is None:
+            raise _CommandError(
+                USAGE,
+                f"MODULE:CALLABLE is missing, and {spec.name} has no demo; "
+                f"for example: protoserve run {spec.name} my_app:process",
+            )
+        with contextlib.suppress(OSError):
+            print(
+                f"protoserve: without an application it serves the demo, {application}",
+                file=sys.stderr,
+            )
+    process = _load_application(application)
+    args.logging.leave_to_application()
+    with contextlib.ExitStack() as running:
+        servers: list[WFServer[Any, Any]] = []
+        try:
+            params = spec.params.replace(**changes)
+            for where in args.bind or [_bind(DEFAULT_BIND)]:
+                make = spec.server
+                server = WFServer(spec, process, params) if make is None else make(process, params)
+                if args.access_log:
+                    _access_logger.setLevel(logging.INFO)
+                    server.subscribe(_log_access)
+                servers.append(running.enter_context(server.start(*where)))
+        except ConfigError as error:
+            raise _CommandError(USAGE, str(error)) from error
+        except BindError as error:
+            raise _CommandError(NOT_STARTED, error.strerror or str(error)) from error
+        except Exception as error:  # out of descriptors or threads, for example
+            logger.debug("the server could not start", exc_info=True)
+            raise _CommandError(NOT_STARTED, f"could not start: {describe(error)}") from error
+        ready = functools.partial(_announce, servers)
+        if len(servers) == 1:
+            servers[0].wait_for_signal(_STOP_SIGNALS, ready=ready)
+        else:
+            _wait_together(servers, ready)
+    return CLEAN
+
+
+def _load_protocol(name: str, application: str | None) -> ProtocolSpec[Any, Any]:
+    if ":" in name:
+        meant = name
+        if application is None:
+            application, name = name, "http"
+        elif ":" not in application:
+            application, name = name, application
+        else:
+            raise _CommandError(USAGE, f"{name!r}: expected the name of a protocol")
+        raise _CommandError(
+            USAGE,
+            f"{meant!r} is no protocol; did you mean: protoserve run {name} {application}",
+        )
     with _stdout_is_ours():
         try:
-            spec = load_protocol(args.protocol)
+            return load_protocol(name)
         except PluginError as error:
-            raise _CommandError(USAGE, str(error)) from error
-    process = _load_application(args.application)
+            plugins = installed_plugins()
+            hint = ""
+            if name not in {plugin.name for plugin in plugins}:
+                hint = _other_protocol(name, [p for plugin in plugins for p in plugin.protocols])
+            raise _CommandError(USAGE, f"{error}{hint}") from error
+
+
+def _other_protocol(name: str, installed: Sequence[str]) -> str:
+    """Which protocol may have been meant by one that is not installed."""
+    for protocol in installed:
+        if load_protocol(protocol).url_scheme_tls == name:
+            return f"; did you mean {protocol}? This version serves no TLS"
+    close = difflib.get_close_matches(name.lower(), installed, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
+    """The parameters that were given. What is wrong with one is said in the words of the
+    command line."""
     given = {f.name: getattr(args, f.name) for f in fields(ServerParams) if f.name in args}
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
+        try:
+            ServerParams(**{name: value})
+        except ConfigError as error:
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            message = str(error).replace(f"{name}={value!r}", f"{option} {shown}")
+            raise _CommandError(USAGE, message.replace("None", "none")) from error
+        if name == "ssl_accept_timeout":
+            raise _CommandError(
+                USAGE, f"{option}: this version serves no TLS, whose handshake it would limit"
+            )
+    return given
+
+
+def _announce(servers: Sequence[WFServer[Any, Any]]) -> None:
+    """Say where the servers listen. They serve on when nobody can be told."""
+    places = [_place(server) for server in servers]
     try:
-        params = spec.params.replace(**given)
-        make = spec.server
-        server = WFServer(spec, process, params) if make is None else make(process, params)
-        if args.access_log:
-            _access_logger.setLevel(logging.INFO)
-            server.subscribe(_log_access)
-        server.start(*args.bind)
-    except ConfigError as error:
-        raise _CommandError(USAGE, str(error)) from error
-    except BindError as error:
-        raise _CommandError(NOT_STARTED, error.strerror or str(error)) from error
-    except Exception as error:  # out of descriptors or threads, for example
-        logger.debug("the server could not start", exc_info=True)
-        raise _CommandError(NOT_STARTED, f"could not start: {describe(error)}") from error
-    with server:
-        server.wait_for_signal(ready=lambda: print(f"listening on {server.url}", flush=True))
-    return CLEAN
+        _say("".join(f"listening on {place}\n" for place in places))
+    except (OSError, ValueError) as error:  # no reader, a full device; closed
+        logger.warning("listening on %s; cannot say so: %s", ", ".join(places), error)
+
+
+def _place(server: WFServer[Any, Any]) -> str:
+    """Where it listens: unlike ``url``, not only where a client on this machine finds it."""
+    address = server.address
+    host, port = address[:2] if isinstance(address, tuple) else ("", 0)
+    if host not in _EVERY:
+        return server.url
+    shown = f"[{host}]" if ":" in host else host
+    return f"{server.url_scheme}://{shown}:{port} ({_EVERY[host]})"
+
+
+def _wait_together(servers: Sequence[WFServer[Any, Any]], ready: Callable[[], object]) -> None:
+    """``wait_for_signal`` for several servers, which stop together: at the first signal, or
+    when one of them stops. The second signal cuts what is left of all."""
+    ended = threading.Event()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def wake(_: object = None) -> None:
+        with contextlib.suppress(OSError):  # full: it wakes anyway; closed: nobody waits
+            writer.send(b"\0")
+
+    def stopped(event: Event) -> None:
+        if isinstance(event, ListenerStopped):
+            wake()
+
+    def wait_for_all() -> None:
+        for server in servers:
+            server.wait_finish()
+        ended.set()
+        wake()
+
+    waiting = threading.Thread(target=wait_for_all, name="protoserve-stop", daemon=True)
+    with reader, writer:
+        # The number of a signal is written there, wherever and whenever it arrives.
+        descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        handlers = {
+            number: signal.signal(number, lambda *_: None)  # so that it arrives there
+            for number in _STOP_SIGNALS
+        }
+        try:
+            for server in servers:
+                server.subscribe(stopped)
+            ready()
+            if not any(server.stopping for server in servers):
+                while reader.recv(1)[0] not in (0, *_STOP_SIGNALS):
+                    pass
+            for server in servers:
+                server.shutdown()
+            waiting.start()
+            while not ended.is_set():
+                if reader.recv(1)[0] in _STOP_SIGNALS:
+                    for server in servers:
+                        server.cut()
+            waiting.join()
+        finally:
+            for server in servers:
+                server.unsubscribe(stopped)
+            for number, handler in handlers.items():
+                # None: a handler that was not installed from Python.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.set_wakeup_fd(descriptor)
 
 
 @contextlib.contextmanager
@@ -286,7 +536,7 @@ def _load_application(text: str) -> Callable[[Any], object]:
     name, _, attribute = text.partition(":")
     if not name or not attribute:
         raise _CommandError(
-            USAGE, f"{text!r}: expected MODULE:CALLABLE, for example examples.http_echo:process"
+            USAGE, f"{text!r}: expected MODULE:CALLABLE, for example my_site:process"
         )
     if name.endswith(".py") or os.sep in name:
         dotted = name.removesuffix(".py").strip("./").replace(os.sep, ".")
@@ -370,7 +620,7 @@ def _plugins(args: argparse.Namespace) -> int:
     with _stdout_is_ours():
         plugins = installed_plugins()
     if args.json:
-        print(json.dumps([asdict(plugin) for plugin in plugins], indent=2), flush=True)
+        _print(json.dumps([asdict(plugin) for plugin in plugins], indent=2))
         return CLEAN
     rows = [("PLUGIN", "DISTRIBUTION", "VERSION", "PROTOCOLS", "STATUS", "REASON")]
     rows += [
@@ -381,30 +631,63 @@ def _plugins(args: argparse.Namespace) -> int:
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     # A plugin's words may not be in the terminal's character set.
     encoding = sys.stdout.encoding or "utf-8"
-    text = "\n".join(lines).encode(encoding, "backslashreplace").decode(encoding)
-    print(text, flush=True)
+    _print("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))
     return CLEAN
+
+
+def _print(text: str) -> None:
+    try:
+        _say(f"{text}\n")
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError) as error:  # a full device, closed
+        raise _CommandError(UNWRITABLE, f"cannot write to standard output: {error}") from error
 
 
 # -- logging ---------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _logging(level: str) -> Iterator[None]:
-    """Sends what protoserve logs to stderr, whatever the application does with logging."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    before = logger.level, logger.propagate, _access_logger.level
-    logger.addHandler(handler)
-    logger.setLevel(level.upper())
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before[0])
-        logger.propagate = before[1]
-        _access_logger.setLevel(before[2])
+class _Logging:
+    """Sends what protoserve logs to stderr, unless the application sees to that itself.
+
+    ``level`` is what was asked for, if anything; then it holds whoever writes.
+    """
+
+    def __init__(self, level: str | None) -> None:
+        self._asked = level is not None
+        self._level = logging.getLevelName((level or "warning").upper())
+        self._handler = logging.StreamHandler()
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def __enter__(self) -> _Logging:
+        self._before = logger.level, logger.propagate, _access_logger.level
+        self._others = self._other_handlers()
+        logger.addHandler(self._handler)
+        logger.setLevel(self._level)
+        logger.propagate = False
+        return self
+
+    def leave_to_application(self) -> None:
+        """The application was imported: where it has set up logging, that is what holds."""
+        if self._asked:
+            logger.setLevel(self._level)
+        if self._other_handlers() == self._others:
+            return
+        logger.removeHandler(self._handler)
+        logger.propagate = True
+        if not self._asked and logger.level == self._level:
+            logger.setLevel(self._before[0])
+
+    def __exit__(self, *_: object) -> None:
+        logger.removeHandler(self._handler)
+        level, logger.propagate, access_level = self._before
+        logger.setLevel(level)
+        _access_logger.setLevel(access_level)
+
+    def _other_handlers(self) -> list[logging.Handler]:
+        """The handlers of others that would get what protoserve logs."""
+        handlers = [*logging.getLogger().handlers, *logger.handlers]
+        return [handler for handler in handlers if handler is not self._handler]
 
 
 def _log_access(event: Event) -> None:

@@ -154,6 +154,10 @@ class ProtocolSpec(Generic[REQ, RESP]):
     """Makes a server of a handler and parameters, for the command line; ``None`` for a plain
     ``WFServer``. For protocols that have a server class of their own."""
 
+    demo: str | None = None
+    """An application that shows the protocol, as ``module:callable``: what the command line
+    serves when it is given none. Imported only then."""
+
     params: ServerParams = field(default_factory=ServerParams)
     """The protocol's default parameters."""
 
@@ -182,5 +186,11 @@ class ProtocolSpec(Generic[REQ, RESP]):
                     f"protocol {self.name!r}: {what} must be callable, or None, "
                     f"not {type(value).__name__}"
                 )
+        if self.demo is not None and not (
+            isinstance(self.demo, str) and all(self.demo.partition(":"))
+        ):
+            raise ConfigError(
+                f"protocol {self.name!r}: demo={self.demo!r}: expected 'module:callable', or None"
+            )
         if not isinstance(self.params, ServerParams):
             raise ConfigError(f"protocol {self.name!r}: params must be a ServerParams")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
@@ -190,12 +192,328 @@ def test_the_access_log_has_a_line_for_each_request() -> None:
     assert " request 1: SUCCESS" in second
 
 
+def lines_of(program: subprocess.Popen[str], number: int) -> list[str]:
+    assert program.stdout is not None
+    return [program.stdout.readline().rstrip("\n") for _ in range(number)]
+
+
+def get(address: tuple[str, int], target: str = "/") -> bytes:
+    with socket.create_connection(address, timeout=20) as client:
+        client.sendall(f"GET {target} HTTP/1.0\r\n\r\n".encode())
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+@pytest.mark.parametrize(
+    ("bind", "shown"),
+    [
+        ("0", r"http://0\.0\.0\.0:(\d+) \(every IPv4 interface\)"),
+        (":0", r"http://0\.0\.0\.0:(\d+) \(every IPv4 interface\)"),
+        ("0.0.0.0:0", r"http://0\.0\.0\.0:(\d+) \(every IPv4 interface\)"),
+        ("[::]:0", r"http://\[::\]:(\d+) \(every IPv6 interface\)"),
+        ("127.0.0.1:0", r"http://127\.0\.0\.1:(\d+)"),
+    ],
+)
+def test_it_says_what_it_listens_on(bind: str, shown: str) -> None:
+    if bind.startswith("[") and not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    with running("http", ECHO, "--bind", bind) as program:
+        found = re.fullmatch(shown, url(program))
+        assert found
+        host = "::1" if bind.startswith("[") else "127.0.0.1"
+        assert get((host, int(found[1]))).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert end(program) == (0, "", "")
+
+
+SEVERAL = """
+import os, signal
+
+def process(task):
+    if task.req.path == "/stop":
+        task.server.shutdown()
+    if task.req.path == "/wait":
+        print("waiting", flush=True)
+        from protoserve import timer
+        task.series.push_back(timer(600))
+    task.resp.write(f"{os.getpid()} {task.req.path}\\n")
+"""
+
+
+@contextmanager
+def several(app: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], list[Any]]]:
+    """One application at three addresses, and where they are."""
+    app.write_text(SEVERAL)
+    path = app.parent / "socket"
+    binds = ("--bind", "127.0.0.1:0", "--bind", f"unix:{path}", "--bind", "127.0.0.1:0")
+    with running("http", "the_app:process", *binds, *options, cwd=app.parent) as program:
+        first, second, third = lines_of(program, 3)
+        assert second == f"listening on http+unix:{path}"
+        addresses = [("127.0.0.1", int(line.rpartition(":")[2])) for line in (first, third)]
+        yield program, addresses
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_several_addresses(number: int, app: Path) -> None:
+    with several(app) as (program, addresses):
+        for address in addresses:
+            assert get(address).endswith(f"{program.pid} /\n".encode())
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(20)
+            client.connect(str(app.parent / "socket"))
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert end(program, number) == (0, "", "")
+
+
+def test_several_addresses_and_a_signal_right_after_the_line(app: Path) -> None:
+    with several(app) as (program, _):
+        assert end(program) == (0, "", "")
+
+
+def test_several_addresses_stop_when_one_does(app: Path) -> None:
+    with several(app) as (program, addresses):
+        assert get(addresses[1], "/stop").endswith(b" /stop\n")
+        assert program.wait(30) == 0
+        assert not any(map(probe, addresses))
+
+
+def test_several_addresses_and_the_second_signal(app: Path) -> None:
+    with several(app, "--shutdown-timeout", "none") as (program, addresses):
+        with (
+            socket.create_connection(addresses[0], timeout=20) as one,
+            socket.create_connection(addresses[1], timeout=20) as two,
+        ):
+            for client in (one, two):
+                client.sendall(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert lines_of(program, 2) == ["waiting"] * 2
+            program.send_signal(signal.SIGTERM)
+            while any(map(probe, addresses)):
+                pass
+            assert program.poll() is None
+            code, _, err = end(program)
+        assert code == 0
+        assert len(re.findall(r"cut \d+ connections or requests", err)) == 2
+
+
+def test_of_several_addresses_one_is_taken(app: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    free = app.parent / "socket"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        binds = ("--bind", f"unix:{free}", "--bind", address)
+        message = refused(capsys, "http", ANYTHING, *binds, code=3)
+    assert message.startswith(f"cannot listen on {address}: ")
+    assert not free.exists(), "the one that had started has stopped"
+
+
+def test_the_application_may_stand_anywhere() -> None:
+    for words in (
+        ("http", "--bind", "127.0.0.1:0", ECHO),
+        ("--bind", "127.0.0.1:0", "http", "--backlog", "7", ECHO),
+    ):
+        args = cli._parser().parse_args(["run", *words])
+        assert (args.protocol, args.application) == ("http", ECHO)
+
+
+# -- the demo --------------------------------------------------------------------------
+
+
+def test_without_an_application_the_demo_is_served(tmp_path: Path) -> None:
+    with running("http", "--bind", "127.0.0.1:0", cwd=tmp_path) as program:
+        page = get(("127.0.0.1", port(program)), "/hello?<&>")
+        assert page.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"<p>GET /hello?&lt;&amp;&gt; HTTP/1.0</p>" in page
+        code, out, err = end(program)
+    assert (code, out) == (0, "")
+    assert err == (
+        "protoserve: without an application it serves the demo, protoserve_http.demo:process\n"
+    )
+
+
+def test_the_demo_by_its_name(tmp_path: Path) -> None:
+    arguments = ("http", "protoserve_http.demo:process", "--bind", "127.0.0.1:0")
+    with running(*arguments, cwd=tmp_path) as program:
+        assert b"<p>GET / HTTP/1.0</p>" in get(("127.0.0.1", port(program)))
+        assert end(program) == (0, "", "")
+
+
+def test_a_protocol_without_a_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "redis") == (
+        "MODULE:CALLABLE is missing, and redis has no demo; "
+        "for example: protoserve run redis my_app:process"
+    )
+
+
+# -- standard output that cannot be written to -----------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["no reader", "full", "closed", "the reader leaves"])
+def test_it_serves_on_when_it_cannot_say_so(kind: str, app: Path) -> None:
+    """Also when the application writes there, and at the end."""
+    app.write_text(
+        "def process(task):\n  print('x' * 100_000, flush=True)\n  task.resp.write('served')\n"
+    )
+    if kind == "full" and not os.path.exists("/dev/full"):
+        pytest.skip("no such device here")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        number = free.getsockname()[1]
+    if kind == "full":
+        reader, writer = os.open(os.devnull, os.O_RDONLY), os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, writer = os.pipe()
+    command = ["-m", "protoserve", "run", "http", "the_app:process", "--bind"]
+    command += [f"127.0.0.1:{number}"]
+    if kind == "closed":
+        source = "import os, sys; os.close(1); os.execv(sys.executable, sys.argv[1:])"
+        command = ["-c", source, sys.executable, *command]
+    if kind == "no reader":
+        os.close(reader)
+    program = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=app.parent,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    with program:
+        try:
+            if kind == "the reader leaves":
+                assert os.read(reader, 100).startswith(b"listening on ")
+            if kind != "no reader":
+                os.close(reader)
+            assert program.stderr is not None
+            if kind in ("no reader", "full"):
+                found = re.search("WARNING (.*)$", program.stderr.readline())
+                assert found
+                start = f"listening on http://127.0.0.1:{number}; cannot say so: "
+                assert found[1].startswith(start)
+            while not probe(("127.0.0.1", number)):
+                assert program.poll() is None, program.communicate()
+            reply = get(("127.0.0.1", number))
+            # What the application does with a reader that has left is its own affair.
+            assert kind == "the reader leaves" or reply.endswith(b"\r\n\r\nserved")
+            assert get(("127.0.0.1", number)).startswith(b"HTTP/1.1 ")
+            code, _, err = end(program)
+        finally:
+            program.kill()
+    assert code == 0, err
+    assert kind == "the reader leaves" or err == ""
+    assert "Exception ignored" not in err
+
+
+@pytest.mark.parametrize("arguments", [["plugins"], ["plugins", "--json"]])
+def test_a_full_device(arguments: list[str]) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no such device here")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "protoserve", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+        )
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"protoserve: cannot write to standard output: .*No space left.*\n", done.stderr
+    )
+
+
+# -- logging ---------------------------------------------------------------------------
+
+FAILS = """
+def process(task):
+    raise ValueError("a fault")
+"""
+
+
+def logged(app: Path, source: str, *options: str) -> str:
+    """What is on stderr after a handler has failed."""
+    app.write_text(source + FAILS)
+    bind = ("--bind", "127.0.0.1:0", "--access-log")
+    with running("http", "the_app:process", *bind, *options, cwd=app.parent) as program:
+        assert get(("127.0.0.1", port(program))).startswith(b"HTTP/1.1 500 ")
+        return end(program)[2]
+
+
+def test_without_a_set_up_of_the_application_s_the_command_s_holds(app: Path) -> None:
+    text = logged(app, "import logging\nlogging.getLogger('mine').warning('imported')\n")
+    assert re.search(r"^\d{4}-\d\d-\d\d .* ERROR .* failed$", text, re.MULTILINE)
+    assert text.count("ValueError: a fault") == 1
+    assert text.count(" request 0: ") == 1
+
+
+BASIC = "import logging\nlogging.basicConfig(format='MINE %(levelname)s %(name)s %(message)s')\n"
+OWN_HANDLER = """
+import logging, sys
+handler = logging.StreamHandler()
+handler.setFormatter(logging.Formatter("MINE %(levelname)s %(name)s %(message)s"))
+logging.getLogger("protoserve").addHandler(handler)
+"""
+DICT = """
+import logging.config
+logging.config.dictConfig({
+    "version": 1, "disable_existing_loggers": False,
+    "formatters": {"mine": {"format": "MINE %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"mine": {"class": "logging.StreamHandler", "formatter": "mine"}},
+    "root": {"handlers": ["mine"], "level": "WARNING"},
+})
+"""
+
+
+@pytest.mark.parametrize("source", [BASIC, OWN_HANDLER, DICT], ids=["basic", "handler", "dict"])
+def test_a_set_up_that_the_application_made_holds(source: str, app: Path) -> None:
+    text = logged(app, source)
+    assert text.count("MINE ERROR protoserve ") == 1
+    assert text.count("MINE INFO protoserve.access ") == 1
+    assert text.count("ValueError: a fault") == 1, "each is written once"
+    assert not re.search(r"^\d{4}-\d\d-\d\d ", text, re.MULTILINE)
+
+
+def test_a_level_that_the_application_set_holds(app: Path) -> None:
+    quiet = "logging.getLogger('protoserve').setLevel(logging.CRITICAL)\n"
+    assert "a fault" not in logged(app, BASIC + quiet)
+    assert "a fault" not in logged(app, "import logging\n" + quiet)
+    # What is asked for on the command line holds all the same.
+    assert "MINE ERROR protoserve " in logged(app, BASIC + quiet, "--log-level", "error")
+
+
+def test_the_set_up_is_undone(app: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, access = logging.getLogger("protoserve"), logging.getLogger("protoserve.access")
+
+    def state() -> object:
+        return log.level, log.propagate, [*log.handlers], access.level
+
+    before = state()
+    refused(capsys, "http", "no_such_app:process", "--log-level", "error")
+    assert state() == before
+
+
 # -- what cannot be served -------------------------------------------------------------
 
 
 def test_an_unknown_protocol_names_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, "htpp", ECHO)
     assert re.fullmatch(r"no protocol 'htpp' is installed; installed: .*\bhttp\b.*", message)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("htpp", ECHO), "; did you mean http?"),
+        (("HTTP", ECHO), "; did you mean http?"),
+        (("https", ECHO), "; did you mean http? This version serves no TLS"),
+        (("rediss", ECHO), "; did you mean redis? This version serves no TLS"),
+        (("smtp", ECHO), "redis"),
+        (("app:process",), "; did you mean: protoserve run http app:process"),
+        (("app:process", "redis"), "; did you mean: protoserve run redis app:process"),
+        (("app:process", "redis:x"), "'app:process': expected the name of a protocol"),
+    ],
+)
+def test_a_protocol_that_was_meant(
+    words: tuple[str, ...], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(capsys, *words).endswith(meant)
 
 
 def test_a_missing_module_says_where_it_looked(
@@ -326,7 +644,7 @@ def test_no_descriptor_to_start_with(
 )
 def test_addresses(text: str, start: tuple[object, ...]) -> None:
     args = cli._parser().parse_args(["run", "http", ECHO, "--bind", text])
-    assert args.bind == start
+    assert args.bind == [start]
 
 
 @pytest.mark.parametrize(
@@ -340,6 +658,16 @@ def test_addresses(text: str, start: tuple[object, ...]) -> None:
         ("[]:80", "in brackets"),
         ("[::1]80", "expected HOST:PORT"),
         ("unix:", "the path is missing"),
+        ("127.0.0.1", "the port is missing; expected HOST:PORT, for example 127.0.0.1:8888"),
+        ("http://127.0.0.1:8000", "leave the scheme out: 127.0.0.1:8000"),
+        ("http://127.0.0.1:8000/", "leave the scheme out: 127.0.0.1:8000"),
+        ("https://[::1]:8000", "leave the scheme out: [::1]:8000"),
+        ("tcp:localhost:8000", "leave the scheme out: localhost:8000"),
+        ("http+unix:/run/a", "leave the scheme out: unix:/run/a"),
+        ("/run/site.sock", "a Unix socket's path goes behind unix:, as in unix:/run/site.sock"),
+        ("udp:", "UDP is not served, only streams: HOST:PORT"),
+        ("udp:127.0.0.1:8000", "UDP is not served, only streams: HOST:PORT"),
+        ("fd:3", "from Python, with serve(descriptor); here it is HOST:PORT"),
     ],
 )
 def test_addresses_that_make_no_sense(
@@ -397,15 +725,55 @@ def test_values_that_cannot_be_read(
 @pytest.mark.parametrize(
     ("option", "text", "message"),
     [
-        ("--send-timeout", "-1", "send_timeout=-1.0: expected a finite number"),
-        ("--receive-timeout", "nan", "receive_timeout=nan: expected a finite number"),
-        ("--max-pipelined", "0", "max_pipelined=0: expected at least 1"),
+        ("--send-timeout", "-1", "--send-timeout -1: expected a finite number"),
+        ("--receive-timeout", "nan", "--receive-timeout nan: expected a finite number"),
+        ("--receive-timeout", "0", "--receive-timeout 0 would end every connection at once; give"),
+        ("--shutdown-timeout", "1e10", "--shutdown-timeout 1e+10: expected at most a year"),
+        ("--max-pipelined", "0", "--max-pipelined 0: expected at least 1"),
+        ("--backlog", "9" * 400, f"--backlog {'9' * 400}: expected less than 2**31"),
+        ("--ssl-accept-timeout", "5", "--ssl-accept-timeout: this version serves no TLS"),
     ],
 )
 def test_values_out_of_range(
     option: str, text: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert refused(capsys, "http", ANYTHING, option, text).startswith(message)
+    line = refused(capsys, "http", ANYTHING, option, text)
+    assert line.startswith(message)
+    assert "_" not in line, "the name of Python's field"
+    assert "None" not in line, "it is none here"
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("--port", "80"), "; did you mean --bind 127.0.0.1:80?"),
+        (("--port=80",), "; did you mean --bind 127.0.0.1:80?"),
+        (("-p", "80"), "; did you mean --bind 127.0.0.1:80?"),
+        (("--host", "0.0.0.0"), "; did you mean --bind HOST:PORT?"),
+        (("--keepalive", "5"), "; did you mean --keep-alive-timeout?"),
+        (("--keep-alive-timout", "5"), "; did you mean --keep-alive-timeout?"),
+        (("--threads", "5"), "; did you mean --handler-threads?"),
+        (("--acces-log",), "; did you mean --access-log?"),
+        (("--nothing-like-it", "5"), "unrecognized arguments: --nothing-like-it 5"),
+        (("the_app:process",), "unrecognized arguments: the_app:process"),
+    ],
+)
+def test_an_option_that_was_meant(
+    words: tuple[str, ...], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = misused(capsys, "run", "http", ECHO, *words)
+    assert message.startswith(f"protoserve run: error: unrecognized arguments: {' '.join(words)}")
+    assert message.endswith(meant)
+    if words[0].startswith("-"):
+        # Before the rest, where a value is taken for the protocol.
+        hint = meant.partition(" 127")[0].removesuffix(" 5")
+        assert hint in misused(capsys, "run", *words, "http", ECHO)
+
+
+def test_every_name_that_is_suggested_exists() -> None:
+    options = cli._parser().parse_args(["run", "http"]).parser._option_string_actions
+    assert {meant.split()[0] for meant in cli._OTHER_NAMES.values()} <= set(options)
+    assert not set(cli._OTHER_NAMES) & set(options)
 
 
 def test_no_command_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
@@ -472,12 +840,10 @@ def test_the_plugins_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert ill["status"] == "failed"
 
 
-@pytest.mark.parametrize("arguments", [["plugins"], ["plugins", "--json"], ["run", "http", ECHO]])
+@pytest.mark.parametrize("arguments", [["plugins"], ["plugins", "--json"]])
 def test_nobody_reads_the_output(arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    if arguments[0] == "run":
-        arguments = [*arguments, "--bind", "127.0.0.1:0"]
     command = [sys.executable, "-m", "protoserve", *arguments]
     try:
         done = subprocess.run(

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -115,11 +116,14 @@ def with_broken(environment: Environment, tmp_path_factory: pytest.TempPathFacto
     return environment
 
 
-@pytest.fixture
-def served(environment: Environment) -> Iterator[tuple[str, int]]:
+@contextmanager
+def serving(
+    environment: Environment, *arguments: str, cwd: Path, said: str = ""
+) -> Iterator[tuple[str, int]]:
+    """Where ``protoserve run`` with these arguments serves; ``said`` is on stderr at the end."""
     program = subprocess.Popen(
-        [environment.bin / "protoserve", "run", "line", "shout:process", "--bind", "127.0.0.1:0"],
-        cwd=LINE_PLUGIN,
+        [environment.bin / "protoserve", "run", *arguments, "--bind", "127.0.0.1:0"],
+        cwd=cwd,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         text=True,
         stdout=subprocess.PIPE,
@@ -129,14 +133,21 @@ def served(environment: Environment) -> Iterator[tuple[str, int]]:
         try:
             assert program.stdout is not None
             line = program.stdout.readline()
-            found = re.fullmatch(r"listening on line://127\.0\.0\.1:(\d+)\n", line)
+            scheme = arguments[0]
+            found = re.fullmatch(rf"listening on {scheme}://127\.0\.0\.1:(\d+)\n", line)
             assert found, program.communicate(timeout=20)
             yield "127.0.0.1", int(found[1])
             program.terminate()
-            assert program.communicate(timeout=30) == ("", "")
+            assert program.communicate(timeout=30) == ("", said)
             assert program.returncode == 0
         finally:
             program.kill()
+
+
+@pytest.fixture
+def served(environment: Environment) -> Iterator[tuple[str, int]]:
+    with serving(environment, "line", "shout:process", cwd=LINE_PLUGIN) as address:
+        yield address
 
 
 def talk(address: tuple[str, int], *pieces: bytes) -> bytes:
@@ -147,6 +158,40 @@ def talk(address: tuple[str, int], *pieces: bytes) -> bytes:
             client.sendall(piece)
         client.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+DEMO = "protoserve_http.demo:process"
+NO_APPLICATION = f"protoserve: without an application it serves the demo, {DEMO}\n"
+
+
+@pytest.mark.parametrize("arguments", [("http",), ("http", DEMO)], ids=["alone", "by name"])
+def test_the_readme_s_first_command_works_anywhere(
+    environment: Environment, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    said = NO_APPLICATION if len(arguments) == 1 else ""
+    with serving(environment, *arguments, cwd=tmp_path, said=said) as address:
+        page = talk(address, b"GET /hello HTTP/1.0\r\n\r\n")
+    assert page.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"<p>GET /hello HTTP/1.0</p>" in page
+
+
+def test_an_index_shows_links_that_work(environment: Environment) -> None:
+    source = (
+        "import importlib.metadata as m, json; print(json.dumps(m.metadata('protoserve').json))"
+    )
+    shown = json.loads(run(environment.bin / "python", "-c", source))
+    urls = dict(url.split(", ", 1) for url in shown["project_url"])
+    assert {"Source", "Documentation", "Changelog"} <= set(urls)
+    links = re.findall(r"\]\(([^)]+)\)", shown["description"])
+    base = f"{urls['Source']}/blob/main/"
+    assert all(link.startswith(("https://", "#")) for link in links)
+    own = [link for link in [*links, *urls.values()] if link.startswith(base)]
+    assert len(own) > 10
+    for link in own:
+        assert (ROOT / link.removeprefix(base).partition("#")[0]).exists(), link
+    # Nothing but the links differs from the README of the repository.
+    readme = (ROOT / "README.md").read_text()
+    assert shown["description"].replace(base, "").strip() == readme.strip()
 
 
 def test_it_is_listed(environment: Environment) -> None:

@@ -134,6 +134,7 @@ HTTP_SPEC: Final = ProtocolSpec[HttpRequest, HttpResponse](
     error_response=error_response,
     summary=summary,
     handler_key=handler_key,
+    demo="protoserve_http.demo:process",
     params=ServerParams(keep_alive_timeout=75.0),  # nginx
     url_scheme="http",
     url_scheme_tls="https",
