@@ -152,7 +152,7 @@ class _Parser(argparse.ArgumentParser):
         parsed, rest = self.parse_known_args(args, namespace)
         if unknown := [word for word in rest if word.startswith("-") and word != "-"]:
             hint = parsed.parser.alternative(unknown[0], rest)
-            parsed.parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+            parsed.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         if rest and getattr(parsed, "application", "") is None:
             # argparse takes an optional one only beside the one before it.
             parsed.application = rest.pop(0)

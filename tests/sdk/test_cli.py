@@ -754,7 +754,7 @@ def test_values_out_of_range(
         (("--keep-alive-timout", "5"), "; did you mean --keep-alive-timeout?"),
         (("--threads", "5"), "; did you mean --handler-threads?"),
         (("--acces-log",), "; did you mean --access-log?"),
-        (("--nothing-like-it", "5"), "unrecognized arguments: --nothing-like-it 5"),
+        (("--nothing-like-it", "5"), "unrecognized arguments: --nothing-like-it"),
         (("the_app:process",), "unrecognized arguments: the_app:process"),
     ],
 )
@@ -762,11 +762,11 @@ def test_an_option_that_was_meant(
     words: tuple[str, ...], meant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = misused(capsys, "run", "http", ECHO, *words)
-    assert message.startswith(f"protoserve run: error: unrecognized arguments: {' '.join(words)}")
+    assert message.startswith(f"protoserve run: error: unrecognized arguments: {words[0]}")
     assert message.endswith(meant)
     if words[0].startswith("-"):
         # Before the rest, where a value is taken for the protocol.
-        hint = meant.partition(" 127")[0].removesuffix(" 5")
+        hint = meant.partition(" 127")[0]
         assert hint in misused(capsys, "run", *words, "http", ECHO)
 
 
