@@ -585,6 +585,10 @@ def test_a_method_of_an_object(app: Path, capsys: pytest.CaptureFixture[str]) ->
         ("import no_such_module_here", "No module named 'no_such_module_here' (the_app.py:1)"),
         ("import sys; sys.exit('usage')", "SystemExit: usage (the_app.py:1)"),
         ("x = 1\ndef (:", "SyntaxError: invalid syntax (the_app.py:2)"),
+        (
+            "from protoserve import ServerParams\n\nServerParams(backlog=0)",
+            "ConfigError: backlog=0: expected at least 1 (the_app.py:3)",
+        ),
     ],
 )
 def test_an_application_that_raises_at_import(
