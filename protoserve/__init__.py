@@ -14,7 +14,7 @@ from protoserve.errors import (
 )
 from protoserve.hookspecs import hookimpl
 from protoserve.kernel.communicator import Communicator
-from protoserve.kernel.connection import CommConnection
+from protoserve.kernel.connection import CallbackHandle, CommConnection
 from protoserve.kernel.scheduler import CommScheduler, get_scheduler
 from protoserve.kernel.session import CommService, CommSession, TaskState
 from protoserve.kernel.subtask import SubTask
@@ -59,6 +59,7 @@ __all__ = [
     "SERVER_PARAMS_DEFAULT",
     "BindError",
     "Buffer",
+    "CallbackHandle",
     "CommConnection",
     "CommScheduler",
     "CommService",

@@ -11,6 +11,7 @@ from protoserve import (
     NEED_DATA,
     BindError,
     Buffer,
+    CallbackHandle,
     CommConnection,
     CommScheduler,
     CommService,
@@ -95,6 +96,9 @@ class LineTask(WFServerTask[str, Answer]):
         return self.req.split()
 
 
+class Handle(CallbackHandle): ...
+
+
 class LineConnection(CommConnection):
     greeted = False
 
@@ -171,6 +175,8 @@ class PlainServer(WFServer[str, Answer]):
 def process(task: LineTask) -> None:
     task.resp.text = " ".join(task.words)
     task.set_callback(lambda t: t.state is TaskState.SUCCESS)
+    handle: CallbackHandle = task.connection.on_close(lambda conn: None)
+    task.user_data = handle
 
 
 async def process_later(task: LineTask) -> None:

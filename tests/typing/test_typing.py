@@ -43,15 +43,15 @@ def mypy(tmp_path_factory: pytest.TempPathFactory) -> Mypy:
 
 
 def test_subclasses_and_applications(mypy: Mypy, tmp_path: Path) -> None:
-    assert mypy(*FILES, cwd=tmp_path) == (
-        0,
-        f"Success: no issues found in {len(FILES)} source files\n",
-    )
+    code, text = mypy(*FILES, cwd=tmp_path)
+    assert code == 0, text
+    assert text == f"Success: no issues found in {len(FILES)} source files\n"
 
 
 def test_the_example_of_a_plugin(mypy: Mypy) -> None:
     code, text = mypy("line_protocol", "shout.py", cwd=LINE_PLUGIN)
-    assert (code, text) == (0, "Success: no issues found in 3 source files\n")
+    assert code == 0, text
+    assert text == "Success: no issues found in 3 source files\n"
 
 
 WRONG = {
