@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from protoserve.errors import UsageError
 from protoserve.events import CloseReason
+from protoserve.params import YEAR
 from protoserve.protocol import Buffer
 
 if TYPE_CHECKING:
@@ -379,13 +380,16 @@ class CommConnection:
         ``keep_alive``: how long it may stay without a request, the first one included
         (which otherwise must begin within ``peer_response_timeout``): from now on, and after
         each reply. ``receive``: for one whole request, from the next one on. Any thread.
-        Raises ``ValueError`` for a time that is negative or no number.
+        Raises ``ValueError`` for a time that is negative, beyond a year or no number.
         """
         for name, seconds in (("keep_alive", keep_alive), ("receive", receive)):
             if isinstance(seconds, _Unchanged) or seconds is None:
                 continue
-            if isinstance(seconds, bool) or not seconds > 0:
-                raise ValueError(f"set_timeout({name}={seconds!r}): expected seconds above 0")
+            if isinstance(seconds, bool) or not 0 < seconds <= YEAR:
+                raise ValueError(
+                    f"set_timeout({name}={seconds!r}): expected seconds above 0, a year at most, "
+                    "or None for no limit"
+                )
         if self.locked_here:
             raise UsageError(
                 "a parser and message_out run in the middle of the connection's work and "
