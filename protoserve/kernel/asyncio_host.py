@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from protoserve.errors import UsageError
 from protoserve.kernel.engine import Engine, log_callback_error
+from protoserve.log import logger
 
 if TYPE_CHECKING:
     from protoserve.kernel.scheduler import CommScheduler
@@ -112,6 +113,16 @@ class Carrier:
                     return
         finally:
             self._host.forget(self)
+
+
+async def _outcome(coro: Coroutine[Any, Any, object]) -> BaseException | None:
+    """Await ``coro``; what it raises, which is one request's matter. A task that ended
+    with ``SystemExit`` or ``KeyboardInterrupt`` would end the loop, and all in it."""
+    try:
+        await coro
+    except BaseException as error:
+        return error
+    return None
 
 
 @types.coroutine
@@ -308,21 +319,22 @@ class LoopEngine(Engine):
     def run_coroutine(
         self, coro: Coroutine[Any, Any, object], ended: Ended
     ) -> Callable[[], object]:
-        running: list[asyncio.Task[object]] = []
+        running: list[asyncio.Task[BaseException | None]] = []
         canceled = False
 
         def begin() -> None:
-            task = self.loop.create_task(coro)
+            task = self.loop.create_task(_outcome(coro))
             running.append(task)
             task.add_done_callback(done)
             if canceled:
                 task.cancel()
 
-        def done(task: asyncio.Task[object]) -> None:
+        def done(task: asyncio.Task[BaseException | None]) -> None:
             if task.cancelled():
+                coro.close()  # it was cancelled before its first step
                 ended(asyncio.CancelledError())
             else:
-                ended(task.exception())
+                ended(task.result())
 
         def cancel() -> None:
             nonlocal canceled
@@ -348,6 +360,7 @@ class OwnLoopEngine(LoopEngine):
         self._thread = threading.Thread(target=self._run, name="protoserve-loop", daemon=True)
         self._started = threading.Event()
         self._failure: BaseException | None = None
+        self._over = False  # the loop's thread only
 
     def start(self) -> None:
         self._thread.start()
@@ -358,8 +371,10 @@ class OwnLoopEngine(LoopEngine):
     def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                self._loop = runner.get_loop()
-                runner.run(self._main())
+                self._loop = loop = runner.get_loop()
+                loop.call_soon(self._begin)
+                while not self._over and not loop.is_closed():
+                    self._run_loop(loop)
         except BaseException as error:
             if self._started.is_set():
                 log_callback_error()
@@ -368,16 +383,34 @@ class OwnLoopEngine(LoopEngine):
             self._ended.set()
             self._started.set()
 
-    async def _main(self) -> None:
-        self._finished = self.loop.create_future()
-        super().start()
+    def _run_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Until the engine ends, or something of a handler's stops the loop: what one
+        request does must not be the end of all others."""
+        try:
+            loop.run_forever()
+        except BaseException:
+            # SystemExit and KeyboardInterrupt, in a task that a handler made.
+            if self._failure is None:
+                logger.exception("a task or callback in the loop raised; the server goes on")
+        else:
+            if not self._over:
+                logger.error("the loop was stopped, by a handler or its task; the server goes on")
+
+    def _begin(self) -> None:
+        try:
+            super().start()
+        except BaseException as error:
+            self._failure = error
+            self._over = True
+            self.loop.stop()
+            return
         self._started.set()
-        await self._finished
 
     def _end(self) -> None:
         super()._end()
-        if not self._finished.done():
-            self._finished.set_result(None)
+        if self._ended.is_set() and not self._over:
+            self._over = True
+            self.loop.stop()
 
     def stop(self, timeout: float | None) -> bool:
         ended = super().stop(timeout)

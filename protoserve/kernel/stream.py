@@ -88,7 +88,7 @@ class IteratorStream(Stream):
         if close is not None:
             try:
                 close()
-            except Exception:
+            except BaseException:  # whatever it is: the connection has yet to be given back
                 logger.exception("closing the reply of %r raised", self.session)
 
 
@@ -154,6 +154,13 @@ class AsyncIteratorStream(Stream):
                 await close()
 
     def _ended(self, error: BaseException | None) -> None:
+        if (
+            error is not None
+            and self.session.connection.closed
+            and not isinstance(error, (asyncio.CancelledError, ConnectionError))
+        ):
+            # Nobody is left to be told, and what it did when it was ended is a fault.
+            logger.error("closing the reply of %r raised", self.session, exc_info=error)
         if self.begun or (self._accepted and error is None):
             self._communicator.end_stream(self, error)
         else:
