@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import inspect
 import os
 import signal
@@ -18,7 +19,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from protoserve.errors import BindError, ConfigError, UsageError
 from protoserve.events import CloseReason, ListenerStarted, ListenerStopped
 from protoserve.kernel.connection import CommConnection
-from protoserve.kernel.listener import UNIX_PREFIX, Listener, adopt_listener, open_listener
+from protoserve.kernel.engine import NoThreadError
+from protoserve.kernel.listener import (
+    UNIX_PREFIX,
+    Listener,
+    adopt_listener,
+    discard_listener,
+    open_listener,
+)
 from protoserve.kernel.scheduler import CommScheduler, get_scheduler
 from protoserve.kernel.session import CommService
 from protoserve.log import logger
@@ -34,7 +42,7 @@ if TYPE_CHECKING:
 
 ServerT = TypeVar("ServerT", bound="WFServerBase")
 
-_NEW, _RUNNING, _STOPPED = "new", "running", "stopped"
+_NEW, _STARTING, _RUNNING, _STOPPED = "new", "starting", "running", "stopped"
 
 _RESERVED_DESCRIPTORS = 64
 """Descriptors left to the rest of the program when RLIMIT_NOFILE bounds connections."""
@@ -92,7 +100,8 @@ class WFServerBase(CommService):
         if not isinstance(params, ServerParams):
             raise ConfigError(f"params must be a ServerParams, not {type(params).__name__}")
         super().__init__(params)
-        self._condition = threading.Condition()  # guards what follows
+        # Guards what follows. Never taken twice by one thread; no user code runs under it.
+        self._condition = threading.Condition(threading.Lock())
         self._pid = 0
         self._phase = _NEW
         self._listener: Listener | None = None
@@ -103,8 +112,8 @@ class WFServerBase(CommService):
         self._cut_count = 0
         self._abandoned = False  # a handler was still running when the rest was cut
         self._cutting = False
-        self._starting = False
-        self._unwanted = False  # shut down by an observer of the start
+        self._starter = 0  # the thread that starts it at the moment
+        self._unwanted = False  # shut down while it starts
         self._ended_runs = 0
         self._inboxes: list[_Inbox] = []
         self._series: set[SeriesWork] = set()  # guarded by _condition
@@ -152,40 +161,31 @@ class WFServerBase(CommService):
         self: ServerT, open_socket: Callable[[], socket.socket], *, adopted: bool = False
     ) -> ServerT:
         self._forget_fork()
-        self._pid = os.getpid()
         self.check()
         with self._condition:
-            if self._phase == _RUNNING:
+            if self._phase in (_STARTING, _RUNNING):
+                where = f" on {self.url}" if self._phase == _RUNNING else ""
                 raise UsageError(
-                    f"the server runs already on {self.url}; stop() it before starting again, "
+                    f"the server runs already{where}; stop() it before starting again, "
                     "or make a second server"
                 )
-            sock = open_socket()
-            try:
-                self.stopping = False
-                self.starved = False
-                self._cut_at = None
-                self._cut_count = 0
-                self._abandoned = False
-                self._unwanted = False
-                self._address = sock.getsockname()
-                self._family = sock.family
-                self._apply_descriptor_limit()
-                self._scheduler = get_scheduler()
-                communicator = self._scheduler.bind(self)
-                self._listener = Listener(sock, communicator, self, adopted=adopted)
-            except BaseException:
-                sock.close()
-                if self._scheduler is not None:
-                    self._scheduler.unbind(self)
-                raise
-            self.retain()  # the listener's reference
-            self._phase = _RUNNING
-            self._starting = True
+            before = self._phase, self._address, self._family
+            self._phase = _STARTING
+            self._starter = threading.get_ident()
+            self._unwanted = False
+            self._pid = os.getpid()
+        try:
+            listener = self._open(open_socket, adopted=adopted)
+        except BaseException:
+            with self._condition:
+                self._phase, self._address, self._family = before
+                self._starter = 0
+            raise
+        try:
             # Before the first connection can be accepted, so that observers see it first.
             self.emit(ListenerStarted(self.url))
             try:
-                self._listener.start()
+                listener.start()
             except OSError as error:
                 self._unwanted = True
                 raise BindError(
@@ -193,15 +193,60 @@ class WFServerBase(CommService):
                     f"cannot watch {self.url}: {error.strerror}; this system has no room for "
                     "one more watched descriptor",
                 ) from error
-            finally:
-                self._starting = False
-                if self._unwanted:
-                    self.shutdown()
+        finally:
+            with self._condition:
+                self._phase = _RUNNING
+                self._starter = 0
+                unwanted = self._unwanted
+                self._condition.notify_all()
+            if unwanted:
+                self.shutdown()
         return self
 
     def check(self) -> None:
         """Raise :class:`~protoserve.errors.ConfigError` for what would fail with the first
         connection. Called by ``start`` and ``serve``."""
+
+    def _open(self, open_socket: Callable[[], socket.socket], *, adopted: bool) -> Listener:
+        """Everything that a start needs of the system; nothing is left when that refuses."""
+        sock: socket.socket | None = None
+        bound = False
+        try:
+            sock = open_socket()
+            self.stopping = False
+            self.starved = False
+            self._cut_at = None
+            self._cut_count = 0
+            self._abandoned = False
+            self._address = sock.getsockname()
+            self._family = sock.family
+            self._apply_descriptor_limit()
+            self._scheduler = get_scheduler()
+            communicator = self._scheduler.bind(self)
+            bound = True
+            self._listener = Listener(sock, communicator, self, adopted=adopted)
+        except BaseException as error:
+            if sock is not None:
+                discard_listener(sock, adopted=adopted)
+            if bound:
+                assert self._scheduler is not None
+                self._scheduler.unbind(self)
+                self._scheduler.join(None, self)
+            if isinstance(error, OSError) and not isinstance(error, BindError):
+                raise BindError(
+                    error.errno or 0,
+                    f"cannot start: {error.strerror or error}; this process may not open that "
+                    "many files (ulimit -n), or the system is out of memory for them",
+                ) from error
+            if isinstance(error, NoThreadError):
+                raise BindError(
+                    errno.EAGAIN,
+                    f"cannot start: {error}; there are too many threads or processes "
+                    "(ulimit -u, or the container's limit)",
+                ) from error
+            raise
+        self.retain()  # the listener's reference
+        return self._listener
 
     def _forget_fork(self) -> bool:
         """Whether this is a process forked from the one that started the server: nothing
@@ -210,7 +255,7 @@ class WFServerBase(CommService):
             return False
         self._pid = 0
         # Other threads may have held these when the process was forked.
-        self._condition = threading.Condition()
+        self._condition = threading.Condition(threading.Lock())
         self._reference_lock = threading.Lock()
         self._phase = _NEW
         self._references = 0
@@ -245,7 +290,7 @@ class WFServerBase(CommService):
     def address(self) -> Any:
         """The socket's address: ``(host, port)``, for IPv6 with two more numbers, or the
         path of a Unix socket. Raises ``UsageError`` before the first start."""
-        if self._phase == _NEW:
+        if self._address is None:
             raise UsageError("the server has no address before start()")
         return self._address
 
@@ -277,10 +322,10 @@ class WFServerBase(CommService):
         if self._forget_fork():
             return
         with self._condition:
-            if self._phase != _RUNNING or self.stopping:
-                return
-            if self._starting:  # an observer of the start has seen enough
+            if self._phase == _STARTING:  # an observer of the start has seen enough
                 self._unwanted = True
+                return
+            if self._phase != _RUNNING or self.stopping:
                 return
             self.stopping = True
             timeout = self.params.shutdown_timeout
@@ -358,8 +403,9 @@ class WFServerBase(CommService):
                 self._abandoned = True
             self._cut_count = cut
             self._cutting = False
-            if self._abandoned:
-                self._finish()
+            abandoned = self._abandoned
+        if abandoned:
+            self._finish()
         if cut:
             logger.warning("%s: cut %d connections or requests at the stop", self.url, cut)
         return cut
@@ -443,6 +489,11 @@ class WFServerBase(CommService):
                 inbox.put(0)
 
     def _refuse_in_handler(self, what: str) -> None:
+        if self._starter == threading.get_ident():
+            raise UsageError(
+                f"{what}() in an observer of the start would wait for that start; "
+                "call shutdown() there: the server stops as soon as it has started"
+            )
         if self._scheduler is not None and self._scheduler.in_handler():
             raise UsageError(
                 f"{what}() in a handler would wait for that handler; call shutdown() there "

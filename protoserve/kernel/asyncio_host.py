@@ -23,7 +23,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from protoserve.errors import UsageError
-from protoserve.kernel.engine import Engine, log_callback_error
+from protoserve.kernel.engine import Engine, NoThreadError, log_callback_error
 from protoserve.log import logger
 
 if TYPE_CHECKING:
@@ -363,7 +363,11 @@ class OwnLoopEngine(LoopEngine):
         self._over = False  # the loop's thread only
 
     def start(self) -> None:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._ended.set()
+            raise NoThreadError(str(error)) from error
         self._started.wait()
         if self._failure is not None:
             raise self._failure

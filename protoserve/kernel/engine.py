@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from protoserve.kernel.scheduler import CommScheduler
 
 
+class NoThreadError(RuntimeError):
+    """The system refuses one more thread."""
+
+
 def log_callback_error() -> None:
     """Called in an ``except`` block: a callback of the poller raised."""
     logger.exception("an event's callback raised; the server goes on")
@@ -54,7 +58,12 @@ class Engine(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Begin to work."""
+        """Begin to work. Raises :class:`NoThreadError` when the system has no thread for
+        it, ``OSError`` when it has no descriptors."""
+
+    def abandon(self) -> None:
+        """After a start that raised: end what had begun, and give back the descriptors."""
+        self.poller.close()
 
     @abstractmethod
     def stop(self, timeout: float | None) -> bool:
@@ -114,10 +123,17 @@ class ThreadEngine(Engine):
         return self._threads.lend()
 
     def start(self) -> None:
-        self._threads.start()
+        try:
+            self._threads.start()
+        except RuntimeError as error:
+            raise NoThreadError(str(error)) from error
 
     def stop(self, timeout: float | None) -> bool:
         return self._threads.stop(timeout)
+
+    def abandon(self) -> None:
+        self._threads.stop()  # the leader works already where only the monitor was refused
+        super().abandon()
 
     def owns(self, ident: int) -> bool:
         return self._threads.owns(ident)

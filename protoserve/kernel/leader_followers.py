@@ -115,10 +115,9 @@ class LeaderFollowers:
             if not self._promote_locked():
                 self._baton.release()
                 raise RuntimeError("the system refused a thread for the handlers")
-        self._monitor = threading.Thread(
-            target=self._watch, name="protoserve-monitor", daemon=True
-        )
-        self._monitor.start()
+        monitor = threading.Thread(target=self._watch, name="protoserve-monitor", daemon=True)
+        monitor.start()
+        self._monitor = monitor
 
     def grow(self, threads: int) -> None:
         """Change how many handlers may run at once."""

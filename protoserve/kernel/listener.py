@@ -46,18 +46,21 @@ _TRANSIENT: Final = frozenset(
     )
     if hasattr(errno, name)
 )  # fmt: skip
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _GONE: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})
 
 _REMEDIES: Final = {
     errno.EADDRINUSE: "another program listens there; stop it, or choose another port "
     "(port 0 picks a free one)",
     errno.EACCES: "permission is missing; use a port from 1024 on, or give the process the right",
+    errno.EMFILE: "raise the number of files that this process may open: ulimit -n",
     errno.EADDRNOTAVAIL: "this machine has no such address; use one of its own, "
     "127.0.0.1, or 0.0.0.0 for all",
 }
 _UNIX_REMEDIES: Final = {
     errno.EADDRINUSE: "another program listens there, or the file is no socket; "
     "stop or remove it, or choose another path",
+    errno.EMFILE: _REMEDIES[errno.EMFILE],
     errno.EACCES: "permission is missing; use a folder that this process may write to",
     errno.ENOENT: "its folder does not exist; make it first",
 }
@@ -93,7 +96,7 @@ def open_listener(address: Address, backlog: int) -> socket.socket:
             getattr(error, "errno", None) or errno.EADDRNOTAVAIL,
             f"cannot listen on {host!r}: {reason}; give an address of this machine",
         ) from error
-    sock = socket.socket(family, kind, protocol)
+    sock = _new_socket(family, kind, protocol, where=f"{host or '0.0.0.0'}:{port}")
     try:
         # Not the same as SO_REUSEPORT: only old connections in TIME_WAIT are passed over.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -109,8 +112,24 @@ def open_listener(address: Address, backlog: int) -> socket.socket:
     return sock
 
 
+def _new_socket(family: int, kind: int, protocol: int, *, where: str) -> socket.socket:
+    try:
+        return socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise _bind_error(error, where) from error
+
+
+def discard_listener(sock: socket.socket, *, adopted: bool) -> None:
+    """Close a listening socket that will not be used, and remove its file where it is ours."""
+    name = sock.getsockname() if sock.family == socket.AF_UNIX and not adopted else None
+    if isinstance(name, str):
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+    sock.close()
+
+
 def _open_unix(path: str, backlog: int) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = _new_socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, where=UNIX_PREFIX + path)
     try:
         _remove_stale(path)
         sock.bind(path)
@@ -167,6 +186,8 @@ def adopt_listener(source: socket.socket | int, backlog: int) -> socket.socket:
     except OSError as error:
         if duplicate >= 0:
             os.close(duplicate)
+        if error.errno in _EXHAUSTED:
+            raise _bind_error(error, f"descriptor {number}") from error
         raise ConfigError(
             f"descriptor {number} is no open socket ({error.strerror}); "
             "pass a bound or listening stream socket, or its descriptor"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeAlias
 
+from protoserve.errors import ConfigError
 from protoserve.events import HandlersBlocked, log_event
 from protoserve.kernel.asyncio_host import LoopEngine, OwnLoopEngine
 from protoserve.kernel.communicator import Communicator
@@ -16,6 +19,19 @@ from protoserve.kernel.engine import Engine, ThreadEngine
 from protoserve.kernel.executor import Executor
 from protoserve.kernel.session import CommService, CommSession
 from protoserve.params import COMPUTE_THREADS, SERVER_PARAMS_DEFAULT
+
+_PATCHERS: Final = {
+    "gevent.monkey": "is_module_patched",
+    "eventlet.patcher": "is_monkey_patched",
+}
+"""Modules that replace parts of the standard library, and what tells whether they did."""
+
+_PATCHED: Final = ("select", "socket", "thread", "threading")
+
+_UNPATCH: Final = (
+    "do not patch the process that runs the server: its handlers may block, in as many threads "
+    "as handler_threads says, or be coroutines"
+)
 
 THREADS: Final = "threads"
 """The engine of plain functions: handler threads."""
@@ -31,6 +47,21 @@ _REPORT_INTERVAL: Final = 60.0
 
 Kind: TypeAlias = str | asyncio.AbstractEventLoop
 """THREADS, OWN_LOOP, or the running loop that is to drive the poller."""
+
+
+def refuse_patched() -> None:
+    """Raise :class:`~protoserve.errors.ConfigError` where green threads have taken the place
+    of the system's: the engines wait for readiness by themselves, in real threads."""
+    for name, ask in _PATCHERS.items():
+        is_patched = getattr(sys.modules.get(name), ask, None)
+        patched = [part for part in _PATCHED if is_patched is not None and is_patched(part)]
+        if patched:
+            raise ConfigError(
+                f"{name.partition('.')[0]}'s monkey patching has replaced {', '.join(patched)}, "
+                f"which protoserve needs as it is; {_UNPATCH}"
+            )
+    if sys.platform == "linux" and not hasattr(select, "epoll"):
+        raise ConfigError(f"something has taken select.epoll out of this process; {_UNPATCH}")
 
 
 class CommScheduler:
@@ -62,6 +93,7 @@ class CommScheduler:
         with self._lock:
             engine = self._engines.get(kind)
             if engine is None:
+                refuse_patched()
                 if kind == THREADS:
                     threads = SERVER_PARAMS_DEFAULT.handler_threads
                     engine = ThreadEngine(self, self._clock, threads)
@@ -72,7 +104,7 @@ class CommScheduler:
                 try:
                     engine.start()
                 except BaseException:
-                    engine.poller.close()
+                    engine.abandon()
                     raise
                 self._engines[kind] = engine
             engine.holds += 1
