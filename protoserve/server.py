@@ -44,6 +44,10 @@ ServerT = TypeVar("ServerT", bound="WFServerBase")
 
 _NEW, _STARTING, _RUNNING, _STOPPED = "new", "starting", "running", "stopped"
 
+_SIGNAL_PATIENCE = 0.05
+"""Seconds that shutdown() in the main thread waits for a lock: other threads keep ours for
+microseconds, and one that the interrupted code holds does not come free."""
+
 _RESERVED_DESCRIPTORS = 64
 """Descriptors left to the rest of the program when RLIMIT_NOFILE bounds connections."""
 
@@ -112,6 +116,8 @@ class WFServerBase(CommService):
         self._cut_count = 0
         self._abandoned = False  # a handler was still running when the rest was cut
         self._cutting = False
+        self._closing = False  # shut down, and the listener is yet to be dealt with
+        self._interrupted = False  # the main thread is in shutdown(), where signals run
         self._starter = 0  # the thread that starts it at the moment
         self._unwanted = False  # shut down while it starts
         self._ended_runs = 0
@@ -170,9 +176,9 @@ class WFServerBase(CommService):
                     "or make a second server"
                 )
             before = self._phase, self._address, self._family
+            self._unwanted = False  # before the phase: a signal may come in between
             self._phase = _STARTING
             self._starter = threading.get_ident()
-            self._unwanted = False
             self._pid = os.getpid()
         try:
             listener = self._open(open_socket, adopted=adopted)
@@ -314,14 +320,37 @@ class WFServerBase(CommService):
     # -- stopping ----------------------------------------------------------------------
 
     def shutdown(self) -> None:
-        """Begin to stop; never blocks, may be called from a handler, and twice.
+        """Begin to stop; never blocks, may be called from a handler, from a signal handler
+        (``signal.signal``), and twice.
 
         Nothing new is accepted, idle connections close, unfinished requests may arrive
         within their timeouts, running series end and their replies close.
         """
         if self._forget_fork():
             return
-        with self._condition:
+        # Signal handlers run in the main thread, on top of whatever it does. What they
+        # interrupt may hold a lock of ours, which then does not come free before they return.
+        # So nothing is locked here for longer than another thread would keep it, no user
+        # code runs, and what is left to do is the engine's.
+        if threading.get_ident() != threading.main_thread().ident:
+            self._shutdown()
+        elif not self._interrupted:  # else by a second signal, in the middle of this
+            self._interrupted = True
+            try:
+                self._shutdown(_SIGNAL_PATIENCE)
+            finally:
+                self._interrupted = False
+
+    def _shutdown(self, patience: float = -1) -> None:
+        """With ``patience`` as long as others may keep a lock; and in the main thread, where
+        only the engine may do the rest."""
+        if not self._condition.acquire(timeout=patience):
+            run = self._ended_runs
+            self._unwanted = True  # where it starts
+            if self.engine is not None:
+                self.engine.call_from_signal(lambda: self._shutdown_run(run))
+            return
+        try:
             if self._phase == _STARTING:  # an observer of the start has seen enough
                 self._unwanted = True
                 return
@@ -331,9 +360,31 @@ class WFServerBase(CommService):
             timeout = self.params.shutdown_timeout
             self._cut_at = None if timeout is None else time.monotonic() + timeout
             listener = self._listener
-            self._listener = None
+            engine = self.engine
+            self._closing = True
             self._condition.notify_all()
+        finally:
+            self._condition.release()
         assert listener is not None
+        assert engine is not None
+        listener.close(patience)
+        # While it is closing, the listener holds the engine.
+        if patience < 0 or (self._closing and not engine.call_from_signal(self._close_listener)):
+            self._close_listener()
+
+    def _shutdown_run(self, run: int) -> None:
+        """``shutdown``, unless that run is over and the next has begun."""
+        if self._ended_runs == run:
+            self.shutdown()
+
+    def _close_listener(self) -> None:
+        """The rest of ``shutdown``, done once by whoever comes first. Any thread."""
+        with self._condition:
+            listener = self._listener
+            if not self._closing or listener is None:
+                return
+            self._closing = False
+            self._listener = None
         listener.close()
         self.emit(ListenerStopped(self.url))
         for conn in self.connections():
@@ -352,6 +403,7 @@ class WFServerBase(CommService):
             return True
         self._refuse_in_handler("wait_finish")
         limit = None if timeout is None else time.monotonic() + timeout
+        self._close_listener()  # where shutdown() has left that to a thread that is busy
         cutting = False
         with self._condition:
             # Not the phase alone: the server may be running again before we wake up.
@@ -388,6 +440,7 @@ class WFServerBase(CommService):
                 self._condition.wait_for(lambda: self._ended_runs != run)
                 return 0
             self._cutting = True
+        self._close_listener()
         connections = self.connections()
         cut = sum(conn.communicator.close(conn, CloseReason.CUT) for conn in connections)
         with self._condition:

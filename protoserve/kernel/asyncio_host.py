@@ -351,6 +351,13 @@ class LoopEngine(Engine):
             with contextlib.suppress(RuntimeError):  # the loop is closed, with all in it
                 self.loop.call_soon_threadsafe(function)
 
+    def call_from_signal(self, function: Callable[[], object]) -> bool:
+        try:
+            self.loop.call_soon_threadsafe(function)
+        except RuntimeError:  # the loop is closed
+            return False
+        return True
+
 
 class OwnLoopEngine(LoopEngine):
     """The same in a thread of its own, with uvloop where that is installed."""

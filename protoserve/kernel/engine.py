@@ -78,6 +78,11 @@ class Engine(ABC):
     def call(self, function: Callable[[], object]) -> None:
         """Have ``function()`` called where handlers run, soon."""
 
+    @abstractmethod
+    def call_from_signal(self, function: Callable[[], object]) -> bool:
+        """The same, for signal handlers: without a lock, and never at once. False when that
+        is impossible, since the engine's loop is closed. The caller holds the engine."""
+
     def run_first_step(
         self, coro: Coroutine[Any, Any, object], ended: Callable[[BaseException | None], object]
     ) -> Callable[[], object] | None:
@@ -144,6 +149,10 @@ class ThreadEngine(Engine):
     def _call(self, function: Callable[[], object], _: int) -> None:
         if not self.defer(self._call, function):
             function()
+
+    def call_from_signal(self, function: Callable[[], object]) -> bool:
+        self.poller.post_from_signal(_call, function)
+        return True
 
     def run_coroutine(
         self, coro: Coroutine[Any, Any, object], ended: Callable[[BaseException | None], object]

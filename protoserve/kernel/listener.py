@@ -258,15 +258,20 @@ class Listener:
         self._service.resume_accepting = self._wake
         self._communicator.poller.watch(self._fd, self.on_ready, self)
 
-    def close(self) -> bool:
-        """Stop listening. False when that was done before."""
-        with self._lock:
+    def close(self, patience: float = -1) -> bool:
+        """Stop listening. False when that was done before, or others were at the socket for
+        ``patience`` seconds (-1: for ever)."""
+        if not self._lock.acquire(timeout=patience):
+            return False
+        try:
             if self._closed:
                 return False
             self._closed = True
             # Another process may hold the same socket; our registration goes first.
             self._communicator.poller.forget(self._fd, shared=True)
             self._sock.close()
+        finally:
+            self._lock.release()
         if self._file is not None:
             path, inode = self._file
             with contextlib.suppress(OSError):

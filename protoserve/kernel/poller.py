@@ -145,6 +145,7 @@ class Poller:
         "_readiness",
         "_targets",
         "_timers",
+        "_urgent",
         "_wake_in",
         "_wake_out",
         "clock",
@@ -164,6 +165,7 @@ class Poller:
         self._targets: dict[int, tuple[Callback, Any]] = {}
         self._lock = threading.Lock()  # guards _posted, _timers and the step to waiting
         self._posted: deque[Ready] = deque()
+        self._urgent: deque[Ready] = deque()  # without the lock: appended here, taken there
         self._timers: list[TimerEntry] = []  # a heap
         self._canceled = 0  # of those in it
         self._order = count()
@@ -203,6 +205,12 @@ class Poller:
             if self.waiting:
                 self._write_wake()
 
+    def post_from_signal(self, callback: Callback, argument: Any) -> None:
+        """As ``post``, for signal handlers: takes no lock, since the code that the signal
+        interrupted may hold it. The caller knows that the poller is not closed meanwhile."""
+        self._urgent.append((callback, argument, 0))
+        self._write_wake()
+
     def call_at(self, when: float, callback: Callback, argument: Any) -> TimerEntry:
         """Have ``callback(argument, 0)`` called at ``when`` on this poller's clock. Any
         thread. Returns what ``cancel`` takes."""
@@ -234,7 +242,8 @@ class Poller:
             self._write_wake()
 
     def _write_wake(self) -> None:
-        # Under the lock, so that close() cannot give the descriptor to somebody else.
+        # Under the lock, so that close() cannot give the descriptor to somebody else; without
+        # it for signals, whose server holds the engine.
         if self._wake_out < 0:
             return
         try:
@@ -247,7 +256,10 @@ class Poller:
             while os.read(self._wake_in, 4096):
                 pass
         except BlockingIOError:
-            return
+            pass
+        urgent = self._urgent
+        while urgent:
+            self.ready.append(urgent.popleft())
 
     def time(self) -> float:
         """The clock, read now: seconds, monotonic. Any thread."""
@@ -320,7 +332,9 @@ class Poller:
             if self._wake_in < 0:
                 return
             self._readiness.close()
-            os.close(self._wake_in)
-            os.close(self._wake_out)
+            # Gone first: post_from_signal() looks without the lock.
+            ends = self._wake_in, self._wake_out
             self._wake_in = self._wake_out = -1
+            for end in ends:
+                os.close(end)
             self._targets.clear()
