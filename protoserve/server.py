@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from protoserve.errors import BindError, ConfigError, UsageError
 from protoserve.events import CloseReason, ListenerStarted, ListenerStopped
-from protoserve.kernel.connection import CommConnection
+from protoserve.kernel.connection import CONNECTED, DRAINING, KEEPALIVE, CommConnection
 from protoserve.kernel.engine import NoThreadError
 from protoserve.kernel.listener import (
     UNIX_PREFIX,
@@ -47,6 +47,8 @@ _NEW, _STARTING, _RUNNING, _STOPPED = "new", "starting", "running", "stopped"
 _SIGNAL_PATIENCE = 0.05
 """Seconds that shutdown() in the main thread waits for a lock: other threads keep ours for
 microseconds, and one that the interrupted code holds does not come free."""
+
+_IDLE_PHASES = (CONNECTED, KEEPALIVE, DRAINING)
 
 _RESERVED_DESCRIPTORS = 64
 """Descriptors left to the rest of the program when RLIMIT_NOFILE bounds connections."""
@@ -441,8 +443,12 @@ class WFServerBase(CommService):
                 return 0
             self._cutting = True
         self._close_listener()
-        connections = self.connections()
-        cut = sum(conn.communicator.close(conn, CloseReason.CUT) for conn in connections)
+        cut = 0
+        for conn in self.connections():
+            # What has nothing in hand is not cut: all that was asked for is delivered.
+            idle = conn.phase in _IDLE_PHASES and not conn.out
+            if conn.communicator.close(conn, CloseReason.CUT) and not idle:
+                cut += 1
         with self._condition:
             running = list(self._series)
         for series in running:

@@ -51,6 +51,10 @@ DRAIN_TIME: Final = 2.0
 _MOST_BUFFERS: Final = 256
 """Buffers that may wait before they are joined."""
 
+_STOP_DRAIN_TIME: Final = 0.25
+"""The same while the service stops: a round trip, so that what the client sent before it saw
+the end of the connection does not reset it."""
+
 _VECTOR_LENGTH: Final = 64
 """Buffers in one ``sendmsg``, far below any ``IOV_MAX``."""
 
@@ -201,6 +205,8 @@ class Communicator:
         """
         with conn.lock:
             conn.readable = True
+            if conn.phase is DRAINING:
+                self._arm_at(conn, min(conn.deadline, self.poller.time() + _STOP_DRAIN_TIME))
         self.poller.post(self.resume, conn)
 
     def evict_idle(self, conn: CommConnection, idle_since: float) -> bool:
@@ -1264,7 +1270,8 @@ class Communicator:
         conn.transport.shutdown_write()
         conn.phase = conn.phase.drain
         conn.readable = True
-        self._arm(conn, self.poller.time(), DRAIN_TIME)
+        seconds = _STOP_DRAIN_TIME if conn.service.stopping else DRAIN_TIME
+        self._arm(conn, self.poller.time(), seconds)
         self._drain(conn)
 
     @staticmethod

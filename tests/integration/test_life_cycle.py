@@ -367,6 +367,48 @@ def test_stop_does_not_wait_for_clients_that_stay(serve: Serve) -> None:
         assert server.wait_finish(1.0)
 
 
+def late_shutdown(serve: Serve, shutdown_timeout: float) -> WFHttpServer:
+    """A server that shuts down when a reply, which says nothing of that, is half sent."""
+
+    def pieces() -> Iterator[bytes]:
+        yield b"a"
+        server.shutdown()
+        yield b"b"
+
+    def process(task: WFHttpTask) -> None:
+        task.resp.headers["Content-Length"] = "2"
+        task.resp.body = pieces()
+
+    server = serve(process, PARAMS.replace(shutdown_timeout=shutdown_timeout))
+    return server
+
+
+def test_what_is_delivered_is_not_cut(serve: Serve) -> None:
+    server = late_shutdown(serve, 0.05)
+    with RawClient(server.address) as stays:
+        reply = stays.ask()
+        assert (reply.body, reply.closes) == (b"ab", False)
+        assert stays.rest() == b""
+        assert server.stop() == 0
+
+
+def test_stop_waits_a_round_trip_for_a_client_that_stays(serve: Serve) -> None:
+    server = late_shutdown(serve, 15)
+    with RawClient(server.address) as stays:
+        assert stays.ask().body == b"ab"
+        assert server.wait_finish(1.5)
+
+
+def test_stop_shortens_the_wait_for_a_client_that_stays(serve: Serve) -> None:
+    server = serve()
+    with RawClient(server.address) as stays:
+        stays.send(b"garbage\r\n\r\n")
+        assert stays.reply().closes
+        assert stays.rest() == b""
+        server.shutdown()
+        assert server.wait_finish(1.5)
+
+
 def test_stop_does_not_wait_for_the_abandoned_handler_of_an_earlier_life(serve: Serve) -> None:
     gate = serve.gate
     params = PARAMS.replace(shutdown_timeout=0.05)
