@@ -369,7 +369,7 @@ class WFServerBase(CommService):
             self._condition.release()
         assert listener is not None
         assert engine is not None
-        listener.close(patience)
+        listener.close(patience, drain=engine.alive)
         # While it is closing, the listener holds the engine.
         if patience < 0 or (self._closing and not engine.call_from_signal(self._close_listener)):
             self._close_listener()
@@ -387,11 +387,11 @@ class WFServerBase(CommService):
                 return
             self._closing = False
             self._listener = None
-        listener.close()
+        listener.close(drain=self.engine is not None and self.engine.alive)
         self.emit(ListenerStopped(self.url))
         for conn in self.connections():
             conn.communicator.stop_connection(conn)
-        self.release()
+        listener.finish(self.release)
 
     def wait_finish(self, timeout: float | None = None) -> bool:
         """Wait until every connection and every series has ended, the callbacks' work

@@ -182,6 +182,10 @@ class LoopEngine(Engine):
         assert self._loop is not None
         return self._loop
 
+    @property
+    def alive(self) -> bool:
+        return not self.loop.is_closed()
+
     def start(self) -> None:
         self._ident = threading.get_ident()
         self.loop.add_reader(self.poller.fileno(), self._turn)

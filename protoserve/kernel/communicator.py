@@ -55,6 +55,10 @@ _STOP_DRAIN_TIME: Final = 0.25
 """The same while the service stops: a round trip, so that what the client sent before it saw
 the end of the connection does not reset it."""
 
+_FIRST_REQUEST_TIME: Final = 0.5
+"""Seconds from its acceptance that a connection has for its first byte when the service stops:
+clients send at once, and would lose a request that crosses the end of the connection."""
+
 _VECTOR_LENGTH: Final = 64
 """Buffers in one ``sendmsg``, far below any ``IOV_MAX``."""
 
@@ -180,7 +184,7 @@ class Communicator:
                 self._close_locked(conn, CloseReason.NOT_WATCHED, errno.ENOMEM, error.strerror)
         self._release(conn)
         if service.stopping:
-            # Accepted while the server stopped: nothing was promised to it yet.
+            # Accepted while the server stopped, which nobody else tells it.
             self.stop_connection(conn)
 
     def close(self, conn: CommConnection, reason: CloseReason = CloseReason.CLOSED) -> bool:
@@ -204,10 +208,20 @@ class Communicator:
         more, on a handler thread.
         """
         with conn.lock:
+            now = self.poller.time()
+            if conn.phase is CONNECTED and now < conn.idle_since + _FIRST_REQUEST_TIME:
+                # It has only just been accepted, and its request may be on its way.
+                self.poller.call_at(
+                    conn.idle_since + _FIRST_REQUEST_TIME, self._stop_waiting, conn
+                )
+                return
             conn.readable = True
             if conn.phase is DRAINING:
-                self._arm_at(conn, min(conn.deadline, self.poller.time() + _STOP_DRAIN_TIME))
+                self._arm_at(conn, min(conn.deadline, now + _STOP_DRAIN_TIME))
         self.poller.post(self.resume, conn)
+
+    def _stop_waiting(self, conn: CommConnection, _: int) -> None:
+        self.stop_connection(conn)
 
     def evict_idle(self, conn: CommConnection, idle_since: float) -> bool:
         """Close ``conn`` for another if it is still idle since then."""

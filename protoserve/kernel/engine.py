@@ -39,6 +39,11 @@ class Engine(ABC):
         self.communicator = Communicator(self.poller, self)
         self.holds = 0
 
+    @property
+    def alive(self) -> bool:
+        """Whether what is posted to it will be called. Any thread."""
+        return True
+
     def release(self) -> None:
         """Give back one hold; the last ends the engine. Never blocks."""
         self.scheduler.release(self)

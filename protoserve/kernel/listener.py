@@ -10,6 +10,8 @@ import socket
 import stat
 import sys
 import threading
+from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from protoserve.errors import BindError, ConfigError
@@ -32,6 +34,9 @@ SILENT_TIME: Final = 1.0
 """Seconds after which a connection without a request may be closed for a new one."""
 
 _ACCEPTS_A_TURN: Final = 64
+
+_ACCEPTS_AT_THE_END: Final = 4096
+"""The most that a backlog holds by default, /proc/sys/net/core/somaxconn."""
 
 _REPORT_INTERVAL: Final = 60.0
 """Seconds between two reports of the same trouble."""
@@ -240,10 +245,11 @@ class Listener:
         self._communicator = communicator
         self._service = service
         self._adopted = adopted
-        self._lock = threading.Lock()  # guards the socket and the next three
+        self._lock = threading.Lock()  # guards the socket and the next four
         self._closed = False
         self._accepting = False
         self._again = False
+        self._last: deque[tuple[socket.socket, Any]] = deque()  # accepted by close()
         self._pause_until = 0.0
         self._retry_at = 0.0
         self._reported: dict[str, float] = {}
@@ -258,9 +264,14 @@ class Listener:
         self._service.resume_accepting = self._wake
         self._communicator.poller.watch(self._fd, self.on_ready, self)
 
-    def close(self, patience: float = -1) -> bool:
+    def close(self, patience: float = -1, *, drain: bool = False) -> bool:
         """Stop listening. False when that was done before, or others were at the socket for
-        ``patience`` seconds (-1: for ever)."""
+        ``patience`` seconds (-1: for ever).
+
+        With ``drain`` the connections that wait at this moment are accepted, and attached
+        when ``finish`` is called: nobody else would answer them, and the system resets what
+        waits at a socket that nobody has any more.
+        """
         if not self._lock.acquire(timeout=patience):
             return False
         try:
@@ -269,6 +280,8 @@ class Listener:
             self._closed = True
             # Another process may hold the same socket; our registration goes first.
             self._communicator.poller.forget(self._fd, shared=True)
+            if drain:
+                self._drain()
             self._sock.close()
         finally:
             self._lock.release()
@@ -278,6 +291,33 @@ class Listener:
                 if os.stat(path).st_ino == inode:  # not a successor's
                     os.unlink(path)
         return True
+
+    def _drain(self) -> None:
+        # Of a socket that others may share only what is there, and never a stream of it.
+        most = _ACCEPTS_A_TURN if self._adopted else _ACCEPTS_AT_THE_END
+        limit = self._service.max_connections
+        if limit is not None:
+            most = min(most, limit - self._service.conn_count)
+        for _ in range(most):
+            try:
+                self._last.append(self._sock.accept())
+            except OSError as error:
+                if error.errno not in _TRANSIENT:
+                    return
+
+    def finish(self, ended: Callable[[], object]) -> None:
+        """After ``close``: attach what waited at last, where handlers run, and then call
+        ``ended()``. Any thread."""
+        if self._last:
+            self._communicator.poller.post(self._attach_last, ended)
+        else:
+            ended()
+
+    def _attach_last(self, ended: Callable[[], object], _: int) -> None:
+        while self._last:
+            self._service.retain()
+            self._attach(*self._last.popleft())
+        ended()
 
     def on_ready(self, _: Listener, mask: int) -> None:
         """Connections wait: take some, and come back for the rest."""

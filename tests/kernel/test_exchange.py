@@ -993,7 +993,7 @@ def test_stopping(engine: MemoryEngine) -> None:
     for peer in (idle, busy):
         peer.send(b"a\n")
     half.send(b"ha")
-    engine.run()
+    engine.advance(1)  # nobody has only just been accepted
     service.sessions[0].reply()
     engine.run()
     unread.send(b"read late\n")  # in the socket's buffer when the stop comes
@@ -1023,9 +1023,30 @@ def test_stopping(engine: MemoryEngine) -> None:
 def test_accepted_while_the_service_stops(engine: MemoryEngine) -> None:
     service = LineService()
     service.stopping = True
-    peer = engine.connect(service)
+    silent, asks = engine.connect(service), engine.connect(service)
     engine.run()
-    assert peer.closed
+    asks.send(b"a\n")  # a request that crossed the stop
+    engine.advance(0.4)
+    assert (asks.received, asks.eof) == (b"a\n", True)
+    assert not silent.closed
+    engine.advance(0.2)
+    assert silent.closed
+
+
+def test_accepted_a_moment_before_the_service_stops(engine: MemoryEngine) -> None:
+    service = LineService()
+    old = engine.connect(service)
+    engine.advance(1)
+    silent, asks = engine.connect(service), engine.connect(service)
+    engine.run()
+    stop(engine, service)
+    assert old.closed
+    assert not silent.closed
+    asks.send(b"a\n")
+    engine.run()
+    assert (asks.received, asks.eof) == (b"a\n", True)
+    engine.advance(0.6)
+    assert silent.closed
 
 
 def test_states_of_a_request(engine: MemoryEngine) -> None:
