@@ -54,6 +54,24 @@ _RESERVED_DESCRIPTORS = 64
 """Descriptors left to the rest of the program when RLIMIT_NOFILE bounds connections."""
 
 
+_serving_lock = threading.Lock()
+_serving: set[WFServerBase] = set()  # guarded by it
+
+
+def _close_copies() -> None:
+    """A forked process does not serve. What it would keep open is not its own: clients
+    would see no end, and the port would stay taken, as long as it lives."""
+    global _serving_lock
+    _serving_lock = threading.Lock()
+    servers = list(_serving)
+    _serving.clear()
+    for server in servers:
+        server.close_copies()
+
+
+os.register_at_fork(after_in_child=_close_copies)
+
+
 class _Inbox:
     """Signals and the server's end, for the main thread that waits for one of them.
 
@@ -254,7 +272,19 @@ class WFServerBase(CommService):
                 ) from error
             raise
         self.retain()  # the listener's reference
+        with _serving_lock:
+            _serving.add(self)
         return self._listener
+
+    def close_copies(self) -> None:
+        """In a process that was just forked: close its copies of the server's sockets. The
+        server itself, in the other process, sees nothing of it."""
+        if self._listener is not None:
+            self._listener.close_copy()
+        for conn in list(self._connections):
+            with contextlib.suppress(OSError):
+                conn.transport.close_copy()
+        self._forget_fork()
 
     def _forget_fork(self) -> bool:
         """Whether this is a process forked from the one that started the server: nothing
@@ -537,6 +567,8 @@ class WFServerBase(CommService):
             if self._phase != _RUNNING:
                 return
             self._phase = _STOPPED
+            with _serving_lock:
+                _serving.discard(self)
             self._ended_runs += 1
             self.resume_accepting = None
             inboxes, self._inboxes = self._inboxes, []

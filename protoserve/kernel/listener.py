@@ -282,6 +282,11 @@ class Listener:
             self._communicator.poller.forget(self._fd, shared=True)
             if drain:
                 self._drain()
+            if not self._adopted:
+                # A forked process may have a copy, and the system would go on accepting. A
+                # socket that was handed to us is others' as well.
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_RDWR)
             self._sock.close()
         finally:
             self._lock.release()
@@ -291,6 +296,12 @@ class Listener:
                 if os.stat(path).st_ino == inode:  # not a successor's
                     os.unlink(path)
         return True
+
+    def close_copy(self) -> None:
+        """In a forked process: close its copy, and nothing else. Takes no lock, since a
+        thread that does not exist here may have it."""
+        self._closed = True
+        self._sock.close()
 
     def _drain(self) -> None:
         # Of a socket that others may share only what is there, and never a stream of it.

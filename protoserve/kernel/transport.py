@@ -50,7 +50,11 @@ class Transport(Protocol):
         """Tell the peer that no more will be sent."""
 
     def close(self) -> None:
-        """Close it; what was taken by ``send`` still goes out."""
+        """The connection is over, also for a forked process that has a copy of it; what was
+        taken by ``send`` still goes out."""
+
+    def close_copy(self) -> None:
+        """Close this process's copy; for the process that it was forked from nothing changes."""
 
     def abort(self) -> None:
         """Close without a trace: the peer sees a reset where there is such a thing."""
@@ -93,6 +97,12 @@ class SocketTransport:
             self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
+        # The peer sees the end only when every copy is closed, or one is shut down.
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
+    def close_copy(self) -> None:
         self.sock.close()
 
     def abort(self) -> None:

@@ -252,6 +252,9 @@ class FakeSocket:
     def getsockname(self) -> tuple[str, int]:
         return ("127.0.0.1", 1)
 
+    def shutdown(self, how: int) -> None:
+        assert how == socket.SHUT_RDWR
+
     def close(self) -> None:
         self.closed = True
 
