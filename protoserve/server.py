@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from protoserve.errors import BindError, ConfigError, UsageError
 from protoserve.events import CloseReason, ListenerStarted, ListenerStopped
 from protoserve.kernel.connection import CONNECTED, DRAINING, KEEPALIVE, CommConnection
+from protoserve.kernel.current import CURRENT
 from protoserve.kernel.engine import NoThreadError
 from protoserve.kernel.listener import (
     UNIX_PREFIX,
@@ -47,6 +48,11 @@ _NEW, _STARTING, _RUNNING, _STOPPED = "new", "starting", "running", "stopped"
 _SIGNAL_PATIENCE = 0.05
 """Seconds that shutdown() in the main thread waits for a lock: other threads keep ours for
 microseconds, and one that the interrupted code holds does not come free."""
+
+_ADVICE = (
+    "call shutdown() there, which does not wait; stop() works in a thread of its own, and "
+    "asyncio.create_task(server.aclose()) in a coroutine, as long as nobody waits for them there"
+)
 
 _IDLE_PHASES = (CONNECTED, KEEPALIVE, DRAINING)
 
@@ -517,9 +523,19 @@ class WFServerBase(CommService):
 
     async def aclose(self) -> int:
         """``stop()`` for coroutines: stops gracefully without blocking the loop. Returns
-        how many connections and requests had to be cut."""
+        how many connections and requests had to be cut.
+
+        Raises ``UsageError`` in a handler, which it would wait for; a task of its own
+        (``asyncio.create_task(server.aclose())``) works there, and so does ``shutdown()``.
+        """
         if self._phase == _NEW:
             return 0
+        engine = None if self._scheduler is None else self._scheduler.engine_here()
+        if CURRENT.service is self or (engine is not None and engine.service_here() is self):
+            raise UsageError(
+                "await aclose() in a handler, or in what belongs to its request, would wait "
+                f"for itself; {_ADVICE}"
+            )
         self.shutdown()
         loop = asyncio.get_running_loop()
         finished: asyncio.Future[None] = loop.create_future()
@@ -546,8 +562,8 @@ class WFServerBase(CommService):
         """``shutdown`` and ``wait_finish``. Returns how many connections and requests had
         to be cut after ``shutdown_timeout``: 0 for a clean stop.
 
-        Raises ``UsageError`` in a handler, where it would wait for itself; call
-        ``shutdown()`` there.
+        Raises ``UsageError`` in a handler and in whatever belongs to a request, go functions
+        and callbacks included, where it would wait for itself; call ``shutdown()`` there.
         """
         if self._forget_fork():
             return 0
@@ -585,10 +601,11 @@ class WFServerBase(CommService):
                 f"{what}() in an observer of the start would wait for that start; "
                 "call shutdown() there: the server stops as soon as it has started"
             )
-        if self._scheduler is not None and self._scheduler.in_handler():
+        scheduler = self._scheduler
+        if CURRENT.service is self or (scheduler is not None and scheduler.in_handler()):
             raise UsageError(
-                f"{what}() in a handler would wait for that handler; call shutdown() there "
-                "and wait_finish() in another thread, or await aclose() in a coroutine"
+                f"{what}() in a handler, or in what belongs to its request, would wait for "
+                f"itself; {_ADVICE}"
             )
 
     # -- signals and blocks ------------------------------------------------------------
@@ -612,6 +629,7 @@ class WFServerBase(CommService):
                 "wait_for_signal() works in the main thread only, as signals do; "
                 "elsewhere use wait_finish()"
             )
+        self._refuse_in_handler("wait_for_signal")
         if isinstance(signals, int):
             signals = (signals,)
         if uncatchable := {signal.SIGKILL, signal.SIGSTOP} & {*signals}:

@@ -28,6 +28,7 @@ from protoserve.log import logger
 
 if TYPE_CHECKING:
     from protoserve.kernel.scheduler import CommScheduler
+    from protoserve.kernel.session import CommService
 
 _IDLE_CARRIERS: Final = 64
 """Carriers kept for later; under a burst there are as many as coroutines wait."""
@@ -39,7 +40,7 @@ Ended: TypeAlias = Callable[[BaseException | None], object]
 class _Job:
     """A coroutine that waits."""
 
-    __slots__ = ("context", "coro", "ended", "yielded")
+    __slots__ = ("context", "coro", "ended", "service", "yielded")
 
     def __init__(
         self,
@@ -47,11 +48,13 @@ class _Job:
         context: contextvars.Context,
         yielded: Any,
         ended: Ended,
+        service: CommService,
     ) -> None:
         self.coro = coro
         self.context = context
         self.yielded = yielded
         self.ended = ended
+        self.service = service
 
 
 class Carrier:
@@ -73,6 +76,11 @@ class Carrier:
         """Whether it can take a coroutine. A handler that kept ``current_task()`` may have
         cancelled it long after."""
         return not (self.task.done() or self.task.cancelling())
+
+    @property
+    def service(self) -> CommService | None:
+        """The service whose coroutine it carries."""
+        return None if self._job is None else self._job.service
 
     def take(self, job: _Job) -> None:
         """Go on with the job, from its first wait."""
@@ -171,7 +179,9 @@ class LoopEngine(Engine):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._idle: list[Carrier] = []
-        self._carriers: set[Carrier] = set()
+        self._carriers: dict[asyncio.Task[None], Carrier] = {}
+        self._first: CommService | None = None  # whose first step runs
+        self._serving: dict[asyncio.Task[Any], CommService] = {}  # of run_coroutine
         self._spare: Carrier | None = None
         self._turning = False
         self._ended = threading.Event()
@@ -272,12 +282,23 @@ class LoopEngine(Engine):
 
     # -- coroutines --------------------------------------------------------------------
 
+    def service_here(self) -> CommService | None:
+        task = asyncio.current_task(self.loop)
+        if task is None:
+            return None
+        if self._spare is not None and task is self._spare.task:
+            return self._first
+        carrier = self._carriers.get(task)
+        return self._serving.get(task) if carrier is None else carrier.service
+
     def run_first_step(
-        self, coro: Coroutine[Any, Any, object], ended: Ended
+        self, coro: Coroutine[Any, Any, object], ended: Ended, service: CommService
     ) -> Callable[[], object] | None:
         context = contextvars.copy_context()
         spare = self._spare
         assert spare is not None
+        before = self._first
+        self._first = service
         try:
             yielded = context.run(coro.send, None)
         except BaseException as error:
@@ -286,7 +307,9 @@ class LoopEngine(Engine):
             if isinstance(error, StopIteration):
                 return None
             raise
-        spare.take(_Job(coro, context, yielded, ended))
+        finally:
+            self._first = before
+        spare.take(_Job(coro, context, yielded, ended, service))
         self._replace_spare()
         return spare.task.cancel
 
@@ -304,7 +327,7 @@ class LoopEngine(Engine):
     def new_carrier(self) -> Carrier:
         """One more carrier. Loop thread only."""
         carrier = Carrier(self)
-        self._carriers.add(carrier)
+        self._carriers[carrier.task] = carrier
         return carrier
 
     def give_back(self, carrier: Carrier) -> bool:
@@ -316,12 +339,12 @@ class LoopEngine(Engine):
 
     def forget(self, carrier: Carrier) -> None:
         """A carrier has ended."""
-        self._carriers.discard(carrier)
+        self._carriers.pop(carrier.task, None)
         if carrier in self._idle:
             self._idle.remove(carrier)
 
     def run_coroutine(
-        self, coro: Coroutine[Any, Any, object], ended: Ended
+        self, coro: Coroutine[Any, Any, object], ended: Ended, service: CommService | None = None
     ) -> Callable[[], object]:
         running: list[asyncio.Task[BaseException | None]] = []
         canceled = False
@@ -329,11 +352,14 @@ class LoopEngine(Engine):
         def begin() -> None:
             task = self.loop.create_task(_outcome(coro))
             running.append(task)
+            if service is not None:
+                self._serving[task] = service
             task.add_done_callback(done)
             if canceled:
                 task.cancel()
 
         def done(task: asyncio.Task[BaseException | None]) -> None:
+            self._serving.pop(task, None)
             if task.cancelled():
                 coro.close()  # it was cancelled before its first step
                 ended(asyncio.CancelledError())

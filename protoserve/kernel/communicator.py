@@ -26,6 +26,7 @@ from protoserve.kernel.connection import (
     CommConnection,
     State,
 )
+from protoserve.kernel.current import CURRENT
 from protoserve.kernel.habits import SLOW, Habit, Watch
 from protoserve.kernel.poller import GONE, HANGUP, READABLE, Poller
 from protoserve.kernel.session import CommService, CommSession, TaskState
@@ -1429,6 +1430,8 @@ class Communicator:
     def _report_closed(conn: CommConnection) -> None:
         service = conn.service
         service.remove_connection(conn)
+        before = CURRENT.service
+        CURRENT.service = service
         if service.observers:
             service.emit(
                 ConnectionClosed(
@@ -1447,3 +1450,4 @@ class Communicator:
                 callback(conn)
             except BaseException:
                 logger.exception("an on_close callback of %r raised", conn)
+        CURRENT.service = before

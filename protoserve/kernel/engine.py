@@ -15,6 +15,7 @@ from protoserve.log import logger
 
 if TYPE_CHECKING:
     from protoserve.kernel.scheduler import CommScheduler
+    from protoserve.kernel.session import CommService
 
 
 class NoThreadError(RuntimeError):
@@ -88,8 +89,16 @@ class Engine(ABC):
         """The same, for signal handlers: without a lock, and never at once. False when that
         is impossible, since the engine's loop is closed. The caller holds the engine."""
 
+    def service_here(self) -> CommService | None:
+        """The service for which the current coroutine runs, as (a part of) a request; not a
+        task that one of those made. In a thread of the engine's."""
+        return None
+
     def run_first_step(
-        self, coro: Coroutine[Any, Any, object], ended: Callable[[BaseException | None], object]
+        self,
+        coro: Coroutine[Any, Any, object],
+        ended: Callable[[BaseException | None], object],
+        service: CommService,
     ) -> Callable[[], object] | None:
         """Run ``coro`` up to its first wait, in a handler of an engine of coroutines.
 
@@ -101,10 +110,13 @@ class Engine(ABC):
 
     @abstractmethod
     def run_coroutine(
-        self, coro: Coroutine[Any, Any, object], ended: Callable[[BaseException | None], object]
+        self,
+        coro: Coroutine[Any, Any, object],
+        ended: Callable[[BaseException | None], object],
+        service: CommService | None = None,
     ) -> Callable[[], object]:
         """Run ``coro`` as a task of an asyncio loop and call ``ended`` there with what it
-        raised. Returns a function that cancels it."""
+        raised. ``service`` waits for it. Returns a function that cancels it."""
 
 
 class ThreadEngine(Engine):
@@ -156,13 +168,21 @@ class ThreadEngine(Engine):
             function()
 
     def call_from_signal(self, function: Callable[[], object]) -> bool:
-        self.poller.post_from_signal(_call, function)
+        # No handler: it need not wait for a thread that may run one.
+        self.poller.post_from_signal(self._call_at_once, function)
         return True
 
+    @staticmethod
+    def _call_at_once(function: Callable[[], object], _: int) -> None:
+        function()
+
     def run_coroutine(
-        self, coro: Coroutine[Any, Any, object], ended: Callable[[BaseException | None], object]
+        self,
+        coro: Coroutine[Any, Any, object],
+        ended: Callable[[BaseException | None], object],
+        service: CommService | None = None,
     ) -> Callable[[], object]:
-        return self.scheduler.run_coroutine(coro, ended)
+        return self.scheduler.run_coroutine(coro, ended, service)
 
     def _on_blocked(self, argument: Any, waits: bool) -> None:
         if isinstance(argument, CommConnection):

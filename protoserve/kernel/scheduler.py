@@ -210,7 +210,10 @@ class CommScheduler:
         return any(engine.owns(ident) for engine in engines)
 
     def run_coroutine(
-        self, coro: Coroutine[Any, Any, object], ended: Callable[[BaseException | None], object]
+        self,
+        coro: Coroutine[Any, Any, object],
+        ended: Callable[[BaseException | None], object],
+        service: CommService | None = None,
     ) -> Callable[[], object]:
         """Run ``coro`` in the loop that is ours, which starts if it has to; see
         :meth:`Engine.run_coroutine`."""
@@ -223,7 +226,7 @@ class CommScheduler:
                 engine.release()
 
         try:
-            return engine.run_coroutine(coro, release)
+            return engine.run_coroutine(coro, release, service)
         except BaseException:
             engine.release()
             raise

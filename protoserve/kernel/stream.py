@@ -109,7 +109,9 @@ class AsyncIteratorStream(Stream):
     def begin(self, communicator: Communicator) -> bool:
         self._communicator = communicator
         assert communicator.engine is not None
-        self._cancel = communicator.engine.run_coroutine(self._send(), self._ended)
+        self._cancel = communicator.engine.run_coroutine(
+            self._send(), self._ended, self.session.connection.service
+        )
         if self.session.connection.closed:
             self._cancel()
         return True

@@ -39,9 +39,10 @@ class CoroutineTask(ResultTask[T], Generic[T]):
         """Start the coroutine."""
         coro = self._coro
         assert coro is not None
-        engine = self.series.engine
+        series = self.series
+        engine = series.engine
         runner = get_scheduler() if engine is None else engine
-        self._cancel = runner.run_coroutine(self._run(coro), self._ended)
+        self._cancel = runner.run_coroutine(self._run(coro), self._ended, series.service)
         if self._canceled:
             self._cancel()
 

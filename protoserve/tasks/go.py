@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from protoserve.errors import ConfigError
+from protoserve.kernel.current import CURRENT
 from protoserve.kernel.scheduler import get_scheduler
 from protoserve.tasks.result import ResultTask
 from protoserve.tasks.timer import TimerTask
@@ -70,10 +71,12 @@ class GoTask(ResultTask[T], Generic[T]):
             return  # out of time or cancelled before its turn
         result: Any = None
         exception: BaseException | None = None
+        CURRENT.service = None if self._series is None else self._series.service
         try:
             result = self._context.run(call)
         except BaseException as error:
             exception = error
+        CURRENT.service = None
         self.complete(result, exception)
 
     def complete(

@@ -91,6 +91,7 @@ class GraphTask(ResultTask[None]):
             return
         for node in self._nodes:
             node.series.engine = self.series.engine
+            node.series.service = self.series.service
         self._start_nodes()
 
     def _start_nodes(self) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic
 
 from protoserve.errors import UsageError
 from protoserve.events import RequestFinished
+from protoserve.kernel.current import CURRENT
 from protoserve.kernel.session import CommSession, TaskState
 from protoserve.kernel.stream import room
 from protoserve.kernel.subtask import SubTask
@@ -138,6 +139,7 @@ class ServerSeries(SeriesWork):
         else:
             super().__init__(task)
         self.engine = task.connection.communicator.engine
+        self.service = task.server
         # The first task runs already, without a series: that is why we are made.
         self._current = self._queue.popleft()
         self._running = stage != _REPLYING
@@ -146,9 +148,7 @@ class ServerSeries(SeriesWork):
 
     def first_done(self) -> None:
         """The task that ran when the series was made has ended: go on with the rest."""
-        current = self._current
-        assert current is not None
-        self._run(self._next(current))
+        self._run(None, self._current)
 
     def _finish(self) -> None:
         super()._finish()
@@ -334,7 +334,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             return True
         engine = self.server.engine
         assert engine is not None
-        cancel = engine.run_first_step(coro, self._coroutine_ended)
+        cancel = engine.run_first_step(coro, self._coroutine_ended, self.server)
         if cancel is None:
             return True
         self._cancel = cancel
@@ -427,12 +427,16 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         callback = self._callback
         if callback is not None:
             self._callback = None
+            before = CURRENT.service
+            CURRENT.service = self.server
             try:
                 outcome = callback(self)
                 if outcome is not None and isinstance(outcome, Coroutine):
                     self.series.push_back(CoroutineTask(outcome))
             except BaseException:
                 logger.exception("the callback of %r raised", self)
+            finally:
+                CURRENT.service = before
             self.server.release()
         return None if self._series is None else self._series.pop()
 

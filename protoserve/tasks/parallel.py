@@ -60,6 +60,7 @@ class ParallelWork(ResultTask[list[SeriesWork]]):
         self._left = len(self._all) + 1
         for series in self._all:
             series.engine = self.series.engine
+            series.service = self.series.service
             series.start()
         self._finished(None)
 

@@ -114,7 +114,10 @@ class ResultTask(SubTask, Generic[T]):
         self._awaited = True
         series = SeriesWork(self)
         # In a server's loop, a coroutine that is a part of the task belongs there too.
-        series.engine = get_scheduler().engine_here()
+        engine = get_scheduler().engine_here()
+        if engine is not None:
+            series.engine = engine
+            series.service = engine.service_here()
         # Not its callback: the failure is raised here, and not logged there.
         series.adopt(finished)
         series.start()

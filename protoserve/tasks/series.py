@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from protoserve.errors import UsageError
+from protoserve.kernel.current import CURRENT
 from protoserve.kernel.subtask import SubTask
 from protoserve.log import logger
 
 if TYPE_CHECKING:
     from protoserve.kernel.engine import Engine
+    from protoserve.kernel.session import CommService
 
 
 class SeriesWork:
@@ -41,6 +43,7 @@ class SeriesWork:
         "_running",
         "context",
         "engine",
+        "service",
     )
 
     def __init__(
@@ -62,6 +65,7 @@ class SeriesWork:
         self._failure: BaseException | None = None
         self._adopter: Callable[[SeriesWork], object] | None = None
         self.engine: Engine | None = None
+        self.service: CommService | None = None  # it waits for the end of this series
         self.context: Any = None
         self._adopt(first)
         if last is not None:
@@ -160,9 +164,18 @@ class SeriesWork:
                 self._done_early = True
                 return
             self._running = True
-        self._run(self._next(task))
+        self._run(None, task)
 
-    def _run(self, task: SubTask | None) -> None:
+    def _run(self, task: SubTask | None, ended: SubTask | None = None) -> None:
+        """Go on with ``task``, or with what follows the one that has ``ended``."""
+        before = CURRENT.service
+        CURRENT.service = self.service
+        try:
+            self._run_tasks(task if ended is None else self._next(ended))
+        finally:
+            CURRENT.service = before
+
+    def _run_tasks(self, task: SubTask | None) -> None:
         """The trampoline: dispatch until a task does not end at once."""
         while task is not None:
             try:
