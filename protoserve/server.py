@@ -654,6 +654,7 @@ class WFServerBase(CommService):
                 received = inbox.get(None)
                 if received:
                     self.shutdown()
+                    self._shutdown()  # it has begun by now, and the time until the cut runs
                     if inbox.get(self._cut_at):
                         self.cut()
                 self.wait_finish()

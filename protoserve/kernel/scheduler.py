@@ -17,7 +17,7 @@ from protoserve.kernel.asyncio_host import LoopEngine, OwnLoopEngine
 from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.engine import Engine, ThreadEngine
 from protoserve.kernel.executor import Executor
-from protoserve.kernel.session import CommService, CommSession
+from protoserve.kernel.session import CommService
 from protoserve.params import COMPUTE_THREADS, SERVER_PARAMS_DEFAULT
 
 _PATCHERS: Final = {
@@ -65,7 +65,8 @@ def refuse_patched() -> None:
 
 
 class CommScheduler:
-    """Shared by all servers of a process (the article's ``CommScheduler``).
+    """Shared by all servers of a process (the article's ``CommScheduler``). Its ``reply`` and
+    ``shutdown`` are the communicator's, which a session reaches through its connection.
 
     It has an engine for plain functions, and one for coroutines in each loop they run in.
     Threads and descriptors exist while somebody holds an engine: a bound service, a timer.
@@ -230,16 +231,6 @@ class CommScheduler:
         except BaseException:
             engine.release()
             raise
-
-    @staticmethod
-    def reply(session: CommSession) -> bool:
-        """Send the session's reply; see :meth:`Communicator.reply`."""
-        return session.connection.communicator.reply(session)
-
-    @staticmethod
-    def shutdown(session: CommSession) -> None:
-        """End the session's connection; see :meth:`Communicator.shutdown`."""
-        session.connection.communicator.shutdown(session)
 
     def on_exhausted(self, threads: int) -> None:
         """Every handler thread is in a handler. Told once a minute: under load it comes

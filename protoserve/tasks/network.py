@@ -105,10 +105,10 @@ class WFNetworkTask(SubTask, CommSession, Generic[REQ, RESP]):
 
 
 class Processor(SubTask):
-    """The first task of a request's series: it calls ``process(task)``.
+    """The first task of a request's series: the handler, ``process(task)``.
 
-    Made only for requests whose series somebody asks for; the others take the same way
-    without the object.
+    Made only for requests whose series somebody asks for, which the handler does: it runs
+    already, and the task stands for it.
     """
 
     __slots__ = ("task",)
@@ -118,9 +118,8 @@ class Processor(SubTask):
         self.task = task
 
     def dispatch(self) -> None:
-        """Run the handler, then go on with what it pushed."""
-        if self.task.run_process():
-            self.subtask_done()
+        """Raises ``UsageError``: the handler of a request runs once, and has begun."""
+        raise UsageError("the handler of this request runs already; it runs once")
 
     def interrupt(self) -> None:
         """The series was cancelled: so is a handler that is a coroutine."""

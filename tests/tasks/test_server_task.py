@@ -21,7 +21,6 @@ from protoserve import (
     TaskState,
     UsageError,
     WFServerTask,
-    get_scheduler,
 )
 from protoserve.events import RequestFinished
 
@@ -139,6 +138,8 @@ def test_the_first_task_is_the_processor(engine: MemoryEngine) -> None:
     server = LineServer(lambda task: found.append(task.series._current))
     ask(engine, server)
     assert isinstance(found[0], Processor)
+    with pytest.raises(UsageError, match="runs once"):
+        found[0].dispatch()
 
 
 def test_pushed_tasks_delay_the_reply(engine: MemoryEngine) -> None:
@@ -348,7 +349,7 @@ def test_when_it_is_too_late(engine: MemoryEngine) -> None:
         with pytest.raises(UsageError, match="start a series of its own"):
             _ = task.series
     with pytest.raises(UsageError, match="one reply"):
-        get_scheduler().reply(tasks[0])
+        tasks[0].connection.communicator.reply(tasks[0])
     assert ended(engine, server)
 
 
@@ -676,7 +677,7 @@ def test_answered_by_hand(
         if with_series:
             assert task.series is not None
         echo(task)
-        get_scheduler().reply(task)
+        task.connection.communicator.reply(task)
 
     server = LineServer(process)
     peer = ask(engine, server)
