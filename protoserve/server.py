@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import errno
 import inspect
 import os
@@ -690,6 +691,45 @@ class WFServerBase(CommService):
         self.stop()
 
 
+_HANDLER = "a handler is a function, or a coroutine function, that takes the task: process(task)"
+
+
+def _look_at_handler(process: Callable[[Any], object]) -> None:
+    """Raise ``ConfigError`` for what is callable and would fail at its first request."""
+    if inspect.isclass(process):
+        raise ConfigError(
+            f"process is the class {process.__name__}, and would make an object of each "
+            f"request; pass an object of it, with a method __call__(self, task). {_HANDLER}"
+        )
+    called = getattr(process, "__call__", None)  # noqa: B004 - an object with such a method
+    if any(
+        inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        for function in (process, called)
+    ):
+        raise ConfigError(
+            "process is a generator function, whose body would never run; let a function "
+            f"assign the generator to the body of task.resp. {_HANDLER}"
+        )
+    try:
+        signature = inspect.signature(process)
+    except (ValueError, TypeError):
+        return  # some functions in C have none to look at
+    try:
+        signature.bind(None)
+    except TypeError:
+        needed = [
+            parameter.name
+            for parameter in signature.parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
+        kind = {2: "a WSGI", 3: "an ASGI"}.get(len(needed))
+        hint = f"; it looks like {kind} application, which is no handler" if kind else ""
+        raise ConfigError(
+            f"process takes ({', '.join(signature.parameters)}){hint}. {_HANDLER}"
+        ) from None
+
+
 class WFServer(WFServerBase, Generic[REQ, RESP]):
     """A server of one protocol (the article's ``WFServer<REQ, RESP>``).
 
@@ -710,9 +750,12 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
             raise ConfigError(f"spec must be a ProtocolSpec, not {type(spec).__name__}")
         if not callable(process):
             raise ConfigError(f"process must be callable, not {type(process).__name__}")
+        _look_at_handler(process)
         super().__init__(params if params is not None else spec.params)
         self.spec = spec
         self.process = process
+        self.variables = contextvars.copy_context()
+        """The context variables that each request gets a copy of."""
         self.asynchronous = inspect.iscoroutinefunction(process) or inspect.iscoroutinefunction(
             getattr(process, "__call__", None)  # noqa: B004 - an object with an async __call__
         )

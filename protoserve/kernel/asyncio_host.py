@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from protoserve.errors import UsageError
 from protoserve.kernel.engine import Engine, NoThreadError, log_callback_error
+from protoserve.kernel.session import returned
 from protoserve.log import logger
 
 if TYPE_CHECKING:
@@ -148,7 +149,8 @@ def _carry(job: _Job, canceled: bool) -> Generator[Any, Any, None]:
     if canceled and not (yielded is not None and yielded.cancel()):
         try:
             yielded = run(coro.throw, asyncio.CancelledError())
-        except StopIteration:
+        except StopIteration as end:
+            _look_at_end(end)
             return
     while True:
         try:
@@ -160,8 +162,14 @@ def _carry(job: _Job, canceled: bool) -> Generator[Any, Any, None]:
             step = coro.send
         try:
             yielded = run(step, value)
-        except StopIteration:
+        except StopIteration as end:
+            _look_at_end(end)
             return
+
+
+def _look_at_end(end: StopIteration) -> None:
+    if end.value is not None:
+        raise returned(end.value)
 
 
 class LoopEngine(Engine):
@@ -292,24 +300,28 @@ class LoopEngine(Engine):
         return self._serving.get(task) if carrier is None else carrier.service
 
     def run_first_step(
-        self, coro: Coroutine[Any, Any, object], ended: Ended, service: CommService
+        self,
+        coro: Coroutine[Any, Any, object],
+        ended: Ended,
+        service: CommService,
+        variables: contextvars.Context,
     ) -> Callable[[], object] | None:
-        context = contextvars.copy_context()
         spare = self._spare
         assert spare is not None
         before = self._first
         self._first = service
         try:
-            yielded = context.run(coro.send, None)
+            yielded = coro.send(None)
         except BaseException as error:
             if spare.task.cancelling():
                 self._replace_spare()  # it cancelled itself, and then did not wait
             if isinstance(error, StopIteration):
+                _look_at_end(error)
                 return None
             raise
         finally:
             self._first = before
-        spare.take(_Job(coro, context, yielded, ended, service))
+        spare.take(_Job(coro, variables, yielded, ended, service))
         self._replace_spare()
         return spare.task.cancel
 

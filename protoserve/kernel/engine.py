@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from protoserve.kernel.communicator import Communicator
@@ -99,8 +100,10 @@ class Engine(ABC):
         coro: Coroutine[Any, Any, object],
         ended: Callable[[BaseException | None], object],
         service: CommService,
+        variables: Context,
     ) -> Callable[[], object] | None:
-        """Run ``coro`` up to its first wait, in a handler of an engine of coroutines.
+        """Run ``coro`` up to its first wait, in a handler of an engine of coroutines, which
+        runs in ``variables`` already.
 
         ``None`` when it ended. Otherwise ``ended`` is called in the loop with what it
         raised later, and what is returned cancels it there. Raises what it raises before

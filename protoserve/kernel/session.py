@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+from protoserve.errors import UsageError
 from protoserve.events import Event, log_event
 from protoserve.kernel.habits import Habits
 from protoserve.log import logger
@@ -38,6 +39,14 @@ class TaskState(IntEnum):
     """TLS failed."""
 
 
+def returned(value: object) -> UsageError:
+    """What is wrong when a handler returned something."""
+    return UsageError(
+        f"the handler returned a {type(value).__name__}, and nobody takes it: "
+        "assign to task.resp, or call its methods, and return nothing"
+    )
+
+
 class CommSession(ABC):
     """One request/response exchange (the article's ``CommSession``).
 
@@ -66,6 +75,10 @@ class CommSession(ABC):
         a command. Asked, after ``message_in``, only where handlers were seen to be slow.
         Must not raise. By default ``None``: they are all alike."""
         return None
+
+    def call(self, function: Callable[..., Any], *args: object) -> Any:
+        """Call user code that belongs to this exchange, such as a reply's iterator."""
+        return function(*args)
 
     def end_quietly(self) -> bool:
         """Instead of ``handle(SUCCESS, 0)``, where no user code hangs on it: note it and

@@ -81,13 +81,13 @@ class IteratorStream(Stream):
         return communicator.begin_stream(self, first, busy=False)
 
     def pull(self) -> Any:
-        return next(self._pieces, END)
+        return self.session.call(next, self._pieces, END)
 
     def close(self) -> None:
         close = getattr(self._pieces, "close", None)
         if close is not None:
             try:
-                close()
+                self.session.call(close)
             except BaseException:  # whatever it is: the connection has yet to be given back
                 logger.exception("closing the reply of %r raised", self.session)
 

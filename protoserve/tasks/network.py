@@ -7,14 +7,16 @@ import errno
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable, Mapping
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic
 
 from protoserve.errors import UsageError
 from protoserve.events import RequestFinished
 from protoserve.kernel.current import CURRENT
-from protoserve.kernel.session import CommSession, TaskState
+from protoserve.kernel.session import CommSession, TaskState, returned
 from protoserve.kernel.stream import room
 from protoserve.kernel.subtask import SubTask
+from protoserve.kernel.variables import run_in
 from protoserve.log import logger
 from protoserve.params import YEAR
 from protoserve.protocol import REQ, RESP, Buffer, MessageOut, ProtocolSpec
@@ -40,6 +42,11 @@ _PROCESSING: Final = 0
 _REPLYING: Final = 1
 _CALLBACK: Final = 2
 _OVER: Final = 3
+
+
+def _look_at_result(handler: CoroutineTask[object]) -> None:
+    if handler.result is not None:
+        raise returned(handler.result)
 
 
 class _NoWait:
@@ -138,6 +145,7 @@ class ServerSeries(SeriesWork):
         else:
             super().__init__(task)
         self.engine = task.connection.communicator.engine
+        self.variables = task.variables
         self.service = task.server
         # The first task runs already, without a series: that is why we are made.
         self._current = self._queue.popleft()
@@ -178,7 +186,11 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         "_started",
         "server",
         "spec",
+        "variables",
     )
+
+    variables: Context
+    """The context variables of this request: a copy of those of where the server was made."""
 
     _told: ClassVar = False
     """Whether a subclass wants to see the end of every task: it overrides what sees it."""
@@ -246,18 +258,26 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             self.state = TOREPLY
             if self.server.observers:
                 self._started = time.monotonic()
-            if self.run_process():
-                series = self._series
-                if series is None:
-                    self.dispatch()
-                else:
-                    series.first_done()  # type: ignore[attr-defined]
+            self.variables = variables = self.server.variables.copy()
+            variables.run(self._serve)
             return
         self.state = state
         self.error = error
         if error == errno.ETIMEDOUT:
             self.timeout_reason = TRANSMIT_TIMEOUT
         self.subtask_done()
+
+    def _serve(self) -> None:
+        if self.run_process():
+            series = self._series
+            if series is None:
+                self.dispatch()
+            else:
+                series.first_done()  # type: ignore[attr-defined]
+
+    def call(self, function: Callable[..., Any], *args: object) -> Any:
+        """Call user code of this request in its context."""
+        return run_in(self.variables, function, *args)
 
     def handler_key(self) -> Hashable:
         """The protocol's, from the request."""
@@ -320,8 +340,10 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         it is a coroutine that waits: then ``_processed`` is called later."""
         try:
             outcome = self._process(self)
-            if outcome is not None and isinstance(outcome, Coroutine):
-                return self._run_coroutine(outcome)
+            if outcome is not None and outcome is not NO_WAIT:
+                if isinstance(outcome, Coroutine):
+                    return self._run_coroutine(outcome)
+                raise returned(outcome)
         except BaseException as error:
             self._fail(error)
         return True
@@ -329,11 +351,11 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
     def _run_coroutine(self, coro: Coroutine[Any, Any, object]) -> bool:
         if not self.server.asynchronous:
             # A plain function that returned a coroutine: it comes before what was pushed.
-            self.series.push_front(CoroutineTask(coro))
+            self.series.push_front(CoroutineTask(coro, _look_at_result))
             return True
         engine = self.server.engine
         assert engine is not None
-        cancel = engine.run_first_step(coro, self._coroutine_ended, self.server)
+        cancel = engine.run_first_step(coro, self._coroutine_ended, self.server, self.variables)
         if cancel is None:
             return True
         self._cancel = cancel
@@ -429,7 +451,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             before = CURRENT.service
             CURRENT.service = self.server
             try:
-                outcome = callback(self)
+                outcome = run_in(self.variables, callback, self)
                 if outcome is not None and isinstance(outcome, Coroutine):
                     self.series.push_back(CoroutineTask(outcome))
             except BaseException:
@@ -523,7 +545,8 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             raise UsageError("this request is over; use the methods of task.connection")
         if self._handles is None:
             self._handles = []
-        handle = register(lambda _: callback(self))
+        # In a copy: a coroutine may run in the context itself meanwhile, on another thread.
+        handle = register(lambda _: self.variables.copy().run(callback, self))
         self._handles.append(handle)
         return handle
 

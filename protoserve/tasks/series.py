@@ -6,11 +6,13 @@ import inspect
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from protoserve.errors import UsageError
 from protoserve.kernel.current import CURRENT
 from protoserve.kernel.subtask import SubTask
+from protoserve.kernel.variables import run_in
 from protoserve.log import logger
 
 if TYPE_CHECKING:
@@ -25,8 +27,10 @@ class SeriesWork:
     the reply. Tasks may be pushed from any thread while the series runs, also by the
     callback of the last task, and then run after it.
 
-    ``context`` is the user's. Raises :class:`~protoserve.errors.UsageError` for a task
-    that is in a series already, or a series that has finished.
+    ``context`` is the user's; ``variables`` are the context variables in which everything of
+    the series runs: by default as they were where it was made. Raises
+    :class:`~protoserve.errors.UsageError` for a task that is in a series already, or a series
+    that has finished.
     """
 
     __slots__ = (
@@ -44,6 +48,7 @@ class SeriesWork:
         "context",
         "engine",
         "service",
+        "variables",
     )
 
     def __init__(
@@ -67,6 +72,7 @@ class SeriesWork:
         self.engine: Engine | None = None
         self.service: CommService | None = None  # it waits for the end of this series
         self.context: Any = None
+        self.variables = copy_context()
         self._adopt(first)
         if last is not None:
             self._adopt(last)
@@ -168,6 +174,9 @@ class SeriesWork:
 
     def _run(self, task: SubTask | None, ended: SubTask | None = None) -> None:
         """Go on with ``task``, or with what follows the one that has ``ended``."""
+        run_in(self.variables, self._run_here, task, ended)
+
+    def _run_here(self, task: SubTask | None, ended: SubTask | None) -> None:
         before = CURRENT.service
         CURRENT.service = self.service
         try:

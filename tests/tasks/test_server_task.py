@@ -35,6 +35,16 @@ def ask(engine: MemoryEngine, server: LineServer, data: bytes = b"hello\n") -> M
     return peer
 
 
+def in_turn(*calls: Callable[[Task], object]) -> Callable[[Task], None]:
+    """A handler that makes these calls."""
+
+    def process(task: Task) -> None:
+        for call in calls:
+            call(task)
+
+    return process
+
+
 def in_thread(call: Callable[[], object]) -> None:
     thread = threading.Thread(target=call)
     thread.start()
@@ -127,7 +137,7 @@ def test_both_a_session_and_a_task() -> None:
 
 def test_a_request_without_a_series_makes_none(engine: MemoryEngine) -> None:
     tasks: list[Task] = []
-    server = LineServer(lambda task: (echo(task), tasks.append(task)))
+    server = LineServer(in_turn(echo, tasks.append))
     ask(engine, server)
     assert tasks[0]._series is None
     assert server.alive == 2  # the listener and the connection
@@ -314,7 +324,7 @@ def test_a_callback_that_raises(
             task.series.push_back(Step(notes, "rest"))
         raise error("a fault of the callback")
 
-    server = LineServer(lambda task: (task.set_callback(callback), echo(task)))
+    server = LineServer(in_turn(lambda task: task.set_callback(callback), echo))
     peer = ask(engine, server, b"a\nb\n")
     assert peer.received == b"a\nb\n"
     assert notes == ["rest", "rest"] * with_series
@@ -500,9 +510,11 @@ def test_the_handler_closes_the_connection(engine: MemoryEngine) -> None:
 def test_the_peer_does_not_take_the_reply(engine: MemoryEngine) -> None:
     results: list[Any] = []
     server = LineServer(
-        lambda task: (
-            echo(task),
-            task.set_callback(lambda t: results.append((t.state, t.error, t.timeout_reason))),
+        in_turn(
+            echo,
+            lambda task: task.set_callback(
+                lambda t: results.append((t.state, t.error, t.timeout_reason))
+            ),
         ),
         peer_response_timeout=10,
     )
