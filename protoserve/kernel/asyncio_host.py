@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from protoserve.errors import UsageError
 from protoserve.kernel.engine import Engine, NoThreadError, log_callback_error
+from protoserve.kernel.joining import Joiner
 from protoserve.kernel.session import returned
 from protoserve.log import logger
 
@@ -408,6 +409,7 @@ class OwnLoopEngine(LoopEngine):
         super().__init__(scheduler, clock, None)
         self._thread = threading.Thread(target=self._run, name="protoserve-loop", daemon=True)
         self._started = threading.Event()
+        self._joiner = Joiner()
         self._failure: BaseException | None = None
         self._over = False  # the loop's thread only
 
@@ -468,8 +470,7 @@ class OwnLoopEngine(LoopEngine):
     def stop(self, timeout: float | None) -> bool:
         ended = super().stop(timeout)
         if threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
-            return not self._thread.is_alive()
+            return self._joiner.join([self._thread], timeout)
         return ended
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from protoserve.kernel.joining import Joiner
 from protoserve.log import logger
 from protoserve.params import COMPUTE_THREADS
 
@@ -25,6 +25,7 @@ class Executor:
 
     def __init__(self, max_threads: int = COMPUTE_THREADS) -> None:
         self.max_threads = max_threads
+        self._joiner = Joiner()
         self._condition = threading.Condition()  # guards what follows
         self._queues: dict[str, deque[Callable[[], object]]] = {}
         self._turns: deque[str] = deque()  # the queues that have jobs
@@ -111,10 +112,7 @@ class Executor:
             threads = list(self._threads)
         if threading.current_thread() in threads:
             return False
-        deadline = None if timeout is None else time.monotonic() + timeout
-        for thread in threads:
-            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in threads)
+        return self._joiner.join(threads, timeout)
 
     def owns(self, thread: threading.Thread) -> bool:
         """Whether ``thread`` is one of them."""

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from protoserve.kernel.joining import Joiner
 from protoserve.kernel.poller import Callback, Poller, Ready
 
 BLOCK_THRESHOLD: Final = 0.005
@@ -105,6 +106,7 @@ class LeaderFollowers:
         self._park = threading.Lock()
         self._park.acquire()
         self._monitor: threading.Thread | None = None
+        self._joiner = Joiner()
         self.current: Any = None
 
     def start(self) -> None:
@@ -147,10 +149,7 @@ class LeaderFollowers:
             return False
         if self._monitor is not None:
             threads.append(self._monitor)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        for thread in threads:
-            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in threads)
+        return self._joiner.join(threads, timeout)
 
     # -- for who is about to run a handler ---------------------------------------------
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from loopback import RawClient, eventually, get
+from loopback import PATIENCE, RawClient, eventually, get
 
 from protoserve import ServerParams, SubTask, UsageError, get_scheduler
 from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
@@ -479,3 +479,28 @@ def test_stop_waits_for_what_a_callback_pushed(serve: Serve) -> None:
     go.set()
     assert server.stop() == 0
     assert ended == [True]
+
+
+def test_many_threads_stop_a_server_at_once() -> None:
+    for asynchronous in (False, True):
+
+        async def coroutine(task: WFHttpTask) -> None:
+            """Replies with nothing."""
+
+        for _ in range(30):
+            server = WFHttpServer(coroutine if asynchronous else lambda task: None)
+            server.start("127.0.0.1", 0)
+            results: list[object] = []
+
+            def stop(server: WFHttpServer = server, results: list[object] = results) -> None:
+                try:
+                    results.append(server.stop())
+                except BaseException as error:
+                    results.append(error)
+
+            threads = [threading.Thread(target=stop) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(PATIENCE)
+            assert results == [0] * 6
