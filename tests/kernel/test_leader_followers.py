@@ -142,6 +142,7 @@ def test_all_blocked_is_reported_once_and_work_goes_on(pools: Callable[..., Pool
     assert all(call.began.wait(PATIENCE) for call in blocking)
     wait_until(lambda: pool.exhausted)
     last = pool.call(nothing)
+    wait_until(lambda: pool.threads._queue)  # seen, and not run
     assert not last.ended.wait(0.05)
     assert pool.exhausted == [3]
     gates[1].set()
@@ -166,6 +167,7 @@ def test_one_thread(pools: Callable[..., Pool]) -> None:
         other = pool.call(nothing)
         assert blocking.began.wait(PATIENCE)
         wait_until(lambda: pool.exhausted)
+        wait_until(lambda: pool.threads._queue)  # seen, and not run
         assert not other.ended.is_set()
         gate.set()
         assert other.ended.wait(PATIENCE)
