@@ -74,6 +74,13 @@ class Stand:
             assert time.monotonic() < end, "sessions hang"
             time.sleep(0.002)
 
+    def wait_for_ends(self, number: int) -> None:
+        """Until so many connections were reported as closed, which is after their sockets are."""
+        end = time.monotonic() + PATIENCE
+        while len(self.service.ends) < number:
+            assert time.monotonic() < end, "connections are not reported"
+            time.sleep(0.002)
+
     def close(self) -> None:
         """Everything must come to its end."""
         self.service.stopping = True
@@ -157,6 +164,7 @@ def test_everything_is_answered_in_order(stand: Stand) -> None:
     assert all(
         session.states == [(TaskState.TOREPLY, 0), (TaskState.SUCCESS, 0)] for session in sessions
     )
+    stand.wait_for_ends(80)
     assert sum(event.requests for event in stand.service.ends) == len(sessions)
 
 
