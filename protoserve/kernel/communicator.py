@@ -32,6 +32,7 @@ from protoserve.kernel.poller import GONE, HANGUP, READABLE, Poller
 from protoserve.kernel.session import CommService, CommSession, TaskState
 from protoserve.kernel.stream import END, Stream, open_stream
 from protoserve.log import logger
+from protoserve.params import YEAR
 from protoserve.protocol import NEED_DATA, Buffer, Feedback, MessageOut, Piece
 
 if TYPE_CHECKING:
@@ -693,8 +694,10 @@ class Communicator:
         try:
             out = session.message_out()
             keep_alive = session.keep_alive
-            if keep_alive is not None and not keep_alive >= 0:
-                raise ValueError(f"keep_alive {keep_alive!r}: expected 0 or more, or None")
+            if keep_alive is not None and not 0 <= keep_alive <= YEAR:
+                raise ValueError(
+                    f"keep_alive {keep_alive!r}: expected seconds from 0 to a year, or None"
+                )
             if type(out) is bytes:
                 size = len(out)
                 conn.out.append(out)

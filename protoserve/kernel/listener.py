@@ -379,11 +379,15 @@ class Listener:
         if sys.platform != "linux" and sock.family != socket.AF_UNIX:
             with contextlib.suppress(OSError):  # pragma: no cover - macOS
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        transport = None
         try:
-            self._communicator.attach(SocketTransport(sock), peername, self._service)
+            transport = SocketTransport(sock)
+            self._communicator.attach(transport, peername, self._service)
         except BaseException:
             # The others in the backlog are not announced again: go on with them.
             logger.exception("the connection of %r could not be made; it closes", peername)
+            if transport is None:
+                self._service.release()  # attach() would have
             sock.close()
 
     def _go_on_after(self, error: OSError) -> bool:

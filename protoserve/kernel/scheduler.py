@@ -165,6 +165,7 @@ class CommScheduler:
         engine.want_threads(service.params.handler_threads)
         with self._lock:
             self._services.append(service)
+            self._exhausted_until = 0.0  # it has not been told
             self._resize_executor()
         self.executor.linger(True)
         service.engine = engine
