@@ -28,7 +28,7 @@ from types import ModuleType
 from typing import Any, Final, get_args, get_type_hints
 
 from protoserve.errors import BindError, ConfigError, PluginError
-from protoserve.events import Event, ListenerStopped, RequestFinished
+from protoserve.events import Event, ListenerStopped, RequestFinished, RequestRefused
 from protoserve.params import ServerParams
 from protoserve.plugins import describe, installed_plugins, load_protocol
 from protoserve.protocol import ProtocolSpec
@@ -385,6 +385,8 @@ def _run(args: argparse.Namespace) -> int:
                 if args.access_log:
                     _access_logger.setLevel(logging.INFO)
                     server.subscribe(_log_access)
+                if servers:
+                    _share_hooks(servers[0], server)
                 servers.append(running.enter_context(server.start(*where)))
         except ConfigError as error:
             raise _CommandError(USAGE, str(error)) from error
@@ -399,6 +401,11 @@ def _run(args: argparse.Namespace) -> int:
         else:
             _wait_together(servers, ready)
     return CLEAN
+
+
+def _share_hooks(first: WFServer[Any, Any], other: WFServer[Any, Any]) -> None:
+    """One application at several addresses starts once, and stops when the last has ended."""
+    other.set_hooks(lambda _: first.retain(), lambda _: first.release())
 
 
 def _load_protocol(name: str, application: str | None) -> ProtocolSpec[Any, Any]:
@@ -691,14 +698,41 @@ class _Logging:
 
 
 def _log_access(event: Event) -> None:
+    """A line for each request: who, what the protocol's summary tells, how long it took, and
+    how it went wrong if it did. The facts are in ``extra`` too."""
+    facts: dict[str, object]
     if isinstance(event, RequestFinished):
-        _access_logger.info(
-            "%s request %d: %s in %.1f ms",
-            _peer(event.peername),
-            event.seq,
-            event.state + (f" ({errno.errorcode.get(event.error, '')})" if event.error else ""),
-            event.duration * 1000,
-        )
+        outcome = f"in {event.duration * 1000:.1f} ms"
+        if event.state != "SUCCESS":
+            outcome += f" {event.state}"
+        if event.error:
+            outcome += f" ({errno.errorcode.get(event.error, event.error)})"
+        facts = {"duration": event.duration, "state": event.state, "error": event.error}
+    elif isinstance(event, RequestRefused):
+        outcome = f"refused: {event.message or event.reason}"
+        facts = {"reason": event.reason.name}
+    else:
+        return
+    summary = " ".join(_printable(value) for value in event.summary.values())
+    _access_logger.info(
+        "%s #%d%s%s %s",
+        _peer(event.peername),
+        event.seq,
+        summary and " ",
+        summary,
+        outcome,
+        extra={
+            "peername": event.peername,
+            "seq": event.seq,
+            **{f"request_{name}": value for name, value in {**facts, **event.summary}.items()},
+        },
+    )
+
+
+def _printable(value: object) -> str:
+    """One word of a log line: what a client sends must not look like another line."""
+    text = str(value)
+    return text if text.isprintable() and " " not in text and text else ascii(text)
 
 
 def _peer(peername: Any) -> str:

@@ -6,20 +6,33 @@ import asyncio
 import contextlib
 import contextvars
 import errno
-import inspect
 import os
 import signal
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from protoserve.application import (
+    Hook,
+    StopHook,
+    is_asynchronous,
+    look_at_handler,
+    look_at_hook,
+    run_in_engine,
+)
 from protoserve.errors import BindError, ConfigError, UsageError
 from protoserve.events import CloseReason, ListenerStarted, ListenerStopped
-from protoserve.kernel.connection import CONNECTED, DRAINING, KEEPALIVE, CommConnection
+from protoserve.kernel.connection import (
+    CONNECTED,
+    DRAINING,
+    KEEPALIVE,
+    CallbackHandle,
+    CommConnection,
+)
 from protoserve.kernel.current import CURRENT
 from protoserve.kernel.engine import NoThreadError
 from protoserve.kernel.listener import (
@@ -150,6 +163,12 @@ class WFServerBase(CommService):
         self._ended_runs = 0
         self._inboxes: list[_Inbox] = []
         self._series: set[SeriesWork] = set()  # guarded by _condition
+        self._on_start: Hook | None = None
+        self._on_stop: Hook | None = None
+        self._stop_hook: StopHook | None = None  # of this run, once it has begun
+        self._start_failure: BaseException | None = None
+        self._started: asyncio.Task[None] | None = None  # where on_start runs in this loop
+        self._watchers: dict[CallbackHandle, Callable[[], object]] = {}  # of the stop
         self.waiting: set[WFServerTask[Any, Any]] = set()
         """Handlers that are coroutines and wait; touched in their loop only."""
 
@@ -215,17 +234,11 @@ class WFServerBase(CommService):
                 self._starter = 0
             raise
         try:
-            # Before the first connection can be accepted, so that observers see it first.
-            self.emit(ListenerStarted(self.url))
-            try:
-                listener.start()
-            except OSError as error:
-                self._unwanted = True
-                raise BindError(
-                    error.errno or 0,
-                    f"cannot watch {self.url}: {error.strerror}; this system has no room for "
-                    "one more watched descriptor",
-                ) from error
+            if not self._run_start_hook(listener):
+                self._accept(listener)
+        except BaseException:
+            self._unwanted = True
+            raise
         finally:
             with self._condition:
                 self._phase = _RUNNING
@@ -235,6 +248,62 @@ class WFServerBase(CommService):
             if unwanted:
                 self.shutdown()
         return self
+
+    def _accept(self, listener: Listener) -> None:
+        # Before the first connection can be accepted, so that observers see it first.
+        self.emit(ListenerStarted(self.url))
+        try:
+            listener.start()
+        except OSError as error:
+            raise BindError(
+                error.errno or 0,
+                f"cannot watch {self.url}: {error.strerror}; this system has no room for "
+                "one more watched descriptor",
+            ) from error
+
+    def set_hooks(self, on_start: Hook | None, on_stop: Hook | None) -> None:
+        """What to call at each start and stop from now on; see ``WFServer``. Raises
+        :class:`~protoserve.errors.ConfigError` for what cannot be called."""
+        look_at_hook("on_start", on_start)
+        look_at_hook("on_stop", on_stop)
+        self._on_start = on_start
+        self._on_stop = on_stop
+
+    def _run_start_hook(self, listener: Listener) -> bool:
+        """Call on_start. True when it is a coroutine in the running loop, which accepts at
+        its end: ``async with`` waits for that."""
+        hook = self._on_start
+        outcome = None if hook is None else hook(self)
+        if not isinstance(outcome, Coroutine):
+            self._arm_stop_hook()
+            return False
+        engine = self.engine
+        assert engine is not None
+        if not engine.owns(threading.get_ident()):
+            run_in_engine(engine, outcome)
+            self._arm_stop_hook()
+            return False
+        self.retain()
+        self._started = asyncio.get_running_loop().create_task(self._begin(outcome, listener))
+        return True
+
+    async def _begin(self, on_start: Coroutine[Any, Any, object], listener: Listener) -> None:
+        try:
+            await on_start
+            self._arm_stop_hook()
+            if not self.stopping:
+                self._accept(listener)
+        except BaseException as error:
+            self._start_failure = error
+            if not isinstance(error, asyncio.CancelledError):
+                logger.error("on_start of %r raised; it stops", self, exc_info=error)
+            self.shutdown()
+        finally:
+            self.release()
+
+    def _arm_stop_hook(self) -> None:
+        if self._on_stop is not None:
+            self._stop_hook = StopHook(self._on_stop, self, self._finish)
 
     def check(self) -> None:
         """Raise :class:`~protoserve.errors.ConfigError` for what would fail with the first
@@ -251,6 +320,9 @@ class WFServerBase(CommService):
             self._cut_at = None
             self._cut_count = 0
             self._abandoned = False
+            self._stop_hook = None
+            self._start_failure = None
+            self._started = None
             self._address = sock.getsockname()
             self._family = sock.family
             self._apply_descriptor_limit()
@@ -426,9 +498,64 @@ class WFServerBase(CommService):
             self._listener = None
         listener.close(drain=self.engine is not None and self.engine.alive)
         self.emit(ListenerStopped(self.url))
+        with self._condition:
+            watchers, self._watchers = self._watchers, {}
+        for watcher in watchers.values():
+            try:
+                watcher()
+            except BaseException:
+                logger.exception("a callback of the stop of %r raised", self)
         for conn in self.connections():
             conn.communicator.stop_connection(conn)
         listener.finish(self.release)
+
+    def on_stopping(self, callback: Callable[[], object]) -> CallbackHandle:
+        """Call ``callback()`` once when the server begins to stop; at once when it has. It
+        must not block. What is returned takes it back. Any thread. See ``task.on_stopping``,
+        which ends with its request."""
+        if not callable(callback):
+            raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
+        handle = CallbackHandle(self._forget_watcher)
+        with self._condition:
+            if not self.stopping:
+                self._watchers[handle] = callback
+                return handle
+        callback()
+        return handle
+
+    def _forget_watcher(self, handle: CallbackHandle) -> bool:
+        with self._condition:
+            return self._watchers.pop(handle, None) is not None
+
+    def wait_stopping(self, timeout: float | None = None) -> bool:
+        """Wait until the server begins to stop, in a function: for handlers that go on for
+        long, such as ``while not server.wait_stopping(1): ...``. False after ``timeout``
+        seconds."""
+        begun = threading.Event()
+        handle = self.on_stopping(begun.set)
+        try:
+            return begun.wait(timeout)
+        finally:
+            handle.cancel()
+
+    async def until_stopping(self) -> None:
+        """The same for coroutines: returns when the server begins to stop."""
+        loop = asyncio.get_running_loop()
+        begun: asyncio.Future[None] = loop.create_future()
+
+        def arrived() -> None:
+            if not begun.done():
+                begun.set_result(None)
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(arrived)
+
+        handle = self.on_stopping(wake)
+        try:
+            await begun
+        finally:
+            handle.cancel()
 
     def wait_finish(self, timeout: float | None = None) -> bool:
         """Wait until every connection and every series has ended, the callbacks' work
@@ -490,6 +617,8 @@ class WFServerBase(CommService):
             running = list(self._series)
         for series in running:
             series.cancel()
+        if self._started is not None and self.engine is not None:
+            self.engine.call(self._started.cancel)
         if self.asynchronous and self.engine is not None:
             self.engine.call(self._cancel_waiting)
         with self._condition:
@@ -500,6 +629,16 @@ class WFServerBase(CommService):
             self._cut_count = cut
             self._cutting = False
             abandoned = self._abandoned
+            hook = self._stop_hook
+        if abandoned and hook is not None and self.engine is not None:
+            # What is left cannot be ended: the application closes all the same.
+            patience = self.params.shutdown_timeout
+            if not hook.begin(self.engine, lambda: None):
+                hook.cancel()  # it has had its time
+                patience = 0.5
+            with self._condition:
+                if not self._condition.wait_for(lambda: self._ended_runs != run, patience):
+                    hook.cancel()
         if abandoned:
             self._finish()
         if cut:
@@ -577,7 +716,23 @@ class WFServerBase(CommService):
 
     def handle_unbound(self) -> None:
         """Everything has ended (the article's ``handle_unbound``)."""
-        self._finish()
+        self._end_run()
+
+    def _end_run(self) -> None:
+        hook = self._stop_hook
+        if hook is None:
+            self._finish()
+            return
+        assert self.engine is not None
+        hook.begin(self.engine, self._give_time)
+
+    def _give_time(self) -> None:
+        """on_stop has the time that running work had."""
+        timeout = self.params.shutdown_timeout
+        with self._condition:
+            if self._cut_at is not None and timeout is not None:
+                self._cut_at = time.monotonic() + timeout
+                self._condition.notify_all()
 
     def _finish(self) -> None:
         with self._condition:
@@ -672,6 +827,11 @@ class WFServerBase(CommService):
         return self
 
     async def __aenter__(self: ServerT) -> ServerT:
+        if self._started is not None:
+            await self._started
+            if self._start_failure is not None:
+                await self.aclose()
+                raise self._start_failure
         return self
 
     async def __aexit__(
@@ -691,53 +851,22 @@ class WFServerBase(CommService):
         self.stop()
 
 
-_HANDLER = "a handler is a function, or a coroutine function, that takes the task: process(task)"
-
-
-def _look_at_handler(process: Callable[[Any], object]) -> None:
-    """Raise ``ConfigError`` for what is callable and would fail at its first request."""
-    if inspect.isclass(process):
-        raise ConfigError(
-            f"process is the class {process.__name__}, and would make an object of each "
-            f"request; pass an object of it, with a method __call__(self, task). {_HANDLER}"
-        )
-    called = getattr(process, "__call__", None)  # noqa: B004 - an object with such a method
-    if any(
-        inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-        for function in (process, called)
-    ):
-        raise ConfigError(
-            "process is a generator function, whose body would never run; let a function "
-            f"assign the generator to the body of task.resp. {_HANDLER}"
-        )
-    try:
-        signature = inspect.signature(process)
-    except (ValueError, TypeError):
-        return  # some functions in C have none to look at
-    try:
-        signature.bind(None)
-    except TypeError:
-        needed = [
-            parameter.name
-            for parameter in signature.parameters.values()
-            if parameter.default is parameter.empty
-            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        ]
-        kind = {2: "a WSGI", 3: "an ASGI"}.get(len(needed))
-        hint = f"; it looks like {kind} application, which is no handler" if kind else ""
-        raise ConfigError(
-            f"process takes ({', '.join(signature.parameters)}){hint}. {_HANDLER}"
-        ) from None
-
-
 class WFServer(WFServerBase, Generic[REQ, RESP]):
     """A server of one protocol (the article's ``WFServer<REQ, RESP>``).
 
     ``process(task)`` is called for each request with the protocol's task: a function on a
     handler thread, a coroutine function in an asyncio loop: the running one where ``start``
     is called in one, else a loop of the scheduler's (uvloop's where that is installed).
-    ``params`` defaults to the protocol's. Override ``new_session`` for settings of single
-    requests and ``new_connection`` for connections of your own.
+    ``params`` defaults to the protocol's.
+
+    ``on_start(server)`` is called when the server has its address, before the first
+    connection is taken; what it raises ends the start. ``on_stop(server)`` is called when
+    the last connection and series have ended, before ``stop()`` returns. Both may be
+    coroutine functions, which run in the loop that the handlers run in, if those are
+    coroutines. They default to attributes of ``process`` of these names.
+
+    Override ``new_session`` for settings of single requests and ``new_connection`` for
+    connections of your own.
     """
 
     def __init__(
@@ -745,19 +874,22 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
         spec: ProtocolSpec[REQ, RESP],
         process: Callable[[Any], object],
         params: ServerParams | None = None,
+        *,
+        on_start: Hook | None = None,
+        on_stop: Hook | None = None,
     ) -> None:
         if not isinstance(spec, ProtocolSpec):
             raise ConfigError(f"spec must be a ProtocolSpec, not {type(spec).__name__}")
-        if not callable(process):
-            raise ConfigError(f"process must be callable, not {type(process).__name__}")
-        _look_at_handler(process)
+        look_at_handler(process)
         super().__init__(params if params is not None else spec.params)
         self.spec = spec
         self.process = process
         self.variables = contextvars.copy_context()
         """The context variables that each request gets a copy of."""
-        self.asynchronous = inspect.iscoroutinefunction(process) or inspect.iscoroutinefunction(
-            getattr(process, "__call__", None)  # noqa: B004 - an object with an async __call__
+        self.asynchronous = is_asynchronous(process)
+        self.set_hooks(
+            on_start or getattr(process, "on_start", None),
+            on_stop or getattr(process, "on_stop", None),
         )
         self._task_class: type[WFServerTask[REQ, RESP]] = spec.task or WFServerTask
 

@@ -112,22 +112,17 @@ UNCHANGED: Final = _Unchanged()
 
 
 class CallbackHandle:
-    """A callback of a connection, to be taken back."""
+    """A callback that can be taken back."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_forget",)
 
-    def __init__(self, connection: CommConnection) -> None:
-        self._connection = connection
+    def __init__(self, forget: Callable[[CallbackHandle], bool]) -> None:
+        self._forget = forget
 
     def cancel(self) -> bool:
         """Have the callback not called any more. False when it was called, is about to be,
         or was taken back before. Any thread."""
-        conn = self._connection
-        with conn.lock:
-            for callbacks in (conn.close_callbacks, conn.end_callbacks):
-                if callbacks is not None and callbacks.pop(self, None) is not None:
-                    return True
-        return False
+        return self._forget(self)
 
 
 Callbacks: TypeAlias = "dict[CallbackHandle, Callable[[CommConnection], object]]"
@@ -367,7 +362,14 @@ class CommConnection:
     def _new_callback(self, callback: object) -> CallbackHandle:
         if not callable(callback):
             raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
-        return CallbackHandle(self)
+        return CallbackHandle(self._forget_callback)
+
+    def _forget_callback(self, handle: CallbackHandle) -> bool:
+        with self.lock:
+            for callbacks in (self.close_callbacks, self.end_callbacks):
+                if callbacks is not None and callbacks.pop(handle, None) is not None:
+                    return True
+        return False
 
     def set_timeout(
         self,

@@ -534,6 +534,13 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         over; at once when it has. Otherwise as ``on_close``."""
         return self._keep(callback, self.connection.on_peer_end)
 
+    def on_stopping(self, callback: Callable[[Any], object]) -> CallbackHandle:
+        """Call ``callback(task)`` when the server begins to stop before this request is
+        over; at once when it has. For replies without an end. Otherwise as ``on_close``."""
+        return self._keep(
+            callback, lambda call: self.server.on_stopping(lambda: call(self.connection))
+        )
+
     def _keep(
         self,
         callback: Callable[[Any], object],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -11,7 +12,7 @@ import pytest
 from example_modules import load
 from loopback import PATIENCE, RawClient, get
 
-from protoserve_http import WFHttpServer
+from protoserve_http import HTTP_SPEC, WFHttpServer
 
 
 @pytest.fixture
@@ -27,6 +28,22 @@ def test_async_reply_both_ways(client: httpx.Client) -> None:
         with WFHttpServer(process).start("127.0.0.1", 0) as server:
             replies.append(client.post(server.url, content=b"data").text)
     assert replies == [example.digest(b"data")] * 2
+
+
+def test_sse_ends_when_a_stop_begins() -> None:
+    params = HTTP_SPEC.params.replace(shutdown_timeout=60)
+    server = WFHttpServer(load("sse").process, params).start("127.0.0.1", 0)
+    clients = [RawClient(server.address) for _ in range(3)]
+    for client in clients:
+        client.send(get())
+        while b"data: " not in client._file.readline():
+            pass
+    start = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - start < 30  # of 60
+    for client in clients:
+        assert client.rest().endswith(b"\r\n0\r\n\r\n")
+        client.close()
 
 
 def test_sse() -> None:

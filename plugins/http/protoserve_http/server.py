@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from protoserve import (
     CommConnection,
@@ -153,8 +153,11 @@ class WFHttpServer(WFServer[HttpRequest, HttpResponse]):
         self,
         process: Callable[[WFHttpTask], object],
         params: ServerParams | None = None,
+        *,
+        on_start: Callable[[Any], object] | None = None,
+        on_stop: Callable[[Any], object] | None = None,
     ) -> None:
-        super().__init__(HTTP_SPEC, process, params)
+        super().__init__(HTTP_SPEC, process, params, on_start=on_start, on_stop=on_stop)
 
     def new_session(self, seq: int, conn: CommConnection) -> HttpServerTask:
         """See ``WFServer``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from protoserve import (
     CommConnection,
@@ -89,8 +89,11 @@ class WFRedisServer(WFServer[RedisRequest, RedisResponse]):
         self,
         process: Callable[[WFRedisTask], object],
         params: ServerParams | None = None,
+        *,
+        on_start: Callable[[Any], object] | None = None,
+        on_stop: Callable[[Any], object] | None = None,
     ) -> None:
-        super().__init__(REDIS_SPEC, process, params)
+        super().__init__(REDIS_SPEC, process, params, on_start=on_start, on_stop=on_stop)
 
     def new_session(self, seq: int, conn: CommConnection) -> RedisServerTask:
         """See ``WFServer``."""
