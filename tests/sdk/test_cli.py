@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import logging
@@ -22,10 +23,11 @@ import pytest
 
 from protoserve import SERVER_PARAMS_DEFAULT, InstalledPlugin, ServerParams, WFServerBase, cli
 from protoserve.cli import main
+from protoserve.events import RequestFinished
 
 ROOT = Path(__file__).parent.parent.parent
 ECHO = "examples.http_echo:process"
-ANYTHING = "protoserve_http:HttpResponse"  # it can be called, and is not
+ANYTHING = "protoserve_http.demo:process"  # it can be called, and is not
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
@@ -180,16 +182,33 @@ def test_parameters_reach_the_server() -> None:
 
 def test_the_access_log_has_a_line_for_each_request() -> None:
     with running("http", ECHO, "--bind", "127.0.0.1:0", "--access-log") as program:
-        client = http.client.HTTPConnection("127.0.0.1", port(program), timeout=20)
-        for _ in range(2):
-            client.request("GET", "/")
-            client.getresponse().read()
+        number = port(program)
+        client = http.client.HTTPConnection("127.0.0.1", number, timeout=20)
+        for target in "/", "/some?thing":
+            client.request("GET", target)
+            length = len(client.getresponse().read())
         client.close()
+        with socket.create_connection(("127.0.0.1", number), timeout=20) as bad:
+            bad.sendall(b"GET / HTTP/1.1\r\nBad field: x\r\n\r\n")
+            assert bad.makefile("rb").read().startswith(b"HTTP/1.1 400 ")
         _, out, err = end(program)
     assert out == ""
-    first, second = err.splitlines()
-    assert re.search(r" INFO 127\.0\.0\.1:\d+ request 0: SUCCESS in \d+\.\d ms$", first)
-    assert " request 1: SUCCESS" in second
+    first, second, third = err.splitlines()
+    assert re.search(r" INFO 127\.0\.0\.1:\d+ #0 GET / 1\.1 200 \d+ in \d+\.\d ms$", first)
+    assert f" #1 GET /some?thing 1.1 200 {length} in " in second
+    assert re.search(r" #0 400 refused: malformed request", third)
+
+
+def test_a_line_of_the_access_log_stays_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    event = RequestFinished(
+        ("::1", 5, 0, 0), 3, 0.5, "SYS_ERROR", errno.EPIPE, {"name": "a\nb c", "empty": ""}
+    )
+    with caplog.at_level(logging.INFO, "protoserve.access"):
+        cli._log_access(event)
+    (record,) = caplog.records
+    assert record.getMessage() == "[::1]:5 #3 'a\\nb c' '' in 500.0 ms SYS_ERROR (EPIPE)"
+    assert record.request_name == "a\nb c"  # type: ignore[attr-defined]
+    assert (record.request_state, record.seq) == ("SYS_ERROR", 3)  # type: ignore[attr-defined]
 
 
 def lines_of(program: subprocess.Popen[str], number: int) -> list[str]:
@@ -440,7 +459,7 @@ def test_without_a_set_up_of_the_application_s_the_command_s_holds(app: Path) ->
     text = logged(app, "import logging\nlogging.getLogger('mine').warning('imported')\n")
     assert re.search(r"^\d{4}-\d\d-\d\d .* ERROR .* failed$", text, re.MULTILINE)
     assert text.count("ValueError: a fault") == 1
-    assert text.count(" request 0: ") == 1
+    assert text.count(" #0 GET / 1.0 500 ") == 1
 
 
 BASIC = "import logging\nlogging.basicConfig(format='MINE %(levelname)s %(name)s %(message)s')\n"
