@@ -887,6 +887,7 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
         self.variables = contextvars.copy_context()
         """The context variables that each request gets a copy of."""
         self.asynchronous = is_asynchronous(process)
+        self.habits.learns = bool(getattr(process, "may_block", True))
         self.set_hooks(
             on_start or getattr(process, "on_start", None),
             on_stop or getattr(process, "on_stop", None),

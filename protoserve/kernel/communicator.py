@@ -10,11 +10,18 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from protoserve.errors import ProtocolError, UsageError
-from protoserve.events import CloseReason, ConnectionClosed, ConnectionOpened, RequestRefused
+from protoserve.events import (
+    CloseReason,
+    ConnectionClosed,
+    ConnectionOpened,
+    LimitReached,
+    RequestRefused,
+)
 from protoserve.kernel.connection import (
     CLOSED,
     CONNECTED,
@@ -120,17 +127,17 @@ class _Coming(CommSession):
         raise NotImplementedError
 
 
-class _Refusal(_Coming):
-    """Stands for a request that never had a session: its end is the news."""
+class _News(_Coming):
+    """In the place of a session that has ended: something that observers are to be told in
+    its turn, and without the lock."""
 
-    __slots__ = ("_event", "_service")
+    __slots__ = ("_tell",)
 
-    def __init__(self, service: CommService, event: RequestRefused) -> None:
-        self._service = service
-        self._event = event
+    def __init__(self, tell: Callable[[], object]) -> None:
+        self._tell = tell
 
     def handle(self, state: TaskState, error: int) -> None:
-        self._service.emit(self._event)
+        self._tell()
 
 
 COMING: Final = _Coming()
@@ -338,7 +345,15 @@ class Communicator:
             if conn.bytes_out > sent and not (late and conn.out):
                 self.poller.post(self.resume, conn)
             else:
-                self._close_locked(conn, CloseReason.REPLY_NOT_TAKEN, errno.ETIMEDOUT)
+                detail = ""
+                if conn.told_full:
+                    detail = (
+                        f"it had stopped to be read at unsent_limit={conn.unsent_limit}; raise "
+                        "that for clients that write much before they read"
+                    )
+                    if conn.service.may_report("cut at unsent_limit", self.clock()):
+                        logger.warning("%r: the peer takes no replies; %s", conn, detail)
+                self._close_locked(conn, CloseReason.REPLY_NOT_TAKEN, errno.ETIMEDOUT, detail)
         elif conn.phase is RECEIVING:
             farewell: Buffer | ProtocolError
             try:
@@ -417,6 +432,8 @@ class Communicator:
             if conn.out_size >= unsent_limit:
                 self._flush(conn)
                 if conn.out_size >= unsent_limit or conn.phase is CLOSED:
+                    if not conn.told_full:
+                        self._stopped_reading(conn)
                     break
             if conn.more:
                 try:
@@ -464,6 +481,24 @@ class Communicator:
                 if full and not conn.out and conn.more:
                     self.poller.post(self.resume, conn)  # no edge will come for this room
             self._settle(conn)
+
+    def _stopped_reading(self, conn: CommConnection) -> None:
+        """The peer asks and does not read the answers: told once for a connection."""
+        if conn.phase is CLOSED:
+            return
+        if conn.queue is None:
+            conn.queue = deque()
+        if not conn.queue:
+            self._fill(conn, conn.queue, 1)
+        if not conn.queue and not conn.readable:
+            return  # a large reply, and nothing after it
+        conn.told_full = True
+        service = conn.service
+        event = LimitReached(
+            "unsent_limit", conn.unsent_limit, "a connection is not read until its peer reads"
+        )
+        tell = partial(service.emit_rarely, event, "unsent_limit", self.clock())
+        conn.finished.append((_News(tell), SUCCESS, 0))
 
     @staticmethod
     def _put_back(conn: CommConnection, message: Any) -> None:
@@ -553,7 +588,7 @@ class Communicator:
             else:
                 session.handle(TOREPLY, 0)
                 began, now = now, self.clock()
-                if now - began > SLOW and self.threads is not None:
+                if now - began > SLOW and self.threads is not None and service.habits.learns:
                     service.habits.note(session.handler_key(), True, False)
         except BaseException:
             lock.acquire()
@@ -716,7 +751,9 @@ class Communicator:
             return stream.begin(self)
         conn.session = None
         conn.phase = conn.phase.reply
-        conn.unsent.append((session, conn.out_end))
+        if conn.out_size < JOIN_SIZE or not session.end_quietly():
+            # Else many wait for a slow peer, and this one need not be kept to be told.
+            conn.unsent.append((session, conn.out_end))
         conn.keep_alive = keep_alive
         if keep_alive == 0:
             conn.ending = True
@@ -825,8 +862,8 @@ class Communicator:
             if now - began > SLOW:
                 stream.habit = Habit()
         else:
-            now, _, blocked = watch.end()
-            if habit.note(blocked):
+            now, slow, blocked = watch.end()
+            if habit.note(slow, blocked):
                 stream.habit = None
         conn.lock.acquire()
         stream.busy = False
@@ -1038,7 +1075,7 @@ class Communicator:
         conn.close_detail = message
         if conn.service.observers:
             event = RequestRefused(conn.peername, conn.seq, reason, message, summary)
-            conn.unsent.append((_Refusal(conn.service, event), conn.out_end))
+            conn.unsent.append((_News(partial(conn.service.emit, event)), conn.out_end))
 
     def _put(self, conn: CommConnection, out: Piece) -> None:
         if isinstance(out, (bytes, bytearray, memoryview)):

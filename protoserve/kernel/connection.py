@@ -195,6 +195,7 @@ class CommConnection:
         "stream",
         "timer",
         "timer_at",
+        "told_full",
         "transport",
         "unsent",
         "unsent_limit",
@@ -230,6 +231,7 @@ class CommConnection:
         self.out: list[Buffer] = []
         self.out_size = 0
         self.out_end = 0  # all bytes ever put into out
+        self.told_full = False  # that it is not read any more because of that limit
         self.unsent_limit = service.params.unsent_limit
         self.bytes_in = 0
         self.bytes_before = 0  # in, when the last request was handed over

@@ -64,7 +64,7 @@ class Habit:
         self._seen = _PROOF
         self._left = _MEMORY
 
-    def note(self, blocked: bool) -> bool:
+    def note(self, slow: bool, blocked: bool) -> bool:
         """A call has ended. Returns whether there is nothing worth to remember."""
         if blocked:
             self._age = 0
@@ -72,7 +72,12 @@ class Habit:
             if self._seen >= _PROOF:
                 self._left = _MEMORY
             return False
-        if self._left:
+        if slow:
+            # It computes. What looks like blocking may be waiting for the interpreter, which
+            # other threads compute in: no reason to bring in more of them.
+            self._seen = 0
+            self._left //= 2
+        elif self._left:
             self._left -= 1
         self._age += 1
         return self._age >= (_MEMORY if self._seen >= _PROOF else _SUSPICION)
@@ -113,12 +118,14 @@ else:  # pragma: no cover - others count them for the process only
 class Habits:
     """The habits of one server's handlers, by the protocol's key for a request.
 
-    ``known`` is empty until a handler was slow; the rest is used only then. Any thread.
+    ``known`` is empty until a handler was slow; the rest is used only then. Where handlers
+    are said never to block, nothing is learnt (``learns``). Any thread.
     """
 
-    __slots__ = ("known",)
+    __slots__ = ("known", "learns")
 
     def __init__(self) -> None:
+        self.learns = True
         self.known: dict[Hashable, Habit] = {}
 
     def of(self, key: Hashable) -> Habit | None:
@@ -131,7 +138,7 @@ class Habits:
         known = self.known
         own = known.get(key)
         if own is not None:
-            if own.note(blocked):
+            if own.note(slow, blocked):
                 known.pop(key, None)
             return
         others = known.get(OTHERS)
@@ -145,12 +152,14 @@ class Habits:
                 known.clear()
                 known[OTHERS] = others
             own = known[key] = Habit()
-            own.note(blocked)
-        if others.note(blocked):
+            own.note(slow, blocked)
+        if others.note(slow, blocked):
             known.pop(OTHERS, None)
 
     def surprise(self, key: Hashable) -> None:
         """A call of this key was seen to block while it does: so may those behind it."""
+        if not self.learns:
+            return
         for whose in (key, OTHERS):
             habit = self.known.get(whose)
             if habit is None:

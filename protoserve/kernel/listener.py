@@ -38,9 +38,6 @@ _ACCEPTS_A_TURN: Final = 64
 _ACCEPTS_AT_THE_END: Final = 4096
 """The most that a backlog holds by default, /proc/sys/net/core/somaxconn."""
 
-_REPORT_INTERVAL: Final = 60.0
-"""Seconds between two reports of the same trouble."""
-
 # The new connection failed, not the listener: accept(2), "Error handling".
 _TRANSIENT: Final = frozenset(
     getattr(errno, name)
@@ -252,7 +249,6 @@ class Listener:
         self._last: deque[tuple[socket.socket, Any]] = deque()  # accepted by close()
         self._pause_until = 0.0
         self._retry_at = 0.0
-        self._reported: dict[str, float] = {}
         self._idle: list[tuple[float, CommConnection]] = []
         self._file: tuple[str, int] | None = None
         name = sock.getsockname()
@@ -397,7 +393,7 @@ class Listener:
             poller = self._communicator.poller
             self._pause_until = poller.time() + ACCEPT_PAUSE
             poller.call_at(self._pause_until, self.on_ready, self)
-            if self._may_report("accept"):
+            if self._service.may_report("accept", poller.time()):
                 self._service.emit(
                     AcceptFailed(error.errno or 0, error.strerror or str(error), ACCEPT_PAUSE)
                 )
@@ -477,14 +473,4 @@ class Listener:
 
     def _report_limit(self, limit: int, action: str) -> None:
         event = LimitReached("max_connections", limit, action)
-        if self._may_report(action):
-            self._service.emit(event)
-        else:
-            self._service.notify(event)
-
-    def _may_report(self, what: str) -> bool:
-        now = self._communicator.poller.time()
-        if now - self._reported.get(what, -_REPORT_INTERVAL) < _REPORT_INTERVAL:
-            return False
-        self._reported[what] = now
-        return True
+        self._service.emit_rarely(event, action, self._communicator.poller.time())

@@ -6,7 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from protoserve.errors import UsageError
 from protoserve.events import Event, log_event
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from protoserve.kernel.connection import CommConnection
     from protoserve.kernel.engine import Engine
     from protoserve.kernel.transport import Transport
+
+
+REPORT_INTERVAL: Final = 60.0
+"""Seconds between two reports of the same trouble."""
 
 
 class TaskState(IntEnum):
@@ -115,6 +119,7 @@ class CommService(ABC):
         self.asynchronous = False
         """Whether its handlers are coroutines, and belong in an asyncio loop."""
         self.engine: Engine | None = None
+        self._reported: dict[str, float] = {}
         self.observers: tuple[Callable[[Event], object], ...] = ()
         self.resume_accepting: Callable[[], None] | None = None
         self._references = 0
@@ -155,6 +160,20 @@ class CommService(ABC):
     def emit(self, event: Event) -> None:
         """Tell the observers, and the log what belongs there. Any thread."""
         log_event(event)
+        self.notify(event)
+
+    def may_report(self, what: str, now: float) -> bool:
+        """Whether this trouble is due to be logged: once a minute of the clock ``now`` is
+        of. Any thread; two at once may both be told."""
+        if now - self._reported.get(what, -REPORT_INTERVAL) < REPORT_INTERVAL:
+            return False
+        self._reported[what] = now
+        return True
+
+    def emit_rarely(self, event: Event, what: str, now: float) -> None:
+        """Tell the observers, and the log where that is due. Any thread."""
+        if self.may_report(what, now):
+            log_event(event)
         self.notify(event)
 
     def notify(self, event: Event) -> None:

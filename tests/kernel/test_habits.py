@@ -47,10 +47,10 @@ def test_a_handler_that_computes_is_never_expected_to_block() -> None:
 
 def test_one_in_ten_that_blocks_keeps_the_expectation() -> None:
     habit = Habit()
-    habit.note(True)
-    habit.note(True)
+    habit.note(True, True)
+    habit.note(True, True)
     for i in range(500):
-        habit.note(i % 10 == 0)
+        habit.note(i % 10 == 0, i % 10 == 0)
         assert habit.blocks
 
 
@@ -123,3 +123,20 @@ def test_a_surprise_counts_at_once_and_for_the_others_too() -> None:
     habits.note("b", False, False)
     assert not blocks(habits, "b")
     assert OTHERS in habits.known
+
+
+def test_waiting_for_the_interpreter_is_not_taken_for_blocking_for_long() -> None:
+    """Of calls that compute for a millisecond one in five loses the interpreter to another
+    thread that computes: they must not bring in more and more threads for good."""
+    habit = Habit()
+    habit.expect_blocking()
+    for i in range(30):
+        habit.note(True, i % 5 == 0)
+    assert not habit.blocks
+
+
+def test_nothing_is_learnt_where_handlers_never_block() -> None:
+    habits = Habits()
+    habits.learns = False
+    habits.surprise("a")
+    assert habits.known == {}

@@ -22,6 +22,7 @@ from protoserve import (
     ServerParams,
     UsageError,
 )
+from protoserve.events import LimitReached
 from protoserve.kernel.connection import CLOSED
 from protoserve.kernel.poller import GONE, READABLE
 
@@ -632,3 +633,41 @@ def test_params_of_a_service_reach_its_connections(engine: MemoryEngine) -> None
     engine.connect(service)
     assert connection_of(service).unsent_limit == 1000
     assert ServerParams().unsent_limit == 256 * 1024
+
+
+def test_a_peer_that_asks_and_does_not_read_is_told_of(
+    engine: MemoryEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = LineService(unsent_limit=1000, peer_response_timeout=10)
+    seen: list[LimitReached] = []
+    service.subscribe(lambda e: seen.append(e) if isinstance(e, LimitReached) else None)
+    for _ in range(3):
+        peer = engine.connect(service, room=0)
+        for _ in range(3):
+            peer.send(b"x" * 99 + b"\n")
+            peer.send((b"x" * 99 + b"\n") * 20)
+            engine.run()
+        conn = connection_of(service)
+        assert 1000 <= conn.out_size < 1200
+        engine.advance(11)
+        assert peer.aborted
+    assert [(e.limit, e.value) for e in seen] == [("unsent_limit", 1000)] * 3
+    warnings = [r.getMessage() for r in caplog.records]
+    assert len(warnings) == 2  # each once a minute
+    assert "limit unsent_limit=1000 reached" in warnings[0]
+    assert "raise that for clients that write much before they read" in warnings[1]
+    assert all("unsent_limit=1000" in end.detail for end in service.ends)
+
+
+def test_a_slow_reader_that_asks_for_no_more_is_nothing_to_tell(engine: MemoryEngine) -> None:
+    """... although the reply is more than the limit."""
+    service = LineService(lambda session: session.reply(b"x" * 5000), unsent_limit=1000)
+    seen: list[object] = []
+    service.subscribe(lambda e: seen.append(e) if isinstance(e, LimitReached) else None)
+    peer = engine.connect(service, room=0)
+    peer.send(b"a\n")
+    engine.run()
+    peer.read()
+    engine.run()
+    assert len(peer.received) == 5000
+    assert seen == []
