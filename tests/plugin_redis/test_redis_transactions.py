@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -95,7 +95,7 @@ def test_watch(server: WFRedisServer, commands: CommandTable, hello: bytes, null
         one.ask(b"SET a 1")
         one.ask(b"MULTI")
         assert one.ask(b"EXEC") == null
-    assert commands.watches._watchers == {}
+    assert commands.watches.watchers == {}
 
 
 def test_closing_unwatches(server: WFRedisServer, commands: CommandTable) -> None:
@@ -109,9 +109,9 @@ def test_closing_unwatches(server: WFRedisServer, commands: CommandTable) -> Non
     with RawClient(server.address) as client:
         client.ask(b"WATCH a")
         client.ask(b"NOTE")
-        assert commands.watches._watchers != {}
+        assert commands.watches.watchers != {}
     assert closed.wait(10)
-    assert commands.watches._watchers == {}
+    assert commands.watches.watchers == {}
 
 
 def test_subscribe_inside(server: WFRedisServer, commands: CommandTable) -> None:
@@ -200,3 +200,100 @@ def test_nobody_is_between(server: WFRedisServer) -> None:
     for outcome in outcomes:
         first = int(outcome.split(b":")[1])
         assert outcome == b"*3\r\n:%d\r\n:%d\r\n:%d\r\n" % (first, first + 1, first + 2)
+
+
+class Store:
+    """Keys with a time at which they vanish, moved by hand."""
+
+    def __init__(self) -> None:
+        self.versions: dict[tuple[int, bytes], Any] = {}
+        self.commands = CommandTable(exists=lambda db, key: self.versions.get((db, key), 0))
+        self.commands.command("SET", 2)(self.set)
+        self.commands.command("DEL", 2)(self.delete)
+
+    def set(self, task: Any, key: bytes) -> int:
+        place = (session_of(task).db, key)
+        self.versions[place] = self.versions.get(place, 0) + 1
+        self.commands.touch(*place)
+        return 1
+
+    def delete(self, task: Any, key: bytes) -> int:
+        self.versions.pop((session_of(task).db, key), None)
+        self.commands.touch(session_of(task).db, key)
+        return 1
+
+    def expire(self) -> None:
+        """As a store does that looks at a key's time when it is asked for: no touch."""
+        self.versions.clear()
+
+
+def test_a_key_that_vanishes_is_a_change_and_one_that_was_not_there_is_none() -> None:
+    store = Store()
+    done, aborted = b"*1\r\n+PONG\r\n", b"*-1\r\n"
+    with (
+        WFRedisServer(store.commands).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as one,
+        RawClient(server.address) as two,
+    ):
+
+        def attempt(*between: bytes | Callable[[], None]) -> bytes:
+            one.ask(b"WATCH k")
+            for step in between:
+                if callable(step):
+                    step()
+                else:
+                    two.ask(step)
+            one.send(b"MULTI\r\nPING\r\nEXEC")
+            return [one.reply() for _ in range(3)][2]
+
+        assert attempt() == done  # it is not there, and nothing happens
+        assert attempt(b"DEL k") == done  # ... nor then
+        assert attempt(lambda: store.commands.touch(None, None)) == done
+        assert attempt(b"SET k") == aborted
+        assert attempt() == done  # now it is there
+        assert attempt(b"SET other", b"SELECT 1", b"SET k", b"SELECT 0") == done
+        assert attempt(store.expire) == aborted  # a lease that has run out
+        assert attempt(store.expire) == done
+        assert attempt(b"SET k", b"DEL k") == aborted
+        two.ask(b"SET k")
+        assert attempt(b"DEL k") == aborted
+        two.ask(b"SET k")
+        # Versions differ although nobody touched it.
+        assert attempt(lambda: store.versions.update({(0, b"k"): 7})) == aborted
+    assert store.commands.watches.watchers == {}
+
+
+def test_a_store_that_removes_and_touches_while_it_is_asked() -> None:
+    alive = {b"k"}
+    late = {b"late"}
+
+    def exists(db: int, key: bytes) -> bool:
+        if key in late:
+            late.remove(key)
+            commands.touch(db, key)
+        return key in alive
+
+    commands = CommandTable(exists=exists)
+    with (
+        WFRedisServer(commands).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as client,
+    ):
+        client.send(b"WATCH k none none late\r\nMULTI\r\nEXEC")
+        assert [client.reply() for _ in range(3)][2] == b"*0\r\n"
+        client.ask(b"WATCH k none")
+        late.update(alive)
+        alive.clear()
+        client.send(b"MULTI\r\nEXEC")
+        assert [client.reply() for _ in range(2)][1] == b"*-1\r\n"
+
+
+def test_touch_takes_text() -> None:
+    commands = CommandTable()
+    with (
+        WFRedisServer(commands).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as client,
+    ):
+        client.ask("WATCH ä".encode())
+        commands.touch(0, "ä")
+        client.send(b"MULTI\r\nEXEC")
+        assert [client.reply() for _ in range(2)][1] == b"*-1\r\n"

@@ -1,5 +1,6 @@
 """Redis' protocol, RESP2 and RESP3, for protoserve."""
 
+from protoserve_redis.arguments import integer, options, real, timeout
 from protoserve_redis.commands import Command, CommandTable
 from protoserve_redis.glob import Glob, glob
 from protoserve_redis.messages import RedisRequest, RedisResponse
@@ -48,5 +49,9 @@ __all__ = [
     "WFRedisTask",
     "encode",
     "glob",
+    "integer",
+    "options",
+    "real",
     "session_of",
+    "timeout",
 ]

@@ -127,6 +127,12 @@ class CommandTable:
     ``async`` and take ``lock`` for the moments in which it changes shared data, or the
     table be made with ``atomic=False``. ``publish`` and ``touch`` may be called from any
     thread. In EXEC (``session_of(task).executing``) a command must not wait for others.
+
+    ``exists(db, key)`` is what a store with expiry says of a key: whether it is there, or
+    anything that compares with ``==``, such as its version, false when it is not there. It
+    is asked at WATCH and at EXEC, under ``lock``: a key that vanished between the two makes
+    EXEC fail though nobody called ``touch``, and one that was not there does not because it
+    is touched and still not there. It may call ``touch`` itself.
     """
 
     def __init__(
@@ -137,6 +143,7 @@ class CommandTable:
         transactions: bool = True,
         server_version: str = "7.2.4",
         atomic: bool = True,
+        exists: transactions_part.Exists | None = None,
     ) -> None:
         if databases < 1:
             raise ValueError(f"databases={databases!r}: expected 1 or more")
@@ -155,7 +162,8 @@ class CommandTable:
         self._connections: dict[int, CommConnection] = {}
         self._registry = threading.Lock()
         self.subscriptions = pubsub.Subscriptions(self.lock)
-        self.watches = transactions_part.Watches()
+        self.watches = transactions_part.Watches(exists)
+        self._watchers = self.watches.watchers  # mostly empty: then nothing is called
         connection_commands.register(self)
         pubsub.register(self)
         if transactions:
@@ -371,11 +379,12 @@ class CommandTable:
         made. Any thread; never waits for a subscriber."""
         return self.subscriptions.publish(_bytes(channel), _bytes(message))
 
-    def touch(self, db: int | None, key: bytes | None) -> None:
+    def touch(self, db: int | None, key: bytes | str | None) -> None:
         """A key has changed: transactions that watch it will fail. ``key=None`` means all
         keys of the database, ``db=None`` all databases. Any thread; to be called under
-        ``lock``, as plain commands are."""
-        self.watches.touch(db, key)
+        ``lock``, as plain commands are, after the change."""
+        if self._watchers:
+            self.watches.touch(db, key.encode() if isinstance(key, str) else key)
 
     def _open(self, connection: CommConnection) -> RedisSession:
         session = connection.state

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from protoserve_redis.arguments import integer
 from protoserve_redis.glob import glob
 from protoserve_redis.session import RedisSession, session_of
 from protoserve_redis.values import NO_REPLY, OK, PONG, RedisError, SimpleString, Verbatim
@@ -58,7 +59,7 @@ def _register_basic(table: CommandTable) -> None:
         summary="Changes the selected database.",
     )
     def select(task: Any, index: bytes) -> Any:
-        db = _integer(index)
+        db = integer(index)
         if not 0 <= db < table.databases:
             raise RedisError("ERR DB index is out of range")
         session_of(task).db = db
@@ -148,7 +149,7 @@ def _register_authentication(table: CommandTable) -> None:
         session = session_of(task)
         protocol = 0
         if args:
-            protocol = _integer(args[0], "ERR Protocol version is not an integer or out of range")
+            protocol = integer(args[0], "ERR Protocol version is not an integer or out of range")
             if protocol not in (2, 3):
                 raise RedisError("NOPROTO unsupported protocol version")
         credentials: tuple[bytes, bytes] | None = None
@@ -272,7 +273,7 @@ def _register_client_list(table: CommandTable) -> None:
             kind = _client_type(args[1])
             wanted = [c for c in wanted if _type_of(c) == kind]
         elif option == b"ID" and len(args) >= 2:
-            ids = {_integer(arg, "ERR Invalid client ID") for arg in args[1:]}
+            ids = {integer(arg, "ERR Invalid client ID") for arg in args[1:]}
             wanted = [c for c in wanted if c.state.id in ids]
         elif args:
             raise RedisError("ERR syntax error")
@@ -309,7 +310,7 @@ def _kill_filters(
     for option, value in zip(args[::2], args[1::2], strict=True):
         word = option.upper()
         if word == b"ID":
-            wanted = _integer(value, "ERR client-id should be greater than 0")
+            wanted = integer(value, "ERR client-id should be greater than 0")
             if wanted <= 0:
                 raise RedisError("ERR client-id should be greater than 0")
             matches.append(lambda c, wanted=wanted: c.state.id == wanted)  # type: ignore[misc]
@@ -528,14 +529,3 @@ def _on_off(switch: bytes) -> bool:
     if switch.lower() not in (b"on", b"off"):
         raise RedisError("ERR syntax error")
     return switch.lower() == b"on"
-
-
-def _integer(data: bytes, error: str = "ERR value is not an integer or out of range") -> int:
-    """A decimal number as Redis reads it: no blanks, no plus sign, no leading zero."""
-    try:
-        number = int(data)
-    except ValueError:
-        raise RedisError(error) from None
-    if b"%d" % number != data or not -(2**63) <= number < 2**63:
-        raise RedisError(error)
-    return number

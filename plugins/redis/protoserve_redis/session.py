@@ -73,7 +73,8 @@ class RedisSession:
         """The open MULTI, or None."""
         self.executing = False
         """Whether EXEC runs its commands now: then a blocking command must not wait."""
-        self.watched: set[tuple[int, bytes]] = set()
+        self.watched: dict[tuple[int, bytes], Any] = {}
+        """The keys it watches, each with what the store said of it then."""
         self.dirty = False
         """Whether a watched key was touched."""
         self.reply_mode = "on"

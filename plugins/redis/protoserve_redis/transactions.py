@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from protoserve_redis.session import RedisSession, Transaction, session_of
@@ -13,33 +13,65 @@ if TYPE_CHECKING:
     from protoserve_redis.commands import Command, CommandTable
 
 
-class Watches:
-    """Which sessions watch which keys. Any thread."""
+Exists = Callable[[int, bytes], Any]
+"""``exists(db, key)``: whether a store has a key, or which version of it: something that
+compares with ``==``, false when it is not there."""
 
-    def __init__(self) -> None:
+
+class Watches:
+    """Which sessions watch which keys. Any thread.
+
+    ``exists`` is the store's answer about a key, where it gives one. It is never called
+    with the lock: it may remove a key whose time has come, and ``touch`` that.
+    """
+
+    def __init__(self, exists: Exists | None = None) -> None:
+        self.exists = exists
+        self.watchers: dict[tuple[int, bytes], set[RedisSession]] = {}
         self._lock = threading.Lock()
-        self._watchers: dict[tuple[int, bytes], set[RedisSession]] = {}
 
     def watch(self, session: RedisSession, keys: tuple[bytes, ...]) -> None:
         """Watch keys of the session's database."""
-        with self._lock:
-            for key in keys:
-                place = (session.db, key)
-                session.watched.add(place)
-                self._watchers.setdefault(place, set()).add(session)
+        db = session.db
+        exists = self.exists
+        for key in keys:
+            place = (db, key)
+            if place in session.watched:
+                continue
+            version = True if exists is None else exists(db, key)
+            with self._lock:
+                session.watched[place] = version
+                self.watchers.setdefault(place, set()).add(session)
 
     def touch(self, db: int | None, key: bytes | None) -> None:
-        """Mark the sessions that watch a key; None stands for all databases or keys."""
-        if not self._watchers:
-            return
+        """Mark the sessions that watch a key; None stands for all databases or keys. A
+        key that was not there when it was watched, and is not there now, has not changed."""
         with self._lock:
             if db is not None and key is not None:
-                places = [(db, key)] if (db, key) in self._watchers else []
+                places = [(db, key)] if (db, key) in self.watchers else []
             else:
-                places = [p for p in self._watchers if db is None or p[0] == db]
-            for place in places:
-                for session in self._watchers[place]:
-                    session.dirty = True
+                places = [p for p in self.watchers if db is None or p[0] == db]
+            marked = [
+                (place, session, session.watched[place])
+                for place in places
+                for session in self.watchers[place]
+                if not session.dirty
+            ]
+        exists = self.exists
+        for place, session, version in marked:
+            if exists is None or version or exists(*place):
+                with self._lock:
+                    # It may have stopped watching meanwhile.
+                    if place in session.watched:
+                        session.dirty = True
+
+    def changed(self, session: RedisSession) -> bool:
+        """Whether a key that the session watches has changed since: it was touched, or the
+        store says something else of it than then, as when its time has come."""
+        exists = self.exists
+        if session.dirty or exists is None:
+            return session.dirty
+        return any(exists(*p) != version for p, version in [*session.watched.items()])
 
     def drop(self, session: RedisSession) -> None:
         """Watch nothing any more."""
@@ -47,11 +79,11 @@ class Watches:
             return
         with self._lock:
             for place in session.watched:
-                watchers = self._watchers.get(place)
+                watchers = self.watchers.get(place)
                 if watchers is not None:
                     watchers.discard(session)
                     if not watchers:
-                        del self._watchers[place]
+                        del self.watchers[place]
             session.watched.clear()
             session.dirty = False
 
@@ -126,11 +158,13 @@ def register(table: CommandTable) -> None:
         transaction = session.transaction
         if transaction is None:
             raise RedisError("ERR EXEC without MULTI")
-        dirty = session.dirty
-        end_transaction(table, session)
+        try:
+            changed = table.watches.changed(session)
+        finally:
+            end_transaction(table, session)
         if transaction.broken:
             raise RedisError("EXECABORT Transaction discarded because of previous errors.")
-        if dirty:
+        if changed:
             return NULL_ARRAY
         values: list[Any] = []
         session.executing = True
