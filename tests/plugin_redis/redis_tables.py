@@ -9,7 +9,7 @@ from typing import Any
 import hiredis
 import uvloop
 
-from protoserve_redis import OK, CommandTable, RedisError, session_of
+from protoserve_redis import OK, CommandTable, RedisError, integer, options, session_of
 
 # uvloop makes a pipe with the first loop of a process and keeps it.
 uvloop.new_event_loop().close()
@@ -55,6 +55,150 @@ def table(**options: Any) -> CommandTable:
         return OK
 
     return commands
+
+
+class Store:
+    """Some of Redis' own commands, as exact as Redis: what the real one is compared with.
+
+    Strings, hashes and lists in databases; flags, keys and changes (``touch``) like theirs.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.commands = CommandTable(exists=lambda db, key: key in self.databases[db], **options)
+        self.databases: list[dict[bytes, Any]] = [{} for _ in range(self.commands.databases)]
+        for name, (arity, flags, keys) in _COMMANDS.items():
+            function = getattr(self, name.lower() + "_")
+            self.commands.command(name, arity, flags.split(), keys)(function)
+
+    def _data(self, task: Any) -> dict[bytes, Any]:
+        return self.databases[session_of(task).db]
+
+    def _get(self, task: Any, key: bytes, kind: type) -> Any:
+        value = self._data(task).get(key)
+        if value is not None and type(value) is not kind:
+            raise RedisError("WRONGTYPE Operation against a key holding the wrong kind of value")
+        return value
+
+    def _set(self, task: Any, key: bytes, value: Any) -> None:
+        self._data(task)[key] = value
+        self.commands.touch(session_of(task).db, key)
+
+    def get_(self, task: Any, key: bytes) -> Any:
+        return self._get(task, key, bytes)
+
+    def set_(self, task: Any, key: bytes, value: bytes, *words: bytes) -> Any:
+        found = options(words, "NX", "XX", "GET", "KEEPTTL", exclusive=("NX XX",))
+        old = self._get(task, key, bytes) if "GET" in found else None
+        there = key in self._data(task)
+        if ("NX" in found and there) or ("XX" in found and not there):
+            return old
+        self._set(task, key, value)
+        return old if "GET" in found else OK
+
+    def del_(self, task: Any, *keys: bytes) -> int:
+        count = 0
+        for key in keys:
+            if self._data(task).pop(key, None) is not None:
+                self.commands.touch(session_of(task).db, key)
+                count += 1
+        return count
+
+    def exists_(self, task: Any, *keys: bytes) -> int:
+        return sum(key in self._data(task) for key in keys)
+
+    def incr_(self, task: Any, key: bytes) -> int:
+        return self.incrby_(task, key, b"1")
+
+    def incrby_(self, task: Any, key: bytes, by: bytes) -> int:
+        step = integer(by)
+        value = integer(self._get(task, key, bytes) or b"0") + step
+        if not -(2**63) <= value < 2**63:
+            raise RedisError("ERR increment or decrement would overflow")
+        self._set(task, key, b"%d" % value)
+        return value
+
+    def append_(self, task: Any, key: bytes, more: bytes) -> int:
+        value = (self._get(task, key, bytes) or b"") + more
+        self._set(task, key, value)
+        return len(value)
+
+    def strlen_(self, task: Any, key: bytes) -> int:
+        return len(self._get(task, key, bytes) or b"")
+
+    def mget_(self, task: Any, *keys: bytes) -> list[Any]:
+        values = [self._data(task).get(key) for key in keys]
+        return [value if type(value) is bytes else None for value in values]
+
+    def mset_(self, task: Any, *pairs: bytes) -> Any:
+        if len(pairs) % 2:
+            raise RedisError("ERR wrong number of arguments for 'mset' command")
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            self._set(task, key, value)
+        return OK
+
+    def hset_(self, task: Any, key: bytes, *pairs: bytes) -> int:
+        if len(pairs) % 2:
+            raise RedisError("ERR wrong number of arguments for 'hset' command")
+        value = self._get(task, key, dict) or {}
+        count = len({*pairs[::2]} - {*value})
+        self._set(task, key, value | dict(zip(pairs[::2], pairs[1::2], strict=True)))
+        return count
+
+    def hget_(self, task: Any, key: bytes, field: bytes) -> Any:
+        return (self._get(task, key, dict) or {}).get(field)
+
+    def hgetall_(self, task: Any, key: bytes) -> Any:
+        return dict(self._get(task, key, dict) or {})
+
+    def rpush_(self, task: Any, key: bytes, *items: bytes) -> int:
+        value = [*(self._get(task, key, list) or ()), *items]
+        self._set(task, key, value)
+        return len(value)
+
+    def lrange_(self, task: Any, key: bytes, start: bytes, stop: bytes) -> Any:
+        first, last = integer(start), integer(stop)
+        value = self._get(task, key, list) or []
+        first = max(first + len(value), 0) if first < 0 else first
+        last = last + len(value) if last < 0 else last
+        return value[first : max(last + 1, 0)]
+
+    def dbsize_(self, task: Any) -> int:
+        return len(self._data(task))
+
+    def flushdb_(self, task: Any) -> Any:
+        for key in [*self._data(task)]:
+            del self._data(task)[key]
+        self.commands.touch(session_of(task).db, None)
+        return OK
+
+    def flushall_(self, task: Any) -> Any:
+        for data in self.databases:
+            data.clear()
+        self.commands.touch(None, None)
+        return OK
+
+
+_ONE, _ALL = (1, 1, 1), (1, -1, 1)
+_COMMANDS: dict[str, tuple[int, str, tuple[int, int, int]]] = {
+    "GET": (2, "readonly fast", _ONE),
+    "SET": (-3, "write denyoom", _ONE),
+    "DEL": (-2, "write", _ALL),
+    "EXISTS": (-2, "readonly fast", _ALL),
+    "INCR": (2, "write denyoom fast", _ONE),
+    "INCRBY": (3, "write denyoom fast", _ONE),
+    "APPEND": (3, "write denyoom fast", _ONE),
+    "STRLEN": (2, "readonly fast", _ONE),
+    "MGET": (-2, "readonly fast", _ALL),
+    "MSET": (-3, "write denyoom", (1, -1, 2)),
+    "HSET": (-4, "write denyoom fast", _ONE),
+    "HGET": (3, "readonly fast", _ONE),
+    "HGETALL": (2, "readonly", _ONE),
+    "RPUSH": (-3, "write denyoom fast", _ONE),
+    "LRANGE": (4, "readonly", _ONE),
+    "DBSIZE": (1, "readonly fast", (0, 0, 0)),
+    "FLUSHDB": (-1, "write", (0, 0, 0)),
+    "FLUSHALL": (-1, "write", (0, 0, 0)),
+}
 
 
 class RawClient:

@@ -18,9 +18,10 @@ NUMBERS = [
 
 DOUBLES = [
     *NUMBERS, b"1.5", b"-1.5", b"+1.5", b".5", b"5.", b".", b"1e3", b"1E3", b"1e+3", b"1e",
-    b"1e400",    b"-1e400", b"1e-400", b"0e400", b"0.0e-9999", b"4.9e-324", b"1e-323", b"inf", b"-inf", b"+INF",
-    b"Infinity", b"infinit", b"nan", b"-nan", b"0x1p3", b"0X1P3", b"0x.8", b"0x", b"0x1p9999",
-    b"-0x10", b"0x1p-9999", b"0x0p-9999", b"1,5", b"1.5 ", b" 1.5", b"\t1", b"1\n",
+    b"1e400", b"-1e400", b"1e-400", b"0e400", b"0.0e-9999", b"4.9e-324", b"1e-323", b"inf",
+    b"-inf", b"+INF", b"Infinity", b"infinit", b"nan", b"-nan", b"0x1p3", b"0X1P3", b"0x.8", b"0x",
+    b"0x1p9999", b"-0x10", b"0x1p-9999", b"0x0p-9999", b"1,5", b"1.5 ", b" 1.5",
+    b"\t1", b"1\n",
 ]  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Redis' protocol, RESP2 and RESP3, for protoserve."""
 
 from protoserve_redis.arguments import integer, options, real, timeout
-from protoserve_redis.commands import Command, CommandTable
+from protoserve_redis.command import Command
+from protoserve_redis.commands import CommandTable
 from protoserve_redis.glob import Glob, glob
 from protoserve_redis.messages import RedisRequest, RedisResponse
 from protoserve_redis.parser import RedisParser

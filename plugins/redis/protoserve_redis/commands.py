@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from protoserve_redis import connection as connection_commands
-from protoserve_redis import pubsub
-from protoserve_redis import transactions as transactions_part
+from protoserve import ConfigError
+from protoserve_redis import (
+    authentication,
+    catalogue,
+    clients,
+    information,
+    monitor,
+    pausing,
+    pubsub,
+    sharded,
+    tracking,
+)
+from protoserve_redis import (
+    connection as connection_commands,
+)
+from protoserve_redis import (
+    transactions as transactions_part,
+)
+from protoserve_redis.addresses import peer_address
+from protoserve_redis.blocking import Blocked
+from protoserve_redis.command import Command, Handler
+from protoserve_redis.serialiser import encode
 from protoserve_redis.session import RedisSession
 from protoserve_redis.values import NO_REPLY, QUEUED, RedisError, SimpleString
 
 if TYPE_CHECKING:
     from protoserve import CommConnection
 
-Handler = Callable[..., Any]
-"""``handler(task, *arguments)``: bytes in, a value out; plain or ``async``."""
+Guard = Callable[[Any, Command, list[bytes]], object]
+"""``guard(task, command, words)``: raises ``RedisError`` to refuse a command."""
+
+Around = Callable[[Any, Command, list[bytes], Callable[[], Any]], Any]
+"""``around(task, command, words, run)``: returns what ``run()`` returned, or else."""
 
 logger = logging.getLogger("protoserve")
 
@@ -29,82 +53,25 @@ _CACHED_NAMES: Final = 4096
 _QUEUED_BYTES: Final = 256 * 1024 * 1024
 _NOT_QUEUED: Final = frozenset({b"EXEC", b"DISCARD", b"MULTI", b"WATCH", b"QUIT", b"RESET"})
 _WHILE_SUBSCRIBED: Final = frozenset(
-    {b"PING", b"SUBSCRIBE", b"PSUBSCRIBE", b"UNSUBSCRIBE", b"PUNSUBSCRIBE", b"QUIT", b"RESET"}
+    {
+        b"PING",
+        b"SUBSCRIBE",
+        b"SSUBSCRIBE",
+        b"PSUBSCRIBE",
+        b"UNSUBSCRIBE",
+        b"SUNSUBSCRIBE",
+        b"PUNSUBSCRIBE",
+        b"QUIT",
+        b"RESET",
+    }
 )
 _CROSS_PROTOCOL: Final = frozenset({b"POST", b"HOST:"})
+_INTERNAL: Final = RedisError("ERR internal error")
 
 
 def text_of(data: bytes, limit: int = 128) -> str:
     """At most ``limit`` bytes of an argument for an error's text, as C would print them."""
     return data.partition(b"\0")[0][:limit].decode("utf-8", "surrogateescape")
-
-
-class Command:
-    """A registered command. ``name`` is in upper case, a subcommand's ``CLIENT|ID``."""
-
-    __slots__ = (
-        "arity",
-        "complexity",
-        "first",
-        "flags",
-        "full_name",
-        "function",
-        "group",
-        "keys",
-        "least",
-        "most",
-        "name",
-        "since",
-        "skip",
-        "subcommands",
-        "summary",
-    )
-
-    def __init__(
-        self,
-        name: bytes,
-        function: Handler,
-        arity: int,
-        flags: Iterable[str] = (),
-        keys: tuple[int, int, int] = (0, 0, 0),
-        group: str = "generic",
-        summary: str = "",
-        since: str = "1.0.0",
-        complexity: str = "",
-    ) -> None:
-        self.name = name
-        self.full_name = name.decode("utf-8", "surrogateescape").lower()
-        self.function = function
-        self.arity = arity
-        self.least = abs(arity)
-        self.most = arity if arity > 0 else 1 << 62
-        self.flags = tuple(flags)
-        self.keys = keys
-        self.group = group
-        self.summary = summary
-        self.since = since
-        self.complexity = complexity
-        self.skip = 2 if b"|" in name else 1  # words before the arguments
-        self.subcommands: dict[bytes, Command] | None = None
-
-    def __repr__(self) -> str:
-        return f"<Command {self.full_name} arity={self.arity}>"
-
-    def keys_of(self, args: list[bytes]) -> list[bytes]:
-        """The keys among the words of a command line."""
-        first, last, step = self.keys
-        if not first:
-            return []
-        end = last if last >= 0 else len(args) + last
-        return args[first : end + 1 : step or 1]
-
-
-def _error_value(error: Exception) -> RedisError:
-    """What the client gets for what a command raised."""
-    if isinstance(error, RedisError):
-        return error
-    logger.error("a command raised", exc_info=error)
-    return RedisError("ERR internal error")
 
 
 def wrong_arity(command: Command) -> RedisError:
@@ -119,20 +86,23 @@ class CommandTable:
     gets bytes and returns a value (see ``values``), raises
     :class:`~protoserve_redis.values.RedisError`, or returns a coroutine, as an ``async``
     function does. The connection's commands, publish/subscribe and (``transactions``)
-    MULTI are registered already and may be replaced.
+    MULTI are registered already and may be replaced, or removed.
 
     ``password`` or ``authenticate(user, password)``, plain or ``async``, makes every
-    connection authenticate first. As in Redis, plain commands run one at a time, under
-    ``lock``; EXEC holds it for the whole transaction. One that blocks for long should be
-    ``async`` and take ``lock`` for the moments in which it changes shared data, or the
-    table be made with ``atomic=False``. ``publish`` and ``touch`` may be called from any
-    thread. In EXEC (``session_of(task).executing``) a command must not wait for others.
+    connection authenticate first; only ``True`` lets one in. As in Redis, plain commands
+    run one at a time, under ``lock``; EXEC holds it for the whole transaction. One that
+    blocks for long should be ``async`` and take ``lock`` for the moments in which it
+    changes shared data, or the table be made with ``atomic=False``. ``publish`` and
+    ``touch`` may be called from any thread. In EXEC (``session_of(task).executing``) a
+    command must not wait for others.
 
     ``exists(db, key)`` is what a store with expiry says of a key: whether it is there, or
     anything that compares with ``==``, such as its version, false when it is not there. It
     is asked at WATCH and at EXEC, under ``lock``: a key that vanished between the two makes
     EXEC fail though nobody called ``touch``, and one that was not there does not because it
     is touched and still not there. It may call ``touch`` itself.
+
+    Raises :class:`~protoserve.ConfigError` for options that make no sense.
     """
 
     def __init__(
@@ -145,10 +115,18 @@ class CommandTable:
         atomic: bool = True,
         exists: transactions_part.Exists | None = None,
     ) -> None:
-        if databases < 1:
-            raise ValueError(f"databases={databases!r}: expected 1 or more")
+        if isinstance(databases, bool) or not isinstance(databases, int) or databases < 1:
+            raise ConfigError(f"databases={databases!r}: expected a whole number from 1 on")
         if password is not None and authenticate is not None:
-            raise ValueError("give a password or an authenticate callback, not both")
+            raise ConfigError("give a password or an authenticate callback, not both")
+        if password is not None and not (isinstance(password, (str, bytes)) and password):
+            raise ConfigError(
+                f"password={password!r}: expected text or bytes that are not empty, or None to "
+                "ask for none"
+            )
+        for name, hook in (("authenticate", authenticate), ("exists", exists)):
+            if hook is not None and not callable(hook):
+                raise ConfigError(f"{name}={hook!r}: expected a function, or None")
         self.password = password.encode() if isinstance(password, str) else password
         self.authenticate = authenticate
         self.databases = databases
@@ -157,15 +135,40 @@ class CommandTable:
         """Held while a plain command, or a transaction of such, runs."""
         self.commands: dict[bytes, Command] = {}
         """The commands by their name in upper case."""
+        self.long_doubles = _version(server_version) < (7, 2)
         self._atomic = atomic
+        self._guards: list[Guard] = []
+        self._around: list[Around] = []
         self._lookup: dict[bytes, Command] = {}  # by the name as clients send it
+        # The same, or empty while somebody wants to see every command: so that it costs
+        # nothing that somebody might.
+        self._fast = self._lookup
+        self._detours: set[str] = set()
         self._connections: dict[int, CommConnection] = {}
-        self._registry = threading.Lock()
+        self._opened = 0
+        self._requests = 0  # of connections that have closed
+        self._registry = threading.Lock()  # guards the last five
         self.subscriptions = pubsub.Subscriptions(self.lock)
         self.watches = transactions_part.Watches(exists)
         self._watchers = self.watches.watchers  # mostly empty: then nothing is called
-        connection_commands.register(self)
-        pubsub.register(self)
+        self.monitors = monitor.Monitors(self)
+        self.tracking = tracking.Tracking(self)
+        self._trackers = self.tracking.clients
+        self.pause = pausing.Pause(self)
+        self.information = information.Information(self)
+        for part in (
+            connection_commands,
+            authentication,
+            clients,
+            catalogue,
+            information,
+            pubsub,
+            sharded,
+            monitor,
+            tracking,
+            pausing,
+        ):
+            part.register(self)
         if transactions:
             transactions_part.register(self)
 
@@ -174,9 +177,9 @@ class CommandTable:
     def command(
         self,
         name: str,
-        arity: int,
+        arity: int | None = None,
         flags: Iterable[str] = (),
-        keys: tuple[int, int, int] = (0, 0, 0),
+        keys: tuple[int, int, int] | Callable[[list[bytes]], list[bytes]] = (0, 0, 0),
         group: str = "generic",
         summary: str = "",
         since: str = "1.0.0",
@@ -185,17 +188,22 @@ class CommandTable:
         """Register the decorated function under ``name`` (``"CLIENT|ID"``: a subcommand).
 
         ``arity`` counts the name (of a subcommand: both words); negative means at least.
+        The function's parameters say how many words there are at most; without ``arity``
+        at least, too. ``flags`` are Redis' (``command.FLAGS``): ``write`` and ``readonly``
+        are what CLIENT PAUSE and CLIENT TRACKING go by, ``blocking`` on an ``async``
+        function says that it may wait for long and is cancelled when its client leaves.
         ``keys`` is the place of the first key, the last (negative: from the end) and the
-        step. A later registration replaces an earlier one. Register before the server
-        starts.
+        step; or a function of the line's words that returns the keys. A later registration
+        replaces an earlier one. Register before the server starts.
+
+        Raises :class:`~protoserve.ConfigError` for what cannot work.
         """
-        if arity == 0:
-            raise ValueError(f"arity of {name}: it counts the name, so it cannot be 0")
-        upper = name.upper().encode()
+        # What is wrong is said where it stands, not where the function is.
+        Command(name, _container, arity, flags, keys)
 
         def register(function: _F) -> _F:
             self.add(
-                Command(upper, function, arity, flags, keys, group, summary, since, complexity)
+                Command(name, function, arity, flags, keys, group, summary, since, complexity)
             )
             return function
 
@@ -218,9 +226,67 @@ class CommandTable:
         if replaced is not None and command.subcommands is None:
             command.subcommands = replaced.subcommands
         self.commands[command.name] = command
-        self._lookup = {}
+        self._rebuild()
+
+    def remove(self, name: str) -> Command:
+        """Forget a command, with its subcommands, or a subcommand (``"CLIENT|KILL"``): to
+        clients it is unknown. Before the server starts. Returns it; raises ``KeyError``
+        when there is none of that name."""
+        parent_name, bar, sub_name = name.upper().encode().partition(b"|")
+        if bar:
+            subcommands = self.commands[parent_name].subcommands
+            if subcommands is None:
+                raise KeyError(name)
+            return subcommands.pop(sub_name)
+        command = self.commands.pop(parent_name)
+        self._rebuild()
+        return command
+
+    def guard(self, hook: Guard) -> Guard:
+        """Have ``hook(task, command, words)`` called before a command is run, or queued by
+        MULTI; as a decorator. It raises ``RedisError`` to refuse (access control, limits);
+        what is refused in MULTI makes EXEC fail. On the connection's thread, without
+        ``lock``; must not block. While there is a hook every command takes a few steps
+        more. Before the server starts."""
+        _check_hook("guard", hook)
+        self._guards.append(hook)
+        self.detour("hooks", on=True)
+        return hook
+
+    def around(self, hook: Around) -> Around:
+        """Have ``hook(task, command, words, run)`` called in place of a command, also in
+        EXEC; as a decorator. It returns what ``run()`` returns, or something else, or
+        raises ``RedisError`` (metrics, tracing, caches). Of an ``async`` command ``run()``
+        returns the coroutine: await it in an ``async`` function of the hook. Of several,
+        the first is outermost. Called as commands are, under ``lock``. Before the server
+        starts."""
+        _check_hook("around", hook)
+        self._around.append(hook)
+        self.detour("hooks", on=True)
+        return hook
+
+    def info(self, section: str) -> Callable[[information.F], information.F]:
+        """Add the facts that the decorated function returns, a dictionary, to a section of
+        INFO: ``@commands.info("keyspace")``. A section that is not there yet comes last."""
+        return self.information.add(section)
+
+    def _rebuild(self) -> None:
+        lookup: dict[bytes, Command] = {}
         for name, known in self.commands.items():
-            self._lookup[name] = self._lookup[name.lower()] = known
+            lookup[name] = lookup[name.lower()] = known
+        with self._registry:
+            self._lookup = lookup
+            self._fast = {} if self._detours else lookup
+
+    def detour(self, reason: str, *, on: bool) -> None:
+        """Lead every command by where all is looked at, as long as a reason is ``on``. Any
+        thread; commands that begin after it returns are seen."""
+        with self._registry:
+            if on:
+                self._detours.add(reason)
+            else:
+                self._detours.discard(reason)
+            self._fast = {} if self._detours else self._lookup
 
     def find(self, name: bytes) -> Command | None:
         """The command of this name, in any case."""
@@ -260,7 +326,7 @@ class CommandTable:
         if session is None or session.last_command is None:
             session = self._open(task.connection)
         args = task.req.args
-        command = self._lookup.get(args[0])
+        command = self._fast.get(args[0])
         if command is None or session.special or command.subcommands is not None:
             return self._run_checked(task, session, args)
         session.last_command = command
@@ -273,60 +339,139 @@ class CommandTable:
                 else:
                     value = command.function(task, *args[1:])
             except Exception as error:
-                value = _error_value(error)
+                value = self.error_value(task, command, error)
             if value.__class__ is CoroutineType:
-                return self._finish(task, session, value, False)
+                return self._finish(task, session, command, value)
             if session.special:
-                self._reply(task, session, value, False)
+                self._reply(task, session, value)
                 return None
         else:
-            value = wrong_arity(command)
+            return self._run_checked(task, session, args)
         resp = task.resp
         resp.protocol = session.protocol
         resp.value = value
         return None
 
-    def run(self, task: Any, command: Command, args: list[bytes]) -> Any:
-        """Call a command whose line was checked; its value, error, or coroutine."""
+    def run(self, task: Any, session: RedisSession, command: Command, args: list[bytes]) -> Any:
+        """Call a command whose line was checked; its value, error, or coroutine. Tells
+        those who watch commands."""
+        if not self._atomic:
+            return self._run(task, session, command, args)
+        with self.lock:
+            return self._run(task, session, command, args)
+
+    def _run(self, task: Any, session: RedisSession, command: Command, args: list[bytes]) -> Any:
+        tracked = session.tracked
+        if tracked is not None and not self._atomic:
+            # A change between the reading and the note of it must not get lost.
+            self.tracking.remember(session, tracked, command, args)
+        value: Any
         try:
-            if self._atomic:
-                with self.lock:
-                    return command.function(task, *args[command.skip :])
-            return command.function(task, *args[command.skip :])
+            if self._around:
+                call = partial(command.function, task, *args[command.skip :])
+                for hook in reversed(self._around):
+                    call = partial(hook, task, command, args, call)
+                value = call()
+            else:
+                value = command.function(task, *args[command.skip :])
         except Exception as error:
-            return _error_value(error)
+            value = self.error_value(task, command, error)
+        if tracked is not None:
+            self.tracking.remember(session, tracked, command, args)
+        if self.monitors:
+            self.monitors.feed(task.connection, session, command, args)
+        return value
+
+    def error_value(self, task: Any, command: Command, error: Exception) -> RedisError:
+        """What the client gets for what a command raised."""
+        if isinstance(error, RedisError):
+            return error
+        logger.error(
+            "the command %s of the client %s raised",
+            command.full_name,
+            peer_address(task.connection),
+            exc_info=error,
+        )
+        return _INTERNAL
+
+    def encoded(self, task: Any, session: RedisSession, command: Command, value: Any) -> bytes:
+        """The value of a command within EXEC, in the protocol that is in force. What cannot
+        be sent, or sends nothing, is an error in its place."""
+        try:
+            if value is NO_REPLY:
+                raise ValueError("a command within EXEC must have a reply")
+            return encode(value, session.protocol, long_doubles=self.long_doubles)
+        except Exception as error:
+            return encode(self.error_value(task, command, error))
 
     def _run_checked(
         self, task: Any, session: RedisSession, args: list[bytes]
     ) -> Coroutine[Any, Any, None] | None:
-        skipped = session.reply_mode == "skip"
-        transaction = session.transaction
+        session.next_reply()
         session.used = time.monotonic()
+        return self._checked(task, session, args)
+
+    def run_again(self, task: Any) -> Coroutine[Any, Any, None] | None:
+        """Run a command that was held back, in its request's series."""
+        return self._checked(task, task.connection.state, task.req.args)
+
+    def _checked(
+        self, task: Any, session: RedisSession, args: list[bytes]
+    ) -> Coroutine[Any, Any, None] | None:
+        transaction = session.transaction
         try:
             command = self.resolve(args)
             self._admit(session, command)
+            for guard in self._guards:
+                self._ask(guard, task, command, args)
         except RedisError as error:
-            if transaction is not None:
-                transaction.broken = True
-                if args[0].upper() == b"EXEC":
-                    # Whatever is wrong with it, the transaction ends here.
-                    transactions_part.end_transaction(self, session)
-                    reason = str(error).removeprefix("ERR ")
-                    error = RedisError(f"EXECABORT Transaction discarded because of: {reason}")
-            if args[0].upper() in _CROSS_PROTOCOL and self.find(args[0]) is None:
-                # A browser was made to talk to us; its next lines are not the user's.
-                task.noreply()
-            self._reply(task, session, error, skipped)
+            self._refuse(task, session, args, error)
+            return None
+        if self.pause.active and self.pause.holds(session, command):
+            self.pause.hold(task)
             return None
         session.last_command = command
         if transaction is not None and command.name not in _NOT_QUEUED:
-            self._reply(task, session, _queue(transaction, command, args), skipped)
+            self._reply(task, session, _queue(transaction, command, args))
             return None
-        value = self.run(task, command, args)
-        if isinstance(value, Coroutine):
-            return self._finish(task, session, value, skipped)
-        self._reply(task, session, value, skipped)
+        if self._trackers:
+            with self.tracking.batch(session):
+                value = self.run(task, session, command, args)
+        else:
+            value = self.run(task, session, command, args)
+        tracked = session.tracked
+        if tracked is not None and session.transaction is None:
+            tracked.command_ended(command)
+        if inspect.iscoroutine(value):
+            return self._finish(task, session, command, value)
+        self._reply(task, session, value)
         return None
+
+    def _refuse(
+        self, task: Any, session: RedisSession, args: list[bytes], error: RedisError
+    ) -> None:
+        name = args[0].upper()
+        known = self.find(args[0])
+        if session.transaction is not None:
+            session.transaction.broken = True
+        if name == b"EXEC" and known is not None:
+            # Whatever is wrong with it, the transaction ends here.
+            transactions_part.end_transaction(self, session)
+            reason = str(error).removeprefix("ERR ")
+            error = RedisError(f"EXECABORT Transaction discarded because of: {reason}")
+            if self.monitors:
+                self.monitors.feed(task.connection, session, known, args)
+        if name in _CROSS_PROTOCOL and known is None:
+            # A browser was made to talk to us; its next lines are not the user's.
+            task.noreply()
+        self._reply(task, session, error)
+
+    def _ask(self, guard: Guard, task: Any, command: Command, args: list[bytes]) -> None:
+        try:
+            guard(task, command, args)
+        except Exception as error:
+            # A guard that fails has not let anybody through.
+            raise self.error_value(task, command, error) from None
 
     def _admit(self, session: RedisSession, command: Command) -> None:
         if not session.authenticated and "no_auth" not in command.flags:
@@ -336,29 +481,39 @@ class CommandTable:
                 f"ERR Can't execute '{command.full_name}': only (P|S)SUBSCRIBE / "
                 "(P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
             )
+        if session.monitoring and not monitor.ALLOWED.isdisjoint(command.flags):
+            raise RedisError("ERR Replica can't interact with the keyspace")
         if session.transaction is not None and "no_multi" in command.flags:
             raise RedisError("ERR Command not allowed inside a transaction")
 
     async def _finish(
-        self, task: Any, session: RedisSession, value: Coroutine[Any, Any, Any], skipped: bool
+        self, task: Any, session: RedisSession, command: Command, value: Coroutine[Any, Any, Any]
     ) -> None:
+        blocked = None
+        if "blocking" in command.flags:
+            blocked = Blocked(task, session)
         try:
             result = await value
         except Exception as error:
-            result = _error_value(error)
-        self._reply(task, session, result, skipped)
+            result = self.error_value(task, command, error)
+        except BaseException:
+            if blocked is None or not blocked.ended:
+                raise
+            result = blocked.outcome
+        finally:
+            if blocked is not None:
+                blocked.end()
+        if blocked is not None and blocked.gone:
+            task.noreply()
+        if session.tracked is not None:
+            self.tracking.remember(session, session.tracked, command, task.req.args)
+        self._reply(task, session, result)
 
-    def _reply(self, task: Any, session: RedisSession, value: Any, skipped: bool) -> None:
+    def _reply(self, task: Any, session: RedisSession, value: Any) -> None:
         resp = task.resp
         resp.protocol = session.protocol
-        if skipped and session.reply_mode == "skip":
-            session.reply_mode = "on"
-            session.update()
-            value = NO_REPLY
-        elif session.reply_mode != "on":
-            value = NO_REPLY
         resp.value = value
-        if session.subscribed and task.keep_alive != 0:
+        if (session.subscribed or session.monitoring) and task.keep_alive != 0:
             # It waits for messages, which is not idling.
             task.set_keep_alive(None)
 
@@ -374,17 +529,32 @@ class CommandTable:
         with self._registry:
             return list(self._connections.values())
 
+    def connection_of(self, number: int) -> CommConnection | None:
+        """The open connection whose session has this ``id``. Any thread."""
+        with self._registry:
+            return self._connections.get(number)
+
+    def served(self) -> tuple[int, int]:
+        """How many connections there have been, and how many commands on them. Any
+        thread."""
+        with self._registry:
+            running = sum(connection.seq for connection in self._connections.values())
+            return self._opened, self._requests + running
+
     def publish(self, channel: str | bytes, message: str | bytes) -> int:
         """Send ``message`` to the subscribers of ``channel``; how many deliveries were
         made. Any thread; never waits for a subscriber."""
         return self.subscriptions.publish(_bytes(channel), _bytes(message))
 
     def touch(self, db: int | None, key: bytes | str | None) -> None:
-        """A key has changed: transactions that watch it will fail. ``key=None`` means all
-        keys of the database, ``db=None`` all databases. Any thread; to be called under
-        ``lock``, as plain commands are, after the change."""
+        """A key has changed: transactions that watch it will fail, and clients that track
+        it (CLIENT TRACKING) are told. ``key=None`` means all keys of the database,
+        ``db=None`` all databases. Any thread; to be called under ``lock``, as plain
+        commands are, after the change."""
         if self._watchers:
-            self.watches.touch(db, key.encode() if isinstance(key, str) else key)
+            self.watches.touch(db, _key(key))
+        if self._trackers:
+            self.tracking.touch(_key(key))
 
     def _open(self, connection: CommConnection) -> RedisSession:
         session = connection.state
@@ -394,8 +564,10 @@ class CommandTable:
         with self._registry:
             known = session.id in self._connections
             self._connections[session.id] = connection
+            self._opened += not known
         if not known:
             session.authenticated = not self.requires_authentication
+            session.long_doubles = self.long_doubles
             session.update()
             connection.on_close(self._closed)
         return session
@@ -404,8 +576,32 @@ class CommandTable:
         session: RedisSession = connection.state
         with self._registry:
             self._connections.pop(session.id, None)
+            self._requests += connection.seq
+        self.leave(connection, session)
+        blocked = session.blocked
+        if isinstance(blocked, Blocked):
+            blocked.leave()
+
+    def leave(self, connection: CommConnection, session: RedisSession) -> None:
+        """Take a connection out of everything that would send something to it."""
         self.subscriptions.drop(connection, session)
         self.watches.drop(session)
+        self.monitors.drop(connection, session)
+        self.tracking.drop(session)
+
+
+def _check_hook(what: str, hook: object) -> None:
+    if not callable(hook):
+        raise ConfigError(f"{what}() takes a function, not {hook!r}")
+
+
+def _version(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(".")[:2])
+    except (AttributeError, ValueError):
+        raise ConfigError(
+            f"server_version={text!r}: expected the version of a Redis, as '7.2.4'"
+        ) from None
 
 
 def _queue(transaction: Any, command: Command, args: list[bytes]) -> Any:
@@ -466,3 +662,7 @@ def _container(task: Any, *args: bytes) -> Any:
 
 def _bytes(text: str | bytes) -> bytes:
     return text.encode() if isinstance(text, str) else bytes(text)
+
+
+def _key(key: bytes | str | None) -> bytes | None:
+    return key.encode() if isinstance(key, str) else key

@@ -184,9 +184,13 @@ def _number(digits: bytes) -> int | None:
     return value if _LLONG_MIN <= value <= _LLONG_MAX else None
 
 
-_UNQUOTED: Final = re.compile(rb"[^\s\"'\0]+")
+# Blanks before a word and after a closing quote are those of C's isspace(); a word without
+# quotes is not ended by a vertical tab or a form feed.
+_UNQUOTED: Final = re.compile(rb"[^ \t\r\n\"'\0]+")
 _DOUBLE: Final = re.compile(rb'"((?:[^"\\\0]|\\[^\0])*)"(?=[\s\0]|\Z)', re.DOTALL)
 _SINGLE: Final = re.compile(rb"'((?:[^'\\\0]|\\'|\\(?!'))*)'(?=[\s\0]|\Z)", re.DOTALL)
+_PLAIN: Final = re.compile(rb"[^\"'\0\v\f]*\Z")
+_ENDS: Final = (b"", b"\0", b" ", b"\t", b"\r", b"\n")
 _ESCAPE: Final = re.compile(rb"\\(x[0-9a-fA-F]{2}|.)", re.DOTALL)
 _ESCAPES: Final = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
 
@@ -197,7 +201,7 @@ def split_inline(line: bytes) -> list[bytes]:
 
     Raises ``FramingError`` for quotes without an end.
     """
-    if b'"' not in line and b"'" not in line and b"\0" not in line:
+    if _PLAIN.match(line):
         return line.split()
     words: list[bytes] = []
     pos = 0
@@ -207,7 +211,7 @@ def split_inline(line: bytes) -> list[bytes]:
         if line[pos : pos + 1] in (b"", b"\0"):
             return words
         word = b""
-        while (first := line[pos : pos + 1]) not in (b"", b"\0") and not first.isspace():
+        while (first := line[pos : pos + 1]) not in _ENDS:
             if first == b'"':
                 found = _DOUBLE.match(line, pos)
                 text = found and _ESCAPE.sub(_unescape, found[1])
@@ -221,6 +225,8 @@ def split_inline(line: bytes) -> list[bytes]:
                 raise FramingError("unbalanced quotes in request")
             word += text
             pos = found.end()
+            if first in (b'"', b"'"):
+                break
         words.append(word)
 
 

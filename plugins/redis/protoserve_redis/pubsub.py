@@ -30,6 +30,7 @@ class Subscriptions:
         self.lock = lock
         self.channels: _Receivers = {}
         self.patterns: _Receivers = {}
+        self.shards: _Receivers = {}
 
     def publish(self, channel: bytes, message: bytes) -> int:
         """Push the message to all subscribers; the number of deliveries."""
@@ -46,6 +47,14 @@ class Subscriptions:
                     )
         return count
 
+    def publish_sharded(self, channel: bytes, message: bytes) -> int:
+        """Push the message to the subscribers of a sharded channel."""
+        with self.lock:
+            receivers = self.shards.get(channel)
+            if not receivers:
+                return 0
+            return _deliver(receivers, Push([b"smessage", channel, message]))
+
     def change(
         self,
         connection: CommConnection,
@@ -53,12 +62,15 @@ class Subscriptions:
         kind: str,
         names: tuple[bytes, ...],
     ) -> Any:
-        """(P)SUBSCRIBE and (P)UNSUBSCRIBE. The confirmations are pushed; within EXEC they
-        are the value, since they belong into its array."""
-        by_pattern = kind.startswith("p")
-        registry = self.patterns if by_pattern else self.channels
-        own = session.patterns if by_pattern else session.channels
+        """(P|S)SUBSCRIBE and (P|S)UNSUBSCRIBE. The confirmations are pushed; within EXEC
+        they are the value, since they belong into its array."""
         leaving = kind.endswith("unsubscribe")
+        if kind.startswith("p"):
+            registry, own = self.patterns, session.patterns
+        elif kind.startswith("s") and kind != "subscribe":
+            registry, own = self.shards, session.shards
+        else:
+            registry, own = self.channels, session.channels
         with self.lock:
             replies = []
             for name in names or (tuple(own) if leaving else ()) or (None,):
@@ -70,7 +82,9 @@ class Subscriptions:
                 else:
                     own.pop(name, None)
                     _remove(registry, name, connection)
-                total = len(session.channels) + len(session.patterns)
+                total = len(own)
+                if own is not session.shards:
+                    total = len(session.channels) + len(session.patterns)
                 replies.append(encode(Push([kind.encode(), name, total]), session.protocol))
             session.update()
             data = b"".join(replies)
@@ -88,13 +102,31 @@ class Subscriptions:
         if not session.subscribed:
             return  # nearly always; then the thread that polls need not wait for the lock
         with self.lock:
-            for name in session.channels:
-                _remove(self.channels, name, connection)
-            for name in session.patterns:
-                _remove(self.patterns, name, connection)
-            session.channels.clear()
-            session.patterns.clear()
+            for registry, own in (
+                (self.channels, session.channels),
+                (self.patterns, session.patterns),
+                (self.shards, session.shards),
+            ):
+                for name in own:
+                    _remove(registry, name, connection)
+                own.clear()
             session.update()
+
+    def names(self, registry: _Receivers, patterns: tuple[bytes, ...], what: str) -> list[bytes]:
+        """The names of a registry that match a pattern, if one is given."""
+        if len(patterns) > 1:
+            raise RedisError(
+                f"ERR unknown subcommand or wrong number of arguments for '{what}'. "
+                "Try PUBSUB HELP."
+            )
+        with self.lock:
+            names = list(registry)
+        return [name for name in names if not patterns or glob(patterns[0]).match(name)]
+
+    def counts(self, registry: _Receivers, names: tuple[bytes, ...]) -> list[bytes | int]:
+        """Each name with the number of its subscribers."""
+        with self.lock:
+            return [item for name in names for item in (name, len(registry.get(name, ())))]
 
 
 def _deliver(receivers: dict[CommConnection, RedisSession], message: Push) -> int:
@@ -104,7 +136,8 @@ def _deliver(receivers: dict[CommConnection, RedisSession], message: Push) -> in
         data = encoded.get(session.protocol)
         if data is None:
             data = encoded[session.protocol] = encode(message, session.protocol)
-        count += connection.push(data)
+        # Not into an array that EXEC has begun, nor before its confirmation.
+        count += session.defer(data) or connection.push(data)
     return count
 
 
@@ -116,17 +149,19 @@ def _remove(registry: _Receivers, name: bytes, connection: CommConnection) -> No
             del registry[name]
 
 
+FLAGS = ("pubsub", "noscript", "loading", "stale")
+
+
 def register(table: CommandTable) -> None:
     """Put SUBSCRIBE, PUBLISH and their kin into a table."""
     subscriptions = table.subscriptions
-    flags = ("pubsub", "noscript", "loading", "stale")
 
     def changing(kind: str, arity: int, summary: str) -> None:
         def change(task: Any, *names: bytes) -> Any:
             return subscriptions.change(task.connection, session_of(task), kind, names)
 
         table.command(
-            kind, arity, flags, group="pubsub", summary=summary, since="2.0.0", complexity="O(N)"
+            kind, arity, FLAGS, group="pubsub", summary=summary, since="2.0.0", complexity="O(N)"
         )(change)
 
     changing("subscribe", -2, "Listens for messages published to channels.")
@@ -137,7 +172,7 @@ def register(table: CommandTable) -> None:
     @table.command(
         "PUBLISH",
         3,
-        ("pubsub", "loading", "stale", "fast"),
+        ("pubsub", "loading", "stale", "fast", "may_replicate"),
         group="pubsub",
         summary="Posts a message to a channel.",
         since="2.0.0",
@@ -149,23 +184,11 @@ def register(table: CommandTable) -> None:
 
     @table.command("PUBSUB|CHANNELS", -2, about, group="pubsub", since="2.8.0")
     def channels(task: Any, *patterns: bytes) -> list[bytes]:
-        if len(patterns) > 1:
-            raise RedisError(
-                "ERR unknown subcommand or wrong number of arguments for 'CHANNELS'. "
-                "Try PUBSUB HELP."
-            )
-        with subscriptions.lock:
-            names = list(subscriptions.channels)
-        return [name for name in names if not patterns or glob(patterns[0]).match(name)]
+        return subscriptions.names(subscriptions.channels, patterns, "CHANNELS")
 
     @table.command("PUBSUB|NUMSUB", -2, about, group="pubsub", since="2.8.0")
     def numsub(task: Any, *names: bytes) -> list[bytes | int]:
-        with subscriptions.lock:
-            return [
-                item
-                for name in names
-                for item in (name, len(subscriptions.channels.get(name, ())))
-            ]
+        return subscriptions.counts(subscriptions.channels, names)
 
     @table.command("PUBSUB|NUMPAT", 2, about, group="pubsub", since="2.8.0")
     def numpat(task: Any) -> int:

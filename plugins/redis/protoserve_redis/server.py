@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Any, Final, TypeAlias
 
 from protoserve import (
+    Buffer,
     CommConnection,
     MessageOut,
     ProtocolSpec,
@@ -16,7 +17,7 @@ from protoserve import (
 )
 from protoserve_redis.messages import RedisRequest, RedisResponse
 from protoserve_redis.parser import RedisParser
-from protoserve_redis.serialiser import message_out
+from protoserve_redis.serialiser import NO_COPY, message_out
 from protoserve_redis.values import RedisError
 
 
@@ -26,11 +27,28 @@ class RedisServerTask(WFServerTask[RedisRequest, RedisResponse]):
     __slots__ = ()
 
     def message_out(self) -> MessageOut:
-        """The reply's bytes, none for ``NO_REPLY``.
+        """The reply's bytes, none for ``NO_REPLY`` and where CLIENT REPLY says so; after
+        them the messages that had to wait for it.
 
         Raises ``TypeError`` and ``ValueError`` for a value that cannot be sent.
         """
-        return message_out(self.resp)
+        session = self.connection.state
+        if session is None:
+            return message_out(self.resp)
+        if not session.wrapped:
+            value = self.resp.value
+            if type(value) is bytes and len(value) < NO_COPY:  # most of all replies
+                return b"$%d\r\n%b\r\n" % (len(value), value)
+            return message_out(self.resp, long_doubles=session.long_doubles)
+        pieces: list[Buffer] = []
+        if not session.quiet:
+            reply = message_out(self.resp, long_doubles=session.long_doubles)
+            if isinstance(reply, list):
+                pieces += reply
+            else:
+                pieces.append(reply)  # type: ignore[arg-type]
+        pieces += session.take_postscript()
+        return pieces
 
     def limit_unauthenticated(self, limited: bool) -> None:
         """Hold the peer to Redis' narrow limits, 10 arguments of 16 KiB, until it has said

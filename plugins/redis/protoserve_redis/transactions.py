@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from protoserve_redis.session import RedisSession, Transaction, session_of
-from protoserve_redis.values import NULL_ARRAY, OK, RedisError
+from protoserve_redis.values import NULL_ARRAY, OK, Raw, RedisError
 
 if TYPE_CHECKING:
-    from protoserve_redis.commands import Command, CommandTable
+    from protoserve_redis.command import Command
+    from protoserve_redis.commands import CommandTable
 
 
 Exists = Callable[[int, bytes], Any]
@@ -97,7 +99,7 @@ def end_transaction(table: CommandTable, session: RedisSession) -> None:
 
 def register(table: CommandTable) -> None:
     """Put the transaction commands into a table."""
-    flags = ("noscript", "loading", "stale", "fast")
+    flags = ("noscript", "loading", "stale", "fast", "allow_busy")
 
     @table.command(
         "MULTI", 1, flags, group="transactions", summary="Starts a transaction.", since="1.2.0"
@@ -166,46 +168,57 @@ def register(table: CommandTable) -> None:
             raise RedisError("EXECABORT Transaction discarded because of previous errors.")
         if changed:
             return NULL_ARRAY
-        values: list[Any] = []
+        values: list[bytes] = []
         session.executing = True
         waiting = None
         try:
             # Without an async command this runs under the table's lock: nobody is between.
             for index, (command, args) in enumerate(transaction.commands):
-                value = table.run(task, command, args)
-                if isinstance(value, Coroutine):
-                    waiting = _rest(table, task, values, value, transaction.commands[index + 1 :])
+                value = table.run(task, session, command, args)
+                if inspect.iscoroutine(value):
+                    rest = transaction.commands[index + 1 :]
+                    waiting = _rest(table, task, session, values, command, value, rest)
                     return waiting
-                values.append(value)
-            return values
+                values.append(table.encoded(task, session, command, value))
+            return _array(values)
         finally:
             if waiting is None:
-                session.executing = False
+                session.end_executing()
 
 
 async def _rest(
     table: CommandTable,
     task: Any,
-    values: list[Any],
+    session: RedisSession,
+    values: list[bytes],
+    command: Command,
     value: Any,
     commands: list[tuple[Command, list[bytes]]],
-) -> list[Any]:
+) -> Raw:
     """Go on with a transaction at a command that is a coroutine."""
-    session = session_of(task)
     try:
-        values.append(await _outcome(value))
+        values.append(await _outcome(table, task, session, command, value))
         for command, args in commands:
-            value = table.run(task, command, args)
-            if isinstance(value, Coroutine):
-                value = await _outcome(value)
-            values.append(value)
-        return values
+            value = table.run(task, session, command, args)
+            values.append(await _outcome(table, task, session, command, value))
+        return _array(values)
     finally:
-        session.executing = False
+        session.end_executing()
 
 
-async def _outcome(value: Coroutine[Any, Any, Any]) -> Any:
-    try:
-        return await value
-    except RedisError as error:
-        return error
+async def _outcome(
+    table: CommandTable, task: Any, session: RedisSession, command: Command, value: Any
+) -> bytes:
+    """The reply of one command. What it raises is an error in its place, like that of a
+    plain one: the rest runs."""
+    if inspect.iscoroutine(value):
+        try:
+            value = await value
+        except Exception as error:
+            value = table.error_value(task, command, error)
+    return table.encoded(task, session, command, value)
+
+
+def _array(values: list[bytes]) -> Raw:
+    """Each in the protocol that was in force when its command had run."""
+    return Raw(b"*%d\r\n%b" % (len(values), b"".join(values)))

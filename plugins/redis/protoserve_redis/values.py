@@ -21,9 +21,11 @@ QUEUED: Final = SimpleString("QUEUED")
 class RedisError(Exception):
     """An error reply: its text is the line after ``-``, as in ``ERR syntax error``.
 
-    A command raises it, or returns it, also within an array. CR and LF are sent as
-    spaces. Bytes of the client that a text quotes are to be decoded with UTF-8 and
-    ``surrogateescape``: so they are sent as they came.
+    A command raises it, or returns it, also within an array. Clients look at the first
+    word, the code, in capitals; a text that begins with none is sent after ``ERR``. CR and
+    LF are sent as spaces, those at the ends not at all. Bytes of the client that a
+    text quotes are to be decoded with UTF-8 and ``surrogateescape``: so they are sent as
+    they came.
     """
 
 

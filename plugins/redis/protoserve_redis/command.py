@@ -1,0 +1,189 @@
+"""Command: one registered command, checked when it is made."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from protoserve import ConfigError
+
+Handler = Callable[..., Any]
+"""``handler(task, *arguments)``: bytes in, a value out; plain or ``async``."""
+
+FindKeys = Callable[[list[bytes]], list[bytes]]
+"""Returns the keys among the words of a command line, for commands whose keys are not all
+at places that are the same in every line."""
+
+FLAGS: Final = (
+    "write", "readonly", "denyoom", "module", "admin", "pubsub", "noscript", "blocking",
+    "loading", "stale", "skip_monitor", "skip_slowlog", "asking", "fast", "no_auth",
+    "may_replicate", "no_mandatory_keys", "protected", "no_async_loading", "no_multi",
+    "allow_busy", "movablekeys",
+)  # fmt: skip
+"""The flags that a command may carry, in the order in which COMMAND tells them (Redis 7)."""
+
+UNLIMITED: Final = 1 << 62
+"""Words of a command that takes any number."""
+
+_NAME: Final = re.compile(r"[!-{}~]+(?:\|[!-{}~]+)?\Z")  # what can be typed, and one bar
+
+
+class Command:
+    """A registered command. ``name`` is in upper case, a subcommand's ``CLIENT|ID``.
+
+    ``arity`` counts the name, as Redis counts; negative is at least. None takes it from the
+    function's parameters. Where those take fewer words than ``arity`` allows, the command
+    does. Raises :class:`~protoserve.ConfigError` for what cannot work.
+    """
+
+    __slots__ = (
+        "arity",
+        "complexity",
+        "find_keys",
+        "flags",
+        "full_name",
+        "function",
+        "group",
+        "keys",
+        "least",
+        "most",
+        "name",
+        "since",
+        "skip",
+        "subcommands",
+        "summary",
+    )
+
+    def __init__(
+        self,
+        name: bytes | str,
+        function: Handler,
+        arity: int | None = None,
+        flags: Iterable[str] = (),
+        keys: tuple[int, int, int] | FindKeys = (0, 0, 0),
+        group: str = "generic",
+        summary: str = "",
+        since: str = "1.0.0",
+        complexity: str = "",
+    ) -> None:
+        text = name.decode("latin-1") if isinstance(name, bytes) else name
+        if not isinstance(text, str) or not _NAME.match(text):
+            raise ConfigError(
+                f"a command's name {name!r}: expected letters, digits and signs of ASCII "
+                "without blanks, and 'CONTAINER|NAME' for a subcommand"
+            )
+        self.name = text.upper().encode()
+        self.full_name = text.lower()
+        if not callable(function):
+            raise ConfigError(f"command {text}: expected a function, not {function!r}")
+        self.function = function
+        self.skip = 2 if "|" in text else 1  # words before the arguments
+        self.arity, self.least, self.most = _arity(text, function, arity, self.skip)
+        self.find_keys: FindKeys | None = None
+        self.flags = _flags(text, flags)
+        if callable(keys):
+            self.find_keys = keys
+            self.flags = _flags(text, (*self.flags, "movablekeys"))
+            keys = (0, 0, 0)
+        self.keys = _keys(text, keys)
+        self.group = group
+        self.summary = summary
+        self.since = since
+        self.complexity = complexity
+        self.subcommands: dict[bytes, Command] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Command {self.full_name} arity={self.arity}>"
+
+    def keys_of(self, args: list[bytes]) -> list[bytes]:
+        """The keys among the words of a command line."""
+        if self.find_keys is not None:
+            return self.find_keys(args)
+        first, last, step = self.keys
+        if not first:
+            return []
+        end = last if last >= 0 else len(args) + last
+        return args[first : end + 1 : step]
+
+    def has_flag(self, flag: str) -> bool:
+        """Whether the command carries a flag."""
+        return flag in self.flags
+
+
+def _arity(name: str, function: Handler, arity: int | None, skip: int) -> tuple[int, int, int]:
+    """The arity as COMMAND tells it, and the least and the most words of a line."""
+    least, most = _words(name, function, skip)
+    if arity is None:
+        return (least if least == most else -least), least, most
+    if isinstance(arity, bool) or not isinstance(arity, int) or arity == 0:
+        raise ConfigError(
+            f"command {name}: arity={arity!r}: expected a whole number; it counts the name, "
+            "so it cannot be 0, and is negative for 'at least'"
+        )
+    wanted = abs(arity)
+    if wanted < skip:
+        raise ConfigError(f"command {name}: arity={arity} is less than the words of its name")
+    if wanted < least or wanted > most:
+        limits = f"{least}" if least == most else f"{least} to {most}"
+        if most == UNLIMITED:
+            limits = f"{least} or more"
+        raise ConfigError(
+            f"command {name}: arity={arity} allows {wanted} words, the name included, and "
+            f"{getattr(function, '__name__', function)!s}() takes {limits}, the task not counted"
+        )
+    return arity, wanted, arity if arity > 0 else most
+
+
+def _words(name: str, function: Handler, skip: int) -> tuple[int, int]:
+    """The least and the most words of a line that a function can be called with."""
+    try:
+        # What is called counts, not what a wrapper says it looks like.
+        parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
+    except (TypeError, ValueError):  # of some functions in C nothing is known
+        return skip, UNLIMITED
+    least = most = skip - 1  # the first parameter is the task
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            most = UNLIMITED
+        elif parameter.kind is parameter.KEYWORD_ONLY:
+            if parameter.default is parameter.empty:
+                raise ConfigError(
+                    f"command {name}: nobody gives its function the keyword {parameter.name!r}"
+                )
+        elif parameter.kind is not parameter.VAR_KEYWORD:
+            most += most != UNLIMITED
+            least += parameter.default is parameter.empty
+    if most < skip:
+        raise ConfigError(f"command {name}: its function must take the task first")
+    return max(least, skip), most
+
+
+def _flags(name: str, flags: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(flags, (str, bytes)):
+        raise ConfigError(
+            f"command {name}: flags={flags!r}: expected several words, as in ('write', 'fast')"
+        )
+    given = {*flags}
+    if unknown := [flag for flag in given if flag not in FLAGS]:
+        raise ConfigError(
+            f"command {name}: unknown flag {unknown[0]!r}; there are {', '.join(FLAGS)}"
+        )
+    return tuple(flag for flag in FLAGS if flag in given)
+
+
+def _keys(name: str, keys: tuple[int, int, int]) -> tuple[int, int, int]:
+    try:
+        first, last, step = keys
+        sound = all(type(place) is int for place in keys)
+    except (TypeError, ValueError):
+        sound = False
+    if sound and (first, last) == (0, 0):
+        return (0, 0, 0)
+    if not sound or first < 1 or step < 1 or 0 <= last < first:
+        raise ConfigError(
+            f"command {name}: keys={keys!r}: expected the places of the first and the last key "
+            "(negative: from the end) and the step, as in (1, 1, 1), or (0, 0, 0) for none"
+        )
+    return (first, last, step)

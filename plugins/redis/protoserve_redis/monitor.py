@@ -1,0 +1,129 @@
+"""MONITOR: a feed of every command that is run.
+
+While nobody watches, commands do not come by here: see ``CommandTable.detour``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from protoserve_redis.addresses import monitor_address
+from protoserve_redis.session import RedisSession, session_of
+from protoserve_redis.values import NO_REPLY, OK, RedisError
+
+if TYPE_CHECKING:
+    from protoserve import CommConnection
+    from protoserve_redis.command import Command
+    from protoserve_redis.commands import CommandTable
+
+ALLOWED: Final = frozenset({"write", "readonly", "may_replicate"})
+"""What has one of these flags is refused to who watches, as a replica would be."""
+
+_HIDDEN: Final = frozenset({"admin", "skip_monitor"})
+_REDACTED: Final = b'"(redacted)"'
+_ESCAPES: Final = {
+    byte: f"\\x{byte:02x}".encode() for byte in range(256) if not 0x20 <= byte <= 0x7E
+} | {
+    ord("\n"): b"\\n",
+    ord("\r"): b"\\r",
+    ord("\t"): b"\\t",
+    ord("\a"): b"\\a",
+    ord("\b"): b"\\b",
+    ord('"'): b'\\"',
+    ord("\\"): b"\\\\",
+}
+_QUOTED: Final = tuple(_ESCAPES.get(byte, bytes([byte])) for byte in range(256))
+
+
+class Monitors:
+    """Who watches. False when nobody does. Any thread."""
+
+    def __init__(self, table: CommandTable) -> None:
+        self._table = table
+        self._lock = threading.Lock()
+        self._watching: dict[CommConnection, RedisSession] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._watching)
+
+    def add(self, connection: CommConnection, session: RedisSession) -> None:
+        """A connection watches from now on."""
+        with self._lock:
+            self._watching[connection] = session
+            session.monitoring = True
+            self._table.detour("monitor", on=True)
+        session.update()
+        if connection.closed:
+            self.drop(connection, session)  # its closing may have been seen before
+
+    def drop(self, connection: CommConnection, session: RedisSession) -> None:
+        """A connection watches no more."""
+        if not session.monitoring:
+            return
+        with self._lock:
+            session.monitoring = False
+            self._watching.pop(connection, None)
+            if not self._watching:
+                self._table.detour("monitor", on=False)
+        session.update()
+
+    def feed(
+        self,
+        connection: CommConnection,
+        session: RedisSession,
+        command: Command,
+        args: list[bytes],
+    ) -> None:
+        """Tell who watches of a command that was run; of administrative ones nothing, of
+        credentials only that there were some."""
+        if not _HIDDEN.isdisjoint(command.flags):
+            return
+        now = time.time_ns() // 1000
+        where = f"{session.db} {monitor_address(connection)}".encode("utf-8", "surrogateescape")
+        line = b"+%d.%06d [%b] %b\r\n" % (*divmod(now, 1_000_000), where, _words(command, args))
+        with self._lock:
+            watching = list(self._watching.items())
+        for watcher, its_session in watching:
+            if watcher is connection:
+                if command.name != b"QUIT":
+                    session.add_postscript(line)  # after the command's own reply
+            elif not its_session.defer(line):
+                watcher.push(line)
+
+
+def _words(command: Command, args: list[bytes]) -> bytes:
+    hidden: set[int] = set()
+    if command.name == b"AUTH":
+        hidden.update(range(1, len(args)))
+    elif command.name == b"HELLO":
+        for at, word in enumerate(args[2:], 2):
+            if word.upper() == b"AUTH" and at not in hidden:
+                hidden.update((at + 1, at + 2))
+    return b" ".join(_REDACTED if at in hidden else _quoted(arg) for at, arg in enumerate(args))
+
+
+def _quoted(data: bytes) -> bytes:
+    """A word as ``sdscatrepr`` of Redis writes it."""
+    return b'"%b"' % b"".join([_QUOTED[byte] for byte in data])
+
+
+def register(table: CommandTable) -> None:
+    """Put MONITOR into a table."""
+
+    @table.command(
+        "MONITOR",
+        1,
+        ("admin", "noscript", "loading", "stale"),
+        group="server",
+        summary="Shows every command that the server runs.",
+    )
+    def monitor(task: Any) -> Any:
+        session = session_of(task)
+        if session.executing:
+            raise RedisError("ERR MONITOR isn't allowed for DENY BLOCKING client")
+        if session.monitoring:
+            return NO_REPLY  # as Redis does
+        table.monitors.add(task.connection, session)
+        return OK

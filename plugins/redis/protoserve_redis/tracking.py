@@ -1,0 +1,410 @@
+"""CLIENT TRACKING: clients are told when keys change that they have cached.
+
+A store calls ``CommandTable.touch`` for each change, and its commands carry the flag
+``readonly`` and say which of their words are keys: that is all it takes. As in Redis a
+client is told of a key once, until it reads that again; databases make no difference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from protoserve_redis.arguments import integer
+from protoserve_redis.serialiser import encode
+from protoserve_redis.session import RedisSession, session_of
+from protoserve_redis.values import OK, Push, RedisError
+
+if TYPE_CHECKING:
+    from protoserve_redis.command import Command
+    from protoserve_redis.commands import CommandTable
+
+CHANNEL: Final = b"__redis__:invalidate"
+"""Where clients of RESP2 hear of changes, on the connection that they redirect to."""
+
+MAX_KEYS: Final = 1_000_000  # Redis' tracking-table-max-keys
+"""Keys that are remembered; beyond it some are declared changed."""
+
+
+class Tracked:
+    """What a connection asked for with CLIENT TRACKING ON."""
+
+    __slots__ = (
+        "broadcast",
+        "broken",
+        "caching",
+        "noloop",
+        "optin",
+        "optout",
+        "prefixes",
+        "redirect",
+    )
+
+    def __init__(self) -> None:
+        self.redirect = 0  # the id of another connection
+        self.broken = False
+        self.broadcast = False
+        self.prefixes: list[bytes] = []
+        self.optin = False
+        self.optout = False
+        self.noloop = False
+        self.caching = False  # CLIENT CACHING was said, and holds for the next command
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the keys of the command that runs are tracked."""
+        if self.broadcast or (self.optin and not self.caching):
+            return False
+        return not (self.optout and self.caching)
+
+    def command_ended(self, command: Command) -> None:
+        """A command, or a transaction, is over: what CLIENT CACHING said was for it."""
+        if not command.name.startswith(b"CLIENT|"):
+            self.caching = False
+
+
+class _Batch(threading.local):
+    """What the command that this thread runs has invalidated: told when it has ended, so
+    that who runs it gets its reply first, and broadcasts come together."""
+
+    def __init__(self) -> None:
+        self.session: RedisSession | None = None
+        self.keys: list[tuple[RedisSession, bytes | None]] = []
+        self.broadcast: dict[tuple[RedisSession, bytes], dict[bytes, None]] = {}
+
+
+class Tracking:
+    """Who tracks which keys. Any thread.
+
+    ``clients`` is empty when nobody tracks: then ``touch`` is not called, and commands do
+    not come by here.
+    """
+
+    def __init__(self, table: CommandTable) -> None:
+        self.clients: dict[int, RedisSession] = {}
+        """The sessions that track, by their id. Changed under the lock."""
+        self._table = table
+        self._lock = threading.Lock()
+        self._keys: dict[bytes, set[int]] = {}  # who has read them
+        self._batch = _Batch()
+
+    @property
+    def key_count(self) -> int:
+        """How many keys are remembered."""
+        return len(self._keys)
+
+    def begin(self, session: RedisSession, tracked: Tracked) -> None:
+        """A connection tracks from now on."""
+        with self._lock:
+            session.tracked = tracked
+            self.clients[session.id] = session
+            self._look()
+        session.update()
+
+    def drop(self, session: RedisSession) -> None:
+        """A connection tracks no more."""
+        if session.tracked is None:
+            return
+        with self._lock:
+            session.tracked = None
+            self.clients.pop(session.id, None)
+            if not self.clients:
+                self._keys.clear()
+            self._look()
+        session.update()
+
+    def _look(self) -> None:
+        # Broadcasts of one command come together: then all commands are looked at.
+        wanted = any(s.tracked is not None and s.tracked.broadcast for s in self.clients.values())
+        self._table.detour("tracking", on=wanted)
+
+    def remember(
+        self, session: RedisSession, tracked: Tracked, command: Command, args: list[bytes]
+    ) -> None:
+        """A command of a client that tracks has run: note the keys that it read."""
+        if "readonly" not in command.flags or not tracked.remembers:
+            return
+        keys = command.keys_of(args)
+        evicted = []
+        with self._lock:
+            for key in keys:
+                self._keys.setdefault(key, set()).add(session.id)
+            while len(self._keys) > MAX_KEYS:
+                evicted.append(next(iter(self._keys)))
+                self._tell_readers(evicted[-1])
+        if self._batch.session is None and evicted:
+            self._flush()
+
+    # -- changes -----------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def batch(self, session: RedisSession) -> Iterator[None]:
+        """Tell what the command of a session invalidates, in this thread, at its end."""
+        self._batch.session = session
+        try:
+            yield
+        finally:
+            self._flush()
+
+    def touch(self, key: bytes | None) -> None:
+        """A key has changed, or with None all of them."""
+        batch = self._batch
+        with self._lock:
+            if key is None:
+                self._keys.clear()
+                batch.keys += [(session, None) for session in self.clients.values()]
+                batch.broadcast.clear()
+            else:
+                self._tell_readers(key)
+                for session in self.clients.values():
+                    self._tell_prefixes(session, key)
+        if batch.session is None:
+            self._flush()
+
+    def _tell_readers(self, key: bytes) -> None:
+        for number in self._keys.pop(key, ()):
+            session = self.clients.get(number)
+            if session is not None and self._wants(session) and not _broadcasts(session):
+                self._batch.keys.append((session, key))
+
+    def _tell_prefixes(self, session: RedisSession, key: bytes) -> None:
+        tracked = session.tracked
+        if tracked is None or not tracked.broadcast or not self._wants(session):
+            return
+        for prefix in tracked.prefixes:
+            if key.startswith(prefix):
+                self._batch.broadcast.setdefault((session, prefix), {})[key] = None
+
+    def _wants(self, session: RedisSession) -> bool:
+        tracked = session.tracked
+        if tracked is None:
+            return False
+        return not (tracked.noloop and session is self._batch.session)
+
+    def _flush(self) -> None:
+        """Tell what was noted. Without the lock: a push may close a connection."""
+        batch = self._batch
+        own, batch.session = batch.session, None
+        keys, batch.keys = batch.keys, []
+        broadcast, batch.broadcast = batch.broadcast, {}
+        for session, key in keys:
+            self._send(session, own, None if key is None else [key])
+        for (session, _), together in sorted(broadcast.items(), key=lambda item: item[0][1]):
+            self._send(session, own, sorted(together))
+
+    def _send(
+        self, session: RedisSession, own: RedisSession | None, keys: list[bytes] | None
+    ) -> None:
+        tracked = session.tracked
+        if tracked is None:
+            return
+        target = session
+        if tracked.redirect:
+            connection = self._table.connection_of(tracked.redirect)
+            if connection is None or connection.closed:
+                tracked.broken = True
+                if session.protocol >= 3:
+                    self._push(session, own, Push([b"tracking-redir-broken", tracked.redirect]))
+                return
+            target = connection.state
+        if target.protocol >= 3:
+            self._push(target, own, Push([b"invalidate", keys]))
+        elif target is not session and target.subscribed:
+            self._push(target, own, Push([b"message", CHANNEL, keys]))
+
+    def _push(self, target: RedisSession, own: RedisSession | None, message: Push) -> None:
+        data = encode(message, target.protocol)
+        if target is own:
+            target.add_postscript(data)  # after the reply of the command that did it
+            return
+        connection = self._table.connection_of(target.id)
+        if connection is not None and not target.defer(data):
+            connection.push(data)
+
+
+def _broadcasts(session: RedisSession) -> bool:
+    return session.tracked is not None and session.tracked.broadcast
+
+
+# -- commands --------------------------------------------------------------------------
+
+
+def _switch_on(table: CommandTable, session: RedisSession, asked: Tracked) -> None:
+    """CLIENT TRACKING ON, in Redis' order of objections."""
+    if asked.prefixes and not asked.broadcast:
+        raise RedisError("ERR PREFIX option requires BCAST mode to be enabled")
+    before = session.tracked
+    if before is not None and before.broadcast != asked.broadcast:
+        raise RedisError(
+            "ERR You can't switch BCAST mode on/off before disabling tracking for this client, "
+            "and then re-enabling it with a different mode."
+        )
+    if asked.broadcast and (asked.optin or asked.optout):
+        raise RedisError("ERR OPTIN and OPTOUT are not compatible with BCAST")
+    if asked.optin and asked.optout:
+        raise RedisError("ERR You can't specify both OPTIN mode and OPTOUT mode")
+    if before is not None and ((asked.optin and before.optout) or (asked.optout and before.optin)):
+        raise RedisError(
+            "ERR You can't switch OPTIN/OPTOUT mode before disabling tracking for this client, "
+            "and then re-enabling it with a different mode."
+        )
+    if asked.broadcast:
+        held = [] if before is None else before.prefixes
+        _check_prefixes(asked.prefixes, held)
+        if not asked.prefixes and not held:
+            asked.prefixes = [b""]
+        asked.prefixes = sorted({*held, *asked.prefixes})
+    table.tracking.begin(session, asked)
+
+
+def _check_prefixes(prefixes: list[bytes], held: list[bytes]) -> None:
+    def overlap(one: bytes, other: bytes) -> bool:
+        return one.startswith(other) or other.startswith(one)
+
+    for at, prefix in enumerate(prefixes):
+        for other in held:
+            if overlap(prefix, other):
+                raise RedisError(
+                    f"ERR Prefix '{_text(prefix)}' overlaps with an existing prefix "
+                    f"'{_text(other)}'. Prefixes for a single client must not overlap."
+                )
+        for other in prefixes[at + 1 :]:
+            if overlap(prefix, other):
+                raise RedisError(
+                    f"ERR Prefix '{_text(prefix)}' overlaps with another provided prefix "
+                    f"'{_text(other)}'. Prefixes for a single client must not overlap."
+                )
+
+
+def _read_options(table: CommandTable, words: tuple[bytes, ...]) -> Tracked:
+    asked = Tracked()
+    rest = iter(words)
+    for word in rest:
+        option = word.upper()
+        value = next(rest, None) if option in (b"REDIRECT", b"PREFIX") else b""
+        if value is None:
+            raise RedisError("ERR syntax error")
+        if option == b"REDIRECT":
+            if asked.redirect:
+                raise RedisError("ERR A client can only redirect to a single other client")
+            asked.redirect = integer(value)
+            if table.connection_of(asked.redirect) is None:
+                raise RedisError("ERR The client ID you want redirect to does not exist")
+        elif option == b"PREFIX":
+            asked.prefixes.append(value)
+        elif option == b"BCAST":
+            asked.broadcast = True
+        elif option == b"OPTIN":
+            asked.optin = True
+        elif option == b"OPTOUT":
+            asked.optout = True
+        elif option == b"NOLOOP":
+            asked.noloop = True
+        else:
+            raise RedisError("ERR syntax error")
+    return asked
+
+
+def _facts(tracked: Tracked | None) -> dict[str, Any]:
+    if tracked is None:
+        return {"flags": {"off": None}.keys(), "redirect": -1, "prefixes": []}
+    flags = ["on"]
+    if tracked.broadcast:
+        flags.append("bcast")
+    if tracked.optin:
+        flags.append("optin")
+        flags += ["caching-yes"] if tracked.caching else []
+    if tracked.optout:
+        flags.append("optout")
+        flags += ["caching-no"] if tracked.caching else []
+    if tracked.noloop:
+        flags.append("noloop")
+    if tracked.broken:
+        flags.append("broken_redirect")
+    return {
+        "flags": dict.fromkeys(flags).keys(),
+        "redirect": tracked.redirect,
+        "prefixes": tracked.prefixes,
+    }
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def register(table: CommandTable) -> None:
+    """Put CLIENT TRACKING and its kin into a table."""
+    flags = ("noscript", "loading", "stale")
+
+    @table.command(
+        "CLIENT|TRACKING",
+        -3,
+        flags,
+        group="connection",
+        summary="Controls server-assisted caching of the client.",
+        since="6.0.0",
+    )
+    def track(task: Any, switch: bytes, *words: bytes) -> Any:
+        session = session_of(task)
+        asked = _read_options(table, words)
+        if switch.lower() == b"on":
+            _switch_on(table, session, asked)
+        elif switch.lower() == b"off":
+            table.tracking.drop(session)
+        else:
+            raise RedisError("ERR syntax error")
+        return OK
+
+    @table.command(
+        "CLIENT|CACHING",
+        3,
+        flags,
+        group="connection",
+        summary="Says whether the keys of the next command are tracked.",
+        since="6.0.0",
+    )
+    def caching(task: Any, switch: bytes) -> Any:
+        tracked = session_of(task).tracked
+        if tracked is None:
+            raise RedisError(
+                "ERR CLIENT CACHING can be called only when the client is in tracking mode "
+                "with OPTIN or OPTOUT mode enabled"
+            )
+        word = switch.lower()
+        if word not in (b"yes", b"no"):
+            raise RedisError("ERR syntax error")
+        if word == b"yes" and not tracked.optin:
+            raise RedisError(
+                "ERR CLIENT CACHING YES is only valid when tracking is enabled in OPTIN mode."
+            )
+        if word == b"no" and not tracked.optout:
+            raise RedisError(
+                "ERR CLIENT CACHING NO is only valid when tracking is enabled in OPTOUT mode."
+            )
+        tracked.caching = True
+        return OK
+
+    @table.command(
+        "CLIENT|TRACKINGINFO",
+        2,
+        flags,
+        group="connection",
+        summary="Tells about the tracking of the connection.",
+        since="6.2.0",
+    )
+    def about(task: Any) -> dict[str, Any]:
+        return _facts(session_of(task).tracked)
+
+    @table.command(
+        "CLIENT|GETREDIR",
+        2,
+        flags,
+        group="connection",
+        summary="Tells which connection hears of changes.",
+        since="6.0.0",
+    )
+    def redirection(task: Any) -> int:
+        tracked = session_of(task).tracked
+        return -1 if tracked is None else tracked.redirect
