@@ -520,6 +520,18 @@ class CommandTable:
     # -- connections -------------------------------------------------------------------
 
     @property
+    def asynchronous(self) -> bool:
+        """Whether there are ``async`` commands: then the server is driven by an asyncio
+        loop, in which they run from their first step on, and which lives as long as the
+        server, as do the queues and pools that they make in it. Not with ``atomic=False``,
+        whose plain commands want threads."""
+        functions = [self.authenticate]
+        for command in self.commands.values():
+            functions += [sub.function for sub in (command.subcommands or {}).values()]
+            functions.append(command.function)
+        return self._atomic and any(map(inspect.iscoroutinefunction, functions))
+
+    @property
     def requires_authentication(self) -> bool:
         """Whether connections must authenticate."""
         return self.password is not None or self.authenticate is not None

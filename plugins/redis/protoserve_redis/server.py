@@ -100,7 +100,9 @@ class WFRedisServer(WFServer[RedisRequest, RedisResponse]):
     ``process(task)`` sets ``task.resp.value`` from ``task.req.args``; a ``CommandTable``
     is one. ``params`` defaults to ``REDIS_SPEC.params``. Where ``process`` has an
     attribute ``requires_authentication`` that is true, a new connection is held to Redis'
-    narrow limits until ``task.limit_unauthenticated(False)``.
+    narrow limits until ``task.limit_unauthenticated(False)``. Where it has an attribute
+    ``asynchronous`` that is true, an asyncio loop drives the server: the running one where
+    ``start`` is called in one, as for a coroutine function.
     """
 
     def __init__(
@@ -116,6 +118,17 @@ class WFRedisServer(WFServer[RedisRequest, RedisResponse]):
     def new_session(self, seq: int, conn: CommConnection) -> RedisServerTask:
         """See ``WFServer``."""
         return RedisServerTask(self, self.process, seq, conn)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether an asyncio loop drives it. The handler tells until the server starts."""
+        if self.engine is None and getattr(self.process, "asynchronous", False):
+            self._asynchronous = True
+        return self._asynchronous
+
+    @asynchronous.setter
+    def asynchronous(self, value: bool) -> None:
+        self._asynchronous = value
 
     def new_parser(self) -> RedisParser:
         """The parser of a new connection."""

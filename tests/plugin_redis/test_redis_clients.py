@@ -1,0 +1,361 @@
+"""CLIENT, COMMAND and INFO: field by field what a real redis-server tells."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from kv_server import PATIENCE, real
+from redis_lockstep import table
+from redis_tables import RawClient
+
+from protoserve import mailbox
+from protoserve_redis import (
+    NULL_ARRAY,
+    CommandTable,
+    RedisError,
+    WFRedisServer,
+    WFRedisTask,
+    session_of,
+)
+
+
+@pytest.fixture
+def commands() -> CommandTable:
+    return table()
+
+
+@pytest.fixture
+def server(commands: CommandTable) -> Iterator[WFRedisServer]:
+    with WFRedisServer(commands).start("127.0.0.1", 0) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def redis_port() -> Iterator[int]:
+    with real() as port:
+        yield port
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+# -- what is told ----------------------------------------------------------------------
+
+# What only some versions have, or a store in C.
+NEWER_FIELDS = {"lib-name", "lib-ver"}
+NEWER_COMMANDS = {"client|setinfo", "client|no-touch"}
+# Fields that clients, their libraries and dashboards look for.
+INFO_FIELDS = {
+    "redis_version", "redis_mode", "os", "arch_bits", "process_id", "run_id", "tcp_port",
+    "uptime_in_seconds", "uptime_in_days", "connected_clients", "blocked_clients", "maxclients",
+    "used_memory", "used_memory_human", "used_memory_rss", "maxmemory", "maxmemory_policy",
+    "loading", "aof_enabled", "rdb_bgsave_in_progress", "total_connections_received",
+    "total_commands_processed", "role", "connected_slaves", "master_replid", "used_cpu_sys",
+    "used_cpu_user", "cluster_enabled", "tracking_clients", "pubsub_channels",
+}  # fmt: skip
+
+
+def test_client_list_has_redis_fields(server: WFRedisServer, redis_port: int) -> None:
+    fields = []
+    for address in (server.address, ("127.0.0.1", redis_port)):
+        with RawClient(address) as client:
+            text = client.ask(b"CLIENT INFO").split(b"\r\n")[1].decode()
+            fields.append([word.partition("=")[0] for word in text.split()])
+    assert [name for name in fields[0] if name not in NEWER_FIELDS] == fields[1]
+
+
+def test_every_entry_of_command(server: WFRedisServer, redis_port: int) -> None:
+    host, port = server.address
+
+    def entries(address: tuple[str, int]) -> dict[str, Any]:
+        with redis.Redis(host=address[0], port=address[1], decode_responses=True) as client:
+            client.response_callbacks.clear()
+            found: dict[str, Any] = {}
+
+            def note(entry: Any) -> None:
+                found[entry[0]] = entry[:9]
+                for sub in entry[9]:
+                    note(sub)
+
+            for entry in client.execute_command("COMMAND"):
+                note(entry)
+        return found
+
+    ours, theirs = entries((host, port)), entries(("127.0.0.1", redis_port))
+    own = {*CommandTable().commands}  # without the store's: their flags are the store's
+    for name, entry in ours.items():
+        if name.partition("|")[0].upper().encode() in own and name not in NEWER_COMMANDS:
+            assert entry == theirs[name]
+    missing = {n for n in theirs if n.partition("|")[0].upper().encode() in own} - {*ours}
+    assert not missing
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_info(
+    server: WFRedisServer, commands: CommandTable, redis_port: int, protocol: int
+) -> None:
+    @commands.info("keyspace")
+    def keyspace() -> dict[str, Any]:
+        return {"db0": "keys=3,expires=1,avg_ttl=0"}
+
+    @commands.info("Queue")
+    def queue() -> dict[str, Any]:
+        return {"waiting": 5}
+
+    host, port = server.address
+    with (
+        redis.Redis(host=host, port=port, protocol=protocol) as ours,
+        redis.Redis(port=redis_port, protocol=protocol) as theirs,
+    ):
+        ours.ping()
+        got, expected = ours.info(), theirs.info()
+        assert {*expected} >= INFO_FIELDS
+        assert {*got} >= INFO_FIELDS
+        assert {*got} - {*expected} == {"db0", "waiting"}
+        for name in INFO_FIELDS:
+            assert type(got[name]) is type(expected[name]), name
+        for name in ("redis_version", "redis_mode", "arch_bits", "role", "loading", "maxmemory"):
+            assert got[name] == expected[name]
+        assert got["tcp_port"] == port
+        assert got["db0"] == {"keys": 3, "expires": 1, "avg_ttl": 0}
+        assert ours.info("keyspace") == {"db0": got["db0"]}
+        assert ours.info("queue") == {"waiting": 5}
+        assert ours.info("nothing") == {}
+        assert ours.info("cluster") == theirs.info("cluster")
+
+
+def test_laddr_fd_and_kill_by_it(server: WFRedisServer) -> None:
+    with RawClient(server.address) as one, RawClient(server.address) as two:
+        host, port = server.address
+        line = one.ask(b"CLIENT INFO").decode()
+        facts = dict(word.split("=", 1) for word in line.split()[1:])
+        assert facts["laddr"] == f"{host}:{port}"
+        assert facts["addr"] == "{}:{}".format(*one.sock.getsockname())
+        assert os.readlink(f"/proc/self/fd/{facts['fd']}").startswith("socket:")
+        two.ask(b"PING")
+        assert one.ask(f"CLIENT KILL LADDR {host}:{port}".encode()) == b":1\r\n"
+        assert two.reply() == b""
+
+
+def test_a_unix_client_has_the_path_as_address(commands: CommandTable, tmp_path: Path) -> None:
+    path = str(tmp_path / "redis.sock")
+    with (
+        WFRedisServer(commands).start(f"unix:{path}"),
+        redis.Redis(unix_socket_path=path) as client,
+        redis.Redis(unix_socket_path=path) as watcher,
+    ):
+        [line] = client.client_list()
+        assert (line["addr"], line["laddr"], line["flags"]) == (f"{path}:0", f"{path}:0", "U")
+        with watcher.monitor() as monitor:
+            client.set("k", 1)
+            seen = monitor.next_command()
+            assert seen["client_type"] == "unix"
+        assert client.client_kill_filter(addr=f"{path}:0") >= 1
+
+
+def test_monitor_costs_nothing_when_nobody_watches(
+    server: WFRedisServer, commands: CommandTable
+) -> None:
+    with RawClient(server.address) as client:
+        client.ask(b"GET k")
+        assert commands._fast is commands._lookup
+        with RawClient(server.address) as watcher, RawClient(server.address) as another:
+            watcher.ask(b"MONITOR")
+            another.ask(b"MONITOR")
+            assert not commands._fast
+            assert another.ask(b"RESET") == b"+RESET\r\n"
+            client.ask(b"GET k")
+            while not (line := watcher.reply()).endswith(b'"GET" "k"\r\n'):
+                pass
+            seconds = float(line[1:].split()[0])
+            assert abs(seconds - time.time()) < PATIENCE
+            assert len(line.split(b".")[1].split()[0]) == 6
+        eventually(lambda: commands._fast is commands._lookup)
+    assert not commands.monitors
+
+
+def test_redis_py_s_monitor(server: WFRedisServer) -> None:
+    host, port = server.address
+    with redis.Redis(host=host, port=port, db=3) as client, client.monitor() as monitor:
+        client.set("k", b"a b\xff")
+        while (seen := monitor.next_command())["command"].partition(" ")[0] != "SET":
+            pass
+        assert seen["command"] == "SET k a b\\xff"
+        assert (seen["db"], seen["client_type"]) == (3, "tcp")
+
+
+# -- pauses ----------------------------------------------------------------------------
+
+
+def test_unpause_from_elsewhere(server: WFRedisServer) -> None:
+    with RawClient(server.address) as one, RawClient(server.address) as two:
+        one.ask(b"CLIENT PAUSE 1000000 WRITE")
+        two.send(b"SET k 1\r\nGET k")
+        assert one.ask(b"GET k") == b"$-1\r\n"
+        one.ask(b"CLIENT UNPAUSE")
+        assert [two.reply(), two.reply()] == [b"+OK\r\n", b"$1\r\n1\r\n"]
+
+
+def test_a_client_that_leaves_during_a_pause_does_nothing_more(
+    server: WFRedisServer, commands: CommandTable
+) -> None:
+    with RawClient(server.address) as one:
+        one.ask(b"CLIENT PAUSE 1000000 WRITE")
+        with RawClient(server.address) as two:
+            two.send(b"SET k 1")
+            eventually(lambda: bool(commands.pause._waiting))
+            two.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        eventually(lambda: len(commands.connections()) == 1)
+        one.ask(b"CLIENT UNPAUSE")
+        assert one.ask(b"GET k") == b"$-1\r\n"
+
+
+# -- waiting commands ------------------------------------------------------------------
+
+
+class Queue:
+    """A pop that waits, as a coroutine and as a task of the series."""
+
+    def __init__(self) -> None:
+        self.items: asyncio.Queue[bytes] = asyncio.Queue()
+        self.canceled = threading.Event()
+        self.waiting = threading.Event()
+        self.states: list[str] = []
+        self.commands = CommandTable()
+        self.commands.command("POP", 1, ("blocking",))(self.pop)
+        self.commands.command("HOLD", 1, ("blocking",))(self.hold)
+        self.commands.command("PUT", 2)(self.put)
+        self.commands.command("WORK", 1)(self.work)
+
+    async def pop(self, task: WFRedisTask) -> bytes:
+        self.waiting.set()
+        task.set_callback(lambda task: self.states.append(task.state.name))
+        try:
+            return await self.items.get()
+        except asyncio.CancelledError:
+            self.canceled.set()
+            raise
+
+    async def work(self, task: WFRedisTask) -> bytes:
+        self.waiting.set()
+        try:
+            return await self.items.get()
+        except asyncio.CancelledError:
+            self.canceled.set()
+            raise
+
+    async def put(self, task: WFRedisTask, item: bytes) -> int:
+        self.items.put_nowait(item)
+        return self.items.qsize()
+
+    def hold(self, task: WFRedisTask) -> Any:
+        session = session_of(task)
+        box = mailbox(lambda box: setattr(task.resp, "value", box.result))
+
+        def end(error: RedisError | None) -> bool:
+            session.blocked = None
+            return box.send(NULL_ARRAY if error is None else error)
+
+        session.blocked = end
+        task.series.push_back(box)
+        return None
+
+
+@pytest.mark.parametrize("name", [b"POP", b"HOLD"])
+def test_unblock(name: bytes) -> None:
+    queue = Queue()
+    with (
+        WFRedisServer(queue.commands).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as one,
+        RawClient(server.address) as two,
+    ):
+        number = one.ask(b"CLIENT ID")[1:-2]
+
+        def unblock(*words: bytes) -> None:
+            eventually(lambda: b"flags=b" in two.ask(b"CLIENT LIST ID " + number))
+            assert two.ask(b" ".join((b"CLIENT UNBLOCK", number, *words))) == b":1\r\n"
+
+        one.send(name)
+        unblock()
+        assert one.reply() == b"*-1\r\n"
+        one.send(name)
+        unblock(b"ERROR")
+        assert one.reply() == b"-UNBLOCKED client unblocked via CLIENT UNBLOCK\r\n"
+        one.ask(b"HELLO 3")
+        one.send(name)
+        unblock(b"timeout")
+        assert one.reply() == b"_\r\n"
+        assert two.ask(b"CLIENT UNBLOCK " + number) == b":0\r\n"
+        assert one.ask(b"PING") == b"+PONG\r\n"
+
+
+@pytest.mark.parametrize("how", ["closes", "ends", "resets", "had ended"])
+def test_a_client_that_leaves_takes_nothing(how: str) -> None:
+    queue = Queue()
+    with WFRedisServer(queue.commands).start("127.0.0.1", 0) as server:
+        with RawClient(server.address) as client:
+            client.ask(b"PING")
+            client.send(b"POP")
+            if how == "had ended":
+                client.sock.shutdown(socket.SHUT_WR)
+            assert queue.waiting.wait(PATIENCE)
+            if how == "ends":
+                client.sock.shutdown(socket.SHUT_WR)
+                assert client.reply() == b""
+            elif how == "resets":
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        assert queue.canceled.wait(PATIENCE)
+        with RawClient(server.address) as client:
+            assert client.ask(b"PUT x") == b":1\r\n"  # nobody took it
+            assert client.ask(b"POP") == b"$1\r\nx\r\n"
+            client.send(b"POP")  # ... and waiting goes on working on one connection
+            with RawClient(server.address) as other:
+                other.ask(b"PUT y")
+            assert client.reply() == b"$1\r\ny\r\n"
+    assert "SUCCESS" not in queue.states[:1]
+    assert queue.states[1:] == ["SUCCESS", "SUCCESS"]
+
+
+def test_what_is_not_blocking_ends_its_work() -> None:
+    queue = Queue()
+    with (
+        WFRedisServer(queue.commands).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as client,
+        RawClient(server.address) as other,
+    ):
+        client.send(b"WORK\r\nPING")
+        assert queue.waiting.wait(PATIENCE)
+        client.sock.shutdown(socket.SHUT_WR)
+        other.ask(b"PUT x")
+        assert [client.reply(), client.reply()] == [b"$1\r\nx\r\n", b"+PONG\r\n"]
+    assert not queue.canceled.is_set()
+
+
+@pytest.mark.parametrize("mode", [b"OFF", b"SKIP"])
+def test_a_late_value_is_not_sent_where_replies_are_off(mode: bytes) -> None:
+    queue = Queue()
+    with (
+        WFRedisServer(queue.commands).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as one,
+        RawClient(server.address) as two,
+    ):
+        number = one.ask(b"CLIENT ID")[1:-2]
+        for name in (b"POP", b"HOLD"):
+            one.send(b"CLIENT REPLY " + mode + b"\r\n" + name)
+            eventually(lambda: two.ask(b"CLIENT UNBLOCK " + number) == b":1\r\n")
+            one.send(b"CLIENT REPLY ON")
+            assert one.reply() == b"+OK\r\n"
+        assert one.ask(b"PING") == b"+PONG\r\n"
