@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 
@@ -138,3 +139,54 @@ def test_the_application_has_the_context_to_itself() -> None:
         client.sendall(command(b"COUNT") + command(b"SELECT", b"3") + command(b"COUNT"))
         answers = client.makefile("rb").read(len(b":1\r\n+OK\r\n:2\r\n"))
     assert answers == b":1\r\n+OK\r\n:2\r\n"
+
+
+def test_nobody_is_cut_for_being_slow() -> None:
+    params = REDIS_SPEC.params
+    assert params.keep_alive_timeout is None
+    assert params.receive_timeout is None
+    assert params.peer_response_timeout is None
+    with (
+        WFRedisServer(Handler()).start("127.0.0.1", 0) as server,
+        socket.create_connection(server.address, timeout=10) as silent,
+        socket.create_connection(server.address, timeout=10) as halfway,
+        socket.create_connection(server.address, timeout=10) as between,
+    ):
+        halfway.sendall(b"*2\r\n$4\r\nEC")
+        between.sendall(command(b"A"))
+        assert between.recv(100) == command(b"A")
+        while len(server.connections()) < 3:
+            pass
+        # None of the three has a moment at which it would end.
+        assert {conn.deadline for conn in server.connections()} == {float("inf")}
+        halfway.sendall(b"HO\r\n$1\r\nb\r\n")
+        assert halfway.recv(100) == command(b"ECHO", b"b")
+        silent.sendall(command(b"C"))
+        assert silent.recv(100) == command(b"C")
+
+
+def test_peers_that_are_gone_without_a_word_are_found_out() -> None:
+    with (
+        WFRedisServer(Handler()).start("127.0.0.1", 0) as server,
+        socket.create_connection(server.address, timeout=10) as client,
+    ):
+        client.sendall(command(b"A"))
+        assert client.recv(100) == command(b"A")
+        [connection] = server.connections()
+        with socket.socket(fileno=os.dup(connection.fd)) as sock:
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            if hasattr(socket, "TCP_KEEPIDLE"):
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 300
+
+
+def test_who_is_halfway_holds_up_a_stop_no_longer_than_is_allowed() -> None:
+    params = REDIS_SPEC.params.replace(shutdown_timeout=0.2)
+    server = WFRedisServer(Handler(), params).start("127.0.0.1", 0)
+    with (
+        socket.create_connection(server.address, timeout=10) as halfway,
+        socket.create_connection(server.address, timeout=10) as silent,
+    ):
+        halfway.sendall(command(b"A") + b"*2\r\n$4\r\nEC")
+        assert halfway.recv(100) == command(b"A")
+        assert server.stop() == 1
+        assert halfway.recv(100) == silent.recv(100) == b""

@@ -111,7 +111,7 @@ class CommandTable:
         authenticate: Callable[[str, str], Any] | None = None,
         databases: int = 16,
         transactions: bool = True,
-        server_version: str = "7.2.4",
+        server_version: str = "7.4.0",
         atomic: bool = True,
         exists: transactions_part.Exists | None = None,
     ) -> None:
@@ -542,9 +542,13 @@ class CommandTable:
             return list(self._connections.values())
 
     def connection_of(self, number: int) -> CommConnection | None:
-        """The open connection whose session has this ``id``. Any thread."""
+        """The open connection whose session has this ``id``; not one that has said QUIT.
+        Any thread."""
         with self._registry:
-            return self._connections.get(number)
+            connection = self._connections.get(number)
+        if connection is None or connection.closed or connection.closing:
+            return None
+        return connection
 
     def served(self) -> tuple[int, int]:
         """How many connections there have been, and how many commands on them. Any
@@ -612,7 +616,7 @@ def _version(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(".")[:2])
     except (AttributeError, ValueError):
         raise ConfigError(
-            f"server_version={text!r}: expected the version of a Redis, as '7.2.4'"
+            f"server_version={text!r}: expected the version of a Redis, as '7.4.0'"
         ) from None
 
 

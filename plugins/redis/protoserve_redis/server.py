@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Final, TypeAlias
@@ -83,7 +86,11 @@ REDIS_SPEC: Final = ProtocolSpec[RedisRequest, RedisResponse](
     handler_key=attrgetter("name"),
     server=make_server,
     params=ServerParams(
-        keep_alive_timeout=300.0,  # Redis' documentation of `timeout` suggests it
+        # Redis' `timeout 0`: who is silent, or slow in the middle of a command, is kept. What
+        # is bounded is memory; and peers that are gone are found out, see _keep_alive.
+        peer_response_timeout=None,
+        receive_timeout=None,
+        keep_alive_timeout=None,
         request_size_limit=64 * 1024 * 1024,
         max_pipelined=1024,
     ),
@@ -130,7 +137,37 @@ class WFRedisServer(WFServer[RedisRequest, RedisResponse]):
     def asynchronous(self, value: bool) -> None:
         self._asynchronous = value
 
+    def new_connection(self, communicator: Any, transport: Any, peername: Any) -> CommConnection:
+        """The object of an accepted connection, of which TCP finds out in time when its
+        peer is gone without a word."""
+        if isinstance(peername, tuple):
+            _keep_alive(transport.fileno())
+        return super().new_connection(communicator, transport, peername)
+
     def new_parser(self) -> RedisParser:
         """The parser of a new connection."""
         limited = bool(getattr(self.process, "requires_authentication", False))
         return RedisParser(self.params, authenticated=not limited)
+
+
+_PROBES: Final = [
+    (name, value)
+    # macOS has another name for the first.
+    for name, value in (
+        (getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None)), 300),
+        (getattr(socket, "TCP_KEEPINTVL", None), 100),
+        (getattr(socket, "TCP_KEEPCNT", None), 3),
+    )
+    if name is not None
+]
+
+
+def _keep_alive(descriptor: int) -> None:
+    """Probe an idle peer after 300 seconds, as Redis does (`tcp-keepalive`)."""
+    with (
+        contextlib.suppress(OSError),  # it is gone already
+        socket.socket(fileno=os.dup(descriptor)) as sock,
+    ):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _PROBES:
+            sock.setsockopt(socket.IPPROTO_TCP, name, value)

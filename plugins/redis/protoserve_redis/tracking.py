@@ -203,7 +203,7 @@ class Tracking:
         target = session
         if tracked.redirect:
             connection = self._table.connection_of(tracked.redirect)
-            if connection is None or connection.closed:
+            if connection is None:
                 tracked.broken = True
                 if session.protocol >= 3:
                     self._push(session, own, Push([b"tracking-redir-broken", tracked.redirect]))

@@ -1,0 +1,150 @@
+"""CLIENT TRACKING beyond what is compared with a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from redis.cache import CacheConfig
+from redis_tables import RawClient, Store
+
+from protoserve_redis import CommandTable, WFRedisServer, tracking
+
+
+@pytest.fixture
+def commands() -> CommandTable:
+    return Store().commands
+
+
+@pytest.fixture
+def server(commands: CommandTable) -> Iterator[WFRedisServer]:
+    with WFRedisServer(commands).start("127.0.0.1", 0) as server:
+        yield server
+
+
+INVALIDATED = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\n%b\r\n"
+
+
+def test_redis_py_s_cache(server: WFRedisServer) -> None:
+    host, port = server.address
+    with (
+        redis.Redis(host=host, port=port, protocol=3, cache_config=CacheConfig()) as cached,
+        redis.Redis(host=host, port=port) as other,
+    ):
+        other.set("k", 1)
+        assert cached.get("k") == b"1"
+        assert cached.get_cache().size == 1
+        other.set("k", 2)
+        assert cached.get("k") == b"2"
+        other.flushall()
+        assert cached.get("k") is None
+
+
+def test_changes_from_any_thread_are_told_at_once(
+    server: WFRedisServer, commands: CommandTable
+) -> None:
+    with RawClient(server.address) as client, RawClient(server.address) as broad:
+        client.send(b"HELLO 3\r\nCLIENT TRACKING on\r\nGET a\r\nGET b")
+        broad.send(b"HELLO 3\r\nCLIENT TRACKING on BCAST PREFIX a")
+        for reader, count in ((client, 4), (broad, 2)):
+            for _ in range(count):
+                reader.reply()
+        for key in ("a", b"b"):
+            thread = threading.Thread(target=commands.touch, args=(0, key))
+            thread.start()
+            thread.join()
+        assert client.reply() == INVALIDATED % b"a"
+        assert client.reply() == INVALIDATED % b"b"
+        assert broad.reply() == INVALIDATED % b"a"
+        commands.touch(None, None)
+        assert client.reply() == broad.reply() == b">2\r\n$10\r\ninvalidate\r\n_\r\n"
+
+
+def test_keys_that_are_remembered_have_a_limit(
+    server: WFRedisServer, commands: CommandTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "MAX_KEYS", 2)
+    with RawClient(server.address) as client, RawClient(server.address) as other:
+        client.send(b"HELLO 3\r\nCLIENT TRACKING on\r\nMGET a b c\r\nPING")
+        replies = [client.reply() for _ in range(5)]
+        assert replies[2:] == [b"*3\r\n_\r\n_\r\n_\r\n", INVALIDATED % b"a", b"+PONG\r\n"]
+        assert commands.tracking.key_count == 2
+        other.ask(b"SET a 1")
+        other.ask(b"SET b 1")
+        assert client.reply() == INVALIDATED % b"b"
+
+
+def test_nothing_is_kept_of_clients_that_left(
+    server: WFRedisServer, commands: CommandTable
+) -> None:
+    gone = threading.Event()
+
+    @commands.command("NOTE", 1)
+    def note(task: Any) -> int:
+        task.connection.on_close(lambda connection: gone.set())
+        return 1
+
+    with RawClient(server.address) as client:
+        client.send(b"CLIENT TRACKING on BCAST\r\nNOTE")
+        client.reply()
+        client.reply()
+        assert not commands._fast
+    assert gone.wait(10)
+    assert not commands.tracking.clients
+    assert commands.tracking.key_count == 0
+    assert commands._fast is commands._lookup
+
+
+def test_what_async_commands_read_is_tracked() -> None:
+    commands = Store().commands
+    begun, go_on = threading.Event(), threading.Event()
+
+    @commands.command("SLOWGET", 2, ("readonly",), (1, 1, 1))
+    async def slow_get(task: Any, key: bytes) -> bytes:
+        begun.set()
+        while not go_on.is_set():
+            await asyncio.sleep(0.001)
+        return key
+
+    with (
+        WFRedisServer(commands).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as client,
+        RawClient(server.address) as other,
+    ):
+        client.send(b"HELLO 3\r\nCLIENT TRACKING on\r\nSLOWGET k")
+        client.reply()
+        client.reply()
+        assert begun.wait(10)
+        # While it is being read: the answer may be the old one, so this must be told.
+        other.ask(b"SET k 1")
+        go_on.set()
+        assert client.reply() == INVALIDATED % b"k"
+        assert client.reply() == b"$1\r\nk\r\n"
+        other.ask(b"SET k 2")
+        assert client.reply() == INVALIDATED % b"k"
+
+
+def test_many_changes_while_others_come_and_go(
+    server: WFRedisServer, commands: CommandTable
+) -> None:
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            commands.touch(0, b"k")
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(20):
+            with RawClient(server.address) as client:
+                client.send(b"HELLO 3\r\nCLIENT TRACKING on\r\nGET k")
+                seen = [client.reply() for _ in range(4)]
+                assert sorted(seen[2:]) == [INVALIDATED % b"k", b"_\r\n"]
+    finally:
+        stop.set()
+        thread.join()
