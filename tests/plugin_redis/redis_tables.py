@@ -111,7 +111,8 @@ class Store:
 
     def incrby_(self, task: Any, key: bytes, by: bytes) -> int:
         step = integer(by)
-        value = integer(self._get(task, key, bytes) or b"0") + step
+        old = self._get(task, key, bytes)
+        value = (0 if old is None else integer(old)) + step
         if not -(2**63) <= value < 2**63:
             raise RedisError("ERR increment or decrement would overflow")
         self._set(task, key, b"%d" % value)

@@ -1,6 +1,6 @@
 """Redis' protocol, RESP2 and RESP3, for protoserve."""
 
-from protoserve_redis.arguments import integer, options, real, timeout
+from protoserve_redis.arguments import integer, options, real, text_of, timeout
 from protoserve_redis.command import Command
 from protoserve_redis.commands import CommandTable
 from protoserve_redis.glob import Glob, glob
@@ -54,5 +54,6 @@ __all__ = [
     "options",
     "real",
     "session_of",
+    "text_of",
     "timeout",
 ]

@@ -139,3 +139,9 @@ def options(
         if sum(name in found for name in group.split()) > 1:
             raise RedisError(SYNTAX)
     return found
+
+
+def text_of(data: bytes, limit: int | None = None) -> str:
+    """An argument as an error's text quotes it, and clients get it back: up to a NUL, as C
+    would print it, and at most ``limit`` bytes."""
+    return data.partition(b"\0")[0][:limit].decode("utf-8", "surrogateescape")

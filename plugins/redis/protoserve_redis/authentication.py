@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from protoserve_redis.arguments import integer
+from protoserve_redis.arguments import integer, text_of
 from protoserve_redis.clients import check_name
 from protoserve_redis.session import session_of
 from protoserve_redis.values import OK, RedisError
@@ -103,7 +103,7 @@ def register(table: CommandTable) -> None:
                 check_name(name)
                 at += 2
             else:
-                raise RedisError(f"ERR Syntax error in HELLO option '{_text(args[at])}'")
+                raise RedisError(f"ERR Syntax error in HELLO option '{text_of(args[at])}'")
 
         def greet() -> Any:
             if not session.authenticated:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from protoserve_redis.addresses import descriptor, is_local, local_address, peer_address
-from protoserve_redis.arguments import integer
+from protoserve_redis.arguments import integer, text_of
 from protoserve_redis.session import RedisSession, session_of
 from protoserve_redis.values import NO_REPLY, OK, RedisError, Verbatim
 
@@ -50,7 +50,7 @@ def _register_own(table: CommandTable) -> None:
     def setinfo(task: Any, attribute: bytes, value: bytes) -> Any:
         which = attribute.upper()
         if which not in (b"LIB-NAME", b"LIB-VER"):
-            raise RedisError(f"ERR Unrecognized option '{_text(attribute)}'")
+            raise RedisError(f"ERR Unrecognized option '{text_of(attribute)}'")
         if not _printable(value):
             raise RedisError(
                 f"ERR {which.decode()} cannot contain spaces, newlines or special characters."
@@ -170,7 +170,7 @@ def _kill_filter(table: CommandTable, word: bytes, value: bytes) -> _Matches:
         return lambda c: _type_of(c) == kind
     if word == b"USER":
         if text != "default" and all(c.state.user != text for c in table.connections()):
-            raise RedisError(f"ERR No such user '{text}'")
+            raise RedisError(f"ERR No such user '{text_of(value)}'")
         return lambda c: c.state.user == text
     raise RedisError("ERR syntax error")
 
@@ -238,7 +238,7 @@ def _flags_of(connection: CommConnection, session: RedisSession) -> str:
 def _client_type(name: bytes) -> bytes:
     kind = name.lower()
     if kind not in _TYPES:
-        raise RedisError(f"ERR Unknown client type '{_text(name)}'")
+        raise RedisError(f"ERR Unknown client type '{text_of(name)}'")
     return b"slave" if kind == b"replica" else kind
 
 

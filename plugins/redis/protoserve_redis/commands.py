@@ -30,6 +30,7 @@ from protoserve_redis import (
     transactions as transactions_part,
 )
 from protoserve_redis.addresses import peer_address
+from protoserve_redis.arguments import text_of
 from protoserve_redis.blocking import Blocked
 from protoserve_redis.command import Command, Handler
 from protoserve_redis.serialiser import encode
@@ -67,11 +68,6 @@ _WHILE_SUBSCRIBED: Final = frozenset(
 )
 _CROSS_PROTOCOL: Final = frozenset({b"POST", b"HOST:"})
 _INTERNAL: Final = RedisError("ERR internal error")
-
-
-def text_of(data: bytes, limit: int = 128) -> str:
-    """At most ``limit`` bytes of an argument for an error's text, as C would print them."""
-    return data.partition(b"\0")[0][:limit].decode("utf-8", "surrogateescape")
 
 
 def wrong_arity(command: Command) -> RedisError:
@@ -310,7 +306,7 @@ class CommandTable:
             sub = command.subcommands.get(args[1].upper())
             if sub is None:
                 raise RedisError(
-                    f"ERR unknown subcommand '{text_of(args[1])}'. "
+                    f"ERR unknown subcommand '{text_of(args[1], 128)}'. "
                     f"Try {command.full_name.upper()} HELP."
                 )
             command = sub
@@ -639,9 +635,9 @@ def _unknown(args: list[bytes]) -> RedisError:
             break
         word = arg.partition(b"\0")[0][:room]
         room -= len(word) + 3
-        shown += f"'{text_of(word)}' "
+        shown += f"'{text_of(word, 128)}' "
     return RedisError(
-        f"ERR unknown command '{text_of(args[0])}', with args beginning with: {shown}"
+        f"ERR unknown command '{text_of(args[0], 128)}', with args beginning with: {shown}"
     )
 
 

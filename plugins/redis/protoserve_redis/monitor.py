@@ -87,7 +87,7 @@ class Monitors:
             watching = list(self._watching.items())
         for watcher, its_session in watching:
             if watcher is connection:
-                if command.name != b"QUIT":
+                if command.name != b"QUIT" and not session.quiet:
                     session.add_postscript(line)  # after the command's own reply
             elif not its_session.defer(line):
                 watcher.push(line)

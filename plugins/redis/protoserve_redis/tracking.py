@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from protoserve_redis.arguments import integer
+from protoserve_redis.arguments import integer, text_of
 from protoserve_redis.serialiser import encode
 from protoserve_redis.session import RedisSession, session_of
 from protoserve_redis.values import OK, Push, RedisError
@@ -267,14 +267,14 @@ def _check_prefixes(prefixes: list[bytes], held: list[bytes]) -> None:
         for other in held:
             if overlap(prefix, other):
                 raise RedisError(
-                    f"ERR Prefix '{_text(prefix)}' overlaps with an existing prefix "
-                    f"'{_text(other)}'. Prefixes for a single client must not overlap."
+                    f"ERR Prefix '{text_of(prefix)}' overlaps with an existing prefix "
+                    f"'{text_of(other)}'. Prefixes for a single client must not overlap."
                 )
         for other in prefixes[at + 1 :]:
             if overlap(prefix, other):
                 raise RedisError(
-                    f"ERR Prefix '{_text(prefix)}' overlaps with another provided prefix "
-                    f"'{_text(other)}'. Prefixes for a single client must not overlap."
+                    f"ERR Prefix '{text_of(prefix)}' overlaps with another provided prefix "
+                    f"'{text_of(other)}'. Prefixes for a single client must not overlap."
                 )
 
 
@@ -328,10 +328,6 @@ def _facts(tracked: Tracked | None) -> dict[str, Any]:
         "redirect": tracked.redirect,
         "prefixes": tracked.prefixes,
     }
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")
 
 
 def register(table: CommandTable) -> None:
