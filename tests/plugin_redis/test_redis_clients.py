@@ -150,6 +150,18 @@ def test_laddr_fd_and_kill_by_it(server: WFRedisServer) -> None:
         assert two.reply() == b""
 
 
+def test_kill_by_age(server: WFRedisServer, commands: CommandTable) -> None:
+    with RawClient(server.address) as old, RawClient(server.address) as young:
+        old.ask(b"PING")
+        [connection] = commands.connections()
+        connection.state.created -= 100
+        assert young.ask(b"CLIENT KILL MAXAGE 1000") == b":0\r\n"
+        assert young.ask(b"CLIENT KILL MAXAGE 100 SKIPME no") == b":1\r\n"
+        assert old.reply() == b""
+        assert young.ask(b"CLIENT KILL MAXAGE 0").startswith(b"-ERR maxage should be greater")
+        assert young.ask(b"CLIENT KILL MAXAGE x").startswith(b"-ERR maxage is not an integer")
+
+
 def test_a_unix_client_has_the_path_as_address(commands: CommandTable, tmp_path: Path) -> None:
     path = str(tmp_path / "redis.sock")
     with (
@@ -163,7 +175,7 @@ def test_a_unix_client_has_the_path_as_address(commands: CommandTable, tmp_path:
             client.set("k", 1)
             seen = monitor.next_command()
             assert seen["client_type"] == "unix"
-        assert client.client_kill_filter(addr=f"{path}:0") >= 1
+        assert client.client_kill_filter(addr=f"{path}:0", skipme=False) >= 1
 
 
 def test_monitor_costs_nothing_when_nobody_watches(

@@ -165,6 +165,12 @@ def _kill_filter(table: CommandTable, word: bytes, value: bytes) -> _Matches:
         return lambda c: peer_address(c) == text
     if word == b"LADDR":
         return lambda c: local_address(c) == text
+    if word == b"MAXAGE":
+        oldest = integer(value, "ERR maxage is not an integer or out of range")
+        if oldest <= 0:
+            raise RedisError("ERR maxage should be greater than 0")
+        now = time.monotonic()
+        return lambda c: now - c.state.created >= oldest
     if word == b"TYPE":
         kind = _client_type(value)
         return lambda c: _type_of(c) == kind
