@@ -341,6 +341,17 @@ def test_a_client_that_leaves_takes_nothing(how: str) -> None:
     assert queue.states[1:] == ["SUCCESS", "SUCCESS"]
 
 
+def test_the_last_thing_a_client_says_may_be_a_pop_of_what_is_there() -> None:
+    queue = Queue()
+    with (
+        WFRedisServer(queue.commands).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as client,
+    ):
+        client.send(b"PUT x\r\nPOP\r\nPOP")  # as `printf ... | nc` does
+        client.sock.shutdown(socket.SHUT_WR)
+        assert [client.reply() for _ in range(3)] == [b":1\r\n", b"$1\r\nx\r\n", b""]
+
+
 def test_what_is_not_blocking_ends_its_work() -> None:
     queue = Queue()
     with (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -190,3 +192,36 @@ def test_who_is_halfway_holds_up_a_stop_no_longer_than_is_allowed() -> None:
         assert halfway.recv(100) == command(b"A")
         assert server.stop() == 1
         assert halfway.recv(100) == silent.recv(100) == b""
+
+
+@pytest.mark.parametrize(("count", "size"), [(100_000, 100), (12, 1_000_000)])
+def test_a_client_may_write_a_long_pipeline_before_it_reads(count: int, size: int) -> None:
+    one = command(b"ECHO", b"x" * size)
+    with (
+        WFRedisServer(Handler()).start("127.0.0.1", 0) as server,
+        socket.create_connection(server.address, timeout=20) as client,
+    ):
+        client.sendall(one * count + QUIT)  # far more than all buffers on the way hold
+        answer = bytearray()
+        while data := client.recv(1 << 20):
+            answer += data
+        assert answer == one * count + b"+OK\r\n"
+
+
+def test_unsent_output_has_a_limit() -> None:
+    params = REDIS_SPEC.params.replace(unsent_limit=100_000)
+    assert REDIS_SPEC.params.unsent_limit == 64 * 1024 * 1024
+    one = command(b"ECHO", b"x" * 50_000)
+    with (
+        WFRedisServer(Handler(), params).start("127.0.0.1", 0) as server,
+        socket.create_connection(server.address, timeout=20) as client,
+    ):
+        client.sendall(command(b"A"))
+        assert client.recv(100) == command(b"A")
+        client.setblocking(False)
+        with contextlib.suppress(BlockingIOError):  # after a while it is not read any more
+            while True:
+                client.send(one)
+                time.sleep(0.0005)
+        [connection] = server.connections()
+        assert connection.out_size < 100_000 + 2 * len(one)

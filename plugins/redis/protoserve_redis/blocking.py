@@ -18,13 +18,14 @@ class Blocked:
     coroutine, so that nothing is taken out of a queue for nobody.
     """
 
-    __slots__ = ("_connection", "_loop", "_session", "_task", "ended", "outcome")
+    __slots__ = ("_connection", "_left", "_loop", "_session", "_task", "ended", "outcome")
 
     def __init__(self, task: Any, session: RedisSession) -> None:
         self._connection = task.connection
         self._session = session
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
+        self._left = False
         self.ended = False
         """Whether it was ended before the command had an answer."""
         self.outcome: Any = NULL_ARRAY
@@ -34,14 +35,16 @@ class Blocked:
             # One callback a connection: they are kept until it closes.
             session.watches_end = True
             self._connection.on_peer_end(lambda _: leave(session))
-        if self.gone:
-            self.leave()  # its going was told before there was somebody to tell
+        if self._connection.closed or self._connection.peer_ended:
+            # Told before there was somebody to tell. One that asks for what is there, as
+            # the last thing it says, gets it: this is too late then.
+            self._end_soon(NO_REPLY)
 
     @property
     def gone(self) -> bool:
-        """Whether the client has closed, or its end of the connection: over TCP that is
-        all that is seen of one that closed."""
-        return bool(self._connection.closed or self._connection.peer_ended)
+        """Whether the client has closed while it waited, or its end of the connection: over
+        TCP that is all that is seen of one that closed."""
+        return self._left or (self.ended and self.outcome is NO_REPLY)
 
     def __call__(self, error: RedisError | None) -> bool:
         """End the wait with an error, or with None as when its time is over."""
@@ -49,6 +52,7 @@ class Blocked:
 
     def leave(self) -> None:
         """The client is gone."""
+        self._left = True
         self._end_soon(NO_REPLY)
 
     def end(self) -> None:

@@ -23,6 +23,8 @@ from protoserve_redis.parser import RedisParser
 from protoserve_redis.serialiser import NO_COPY, message_out
 from protoserve_redis.values import RedisError
 
+MIB: Final = 1024 * 1024
+
 
 class RedisServerTask(WFServerTask[RedisRequest, RedisResponse]):
     """One command and its reply."""
@@ -91,8 +93,10 @@ REDIS_SPEC: Final = ProtocolSpec[RedisRequest, RedisResponse](
         peer_response_timeout=None,
         receive_timeout=None,
         keep_alive_timeout=None,
-        request_size_limit=64 * 1024 * 1024,
+        request_size_limit=64 * MIB,
         max_pipelined=1024,
+        # Redis has no limit: clients write long pipelines before they read the first reply.
+        unsent_limit=64 * MIB,
     ),
     url_scheme="redis",
     url_scheme_tls="rediss",
@@ -137,7 +141,9 @@ class WFRedisServer(WFServer[RedisRequest, RedisResponse]):
     def asynchronous(self, value: bool) -> None:
         self._asynchronous = value
 
-    def new_connection(self, communicator: Any, transport: Any, peername: Any) -> CommConnection:
+    def new_connection(
+        self, communicator: Any, transport: Any, peername: Any
+    ) -> CommConnection | None:
         """The object of an accepted connection, of which TCP finds out in time when its
         peer is gone without a word."""
         if isinstance(peername, tuple):
