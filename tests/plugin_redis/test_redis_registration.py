@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import functools
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -197,6 +198,30 @@ def test_messages_to_oneself_come_after_what_exec_answers() -> None:
             message % b"3",
             b"+PONG\r\n",
         ]
+
+
+def test_messages_of_others_wait_for_what_exec_answers() -> None:
+    commands = CommandTable()
+    begun, go_on = threading.Event(), threading.Event()
+
+    @commands.command("SLOW", 1)
+    async def slow(task: Any) -> Any:
+        begun.set()
+        while not go_on.is_set():
+            await asyncio.sleep(0.001)
+        return OK
+
+    with talk(commands) as client:
+        client.ask(b"HELLO 3")
+        client.ask(b"SUBSCRIBE x")
+        client.send(b"MULTI\r\nPING\r\nSLOW\r\nEXEC\r\nPING last")
+        assert begun.wait(10)
+        assert [commands.publish("x", str(i)) for i in range(3)] == [1, 1, 1]
+        go_on.set()
+        replies = [client.reply() for _ in range(8)]
+        assert replies[3] == b"*2\r\n+PONG\r\n+OK\r\n"
+        assert [reply[-4:-2] for reply in replies[4:7]] == [b"\n0", b"\n1", b"\n2"]
+        assert replies[7] == b"$4\r\nlast\r\n"
 
 
 # -- arguments -------------------------------------------------------------------------

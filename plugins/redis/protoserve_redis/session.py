@@ -112,7 +112,7 @@ class RedisSession:
         """``CLIENT REPLY OFF``; and ``SKIP``, of this reply and of the next one."""
         self.reply_skip = False
         self.reply_skip_next = False
-        self.postscript: list[bytes] = []
+        self.postscript: list[bytes] | None = None
         """Messages that are sent after the reply that is being made."""
         self.wrapped = False
         """Whether more or less is sent than a reply's value."""
@@ -160,8 +160,7 @@ class RedisSession:
     def add_postscript(self, data: bytes) -> None:
         """Send ``data`` after the reply that is being made. The connection's own command."""
         with _postscripts:
-            self.postscript.append(data)
-            self.wrapped = True
+            self._append(data)
 
     def defer(self, data: bytes) -> bool:
         """Send ``data`` after the reply, where one that it would break is being made: then
@@ -169,9 +168,14 @@ class RedisSession:
         with _postscripts:
             if not self.executing and not self.postscript:
                 return False
-            self.postscript.append(data)
-            self.wrapped = True
+            self._append(data)
         return True
+
+    def _append(self, data: bytes) -> None:
+        if self.postscript is None:
+            self.postscript = []
+        self.postscript.append(data)
+        self.wrapped = True
 
     def end_executing(self) -> None:
         """EXEC has run its commands. What was deferred until here is seen by who sends."""
@@ -181,9 +185,9 @@ class RedisSession:
     def take_postscript(self) -> list[bytes]:
         """The messages that go out now, after the reply that was made."""
         with _postscripts:
-            taken, self.postscript = self.postscript, []
+            taken, self.postscript = self.postscript, None
             self.wrapped = self.reply_off or self.reply_skip
-        return taken
+        return taken or []
 
 
 def session_of(task: Any) -> RedisSession:
