@@ -1,9 +1,10 @@
-"""What the tests of the example share: its server, a real one, and a client for bytes."""
+"""What the tests of the examples share: their server, a real one, and a client for bytes."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import shutil
 import socket
@@ -11,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hiredis
 import pytest
@@ -29,23 +30,33 @@ def tool(name: str) -> str:
     """The path of one of Redis' programs. Skips the test without it, fails it in CI."""
     path = shutil.which(name)
     if path is None:
-        reason = f"{name} is not installed (Debian: redis-server, redis-tools)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing(f"{name} is not installed (Debian: redis-server, redis-tools)")
     return path
 
 
-@contextlib.contextmanager
-def example() -> Iterator[int]:
-    """The example, empty, on some port."""
+def missing(reason: str) -> NoReturn:
+    """Skip the test; in CI, where everything has to be there, fail it."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def module(name: str) -> Any:
+    """One of the examples. Skips the test, or fails it in CI, without what it needs."""
+    if name == "redis_full" and importlib.util.find_spec("fakeredis") is None:
+        missing("fakeredis is not installed (pip install 'protoserve[examples]')")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT))  # as `protoserve run` does with the current folder
-        kv: Any = importlib.import_module("examples.redis_kv")
-    store: Any = importlib.import_module("examples.redis_kv.store")
-    for database in store.databases:
-        database.clear()
+        return importlib.import_module(f"examples.{name}")
+
+
+@contextlib.contextmanager
+def example(name: str = "redis_full") -> Iterator[int]:
+    """A server of one of the examples, empty, on some port."""
+    kv = module(name)
     with WFRedisServer(kv.commands).start("127.0.0.1", 0) as server:
+        with Wire(server.address[1]) as wire:
+            assert wire.ask(packed("FLUSHALL")) == b"+OK\r\n"
         yield server.address[1]
 
 

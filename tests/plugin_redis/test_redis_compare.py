@@ -1,4 +1,4 @@
-"""Byte for byte what a real redis-server answers."""
+"""Byte for byte what a real redis-server answers: both examples, through the protocol."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ SCRIPTS = {
         SET k v | GET k | get k | GET missing | SET k v NX | SET new v NX | SET k w XX
         SET none v XX | EXISTS none | SET k x GET | SET none2 x GET | SET k y NX GET | GET k
         SET k v EX 0 | SET k v EX -1 | SET k v PX x | SET k v EX | SET k v EX 10 PX 10
+        SET k v EX 10 EX 20 | TTL k | SET k v NX NX | SET k v PX 10 PX 20000 KEEPTTL
         SET k v NX XX | SET k v KEEPTTL EX 10 | SET k v bogus | SET k | SET
         SET k v EX 100 | TTL k | SET k w KEEPTTL | TTL k | SET k w | TTL k
         SET k v PX 100000 | TTL k | SET k v EXAT 1 | GET k | SET k v PXAT 99999999999999
@@ -22,7 +23,9 @@ SCRIPTS = {
         SETNX k w | SETNX k2 w | SETEX k 100 v | TTL k | SETEX k 0 v | SETEX k x v
         PSETEX k 100000 v | TTL k | PSETEX k -5 v | GETSET k z | GETSET fresh z | TTL k
         GETDEL fresh | GETDEL fresh | GETEX k | GETEX k EX 100 | TTL k | GETEX k PERSIST
-        TTL k | GETEX k EX | GETEX k EX 0 | GETEX k FOO | GETEX missing EX 5 | GETEX k EXAT 1
+        TTL k | GETEX k EX | GETEX k EX 0 | GETEX k FOO | GETEX missing EX 5 | GETEX k EX 5 EX 50
+        TTL k | GETEX k EX 1 PERSIST | GETEX k PERSIST PERSIST | TTL k | GETEX k PX x
+        GETEX k EXAT 1
         EXISTS k | APPEND a 12 | APPEND a 345 | STRLEN a | STRLEN missing | APPEND a ~
         GETRANGE a 0 1 | GETRANGE a -3 -1 | GETRANGE a 3 1 | GETRANGE a -1 -3 | GETRANGE a 0 -100
         GETRANGE a -100 100 | GETRANGE a 5 9 | GETRANGE a x 1 | GETRANGE missing 0 -1
@@ -41,7 +44,8 @@ SCRIPTS = {
         INCRBYFLOAT f -5 | INCRBYFLOAT f 5.0e0 | INCRBYFLOAT f x | SET f abc | INCRBYFLOAT f 1
         SET f 3 | INCRBYFLOAT f 1 | INCRBYFLOAT f -4 | INCRBYFLOAT f inf | INCRBYFLOAT f nan
         INCRBYFLOAT g 0.1 | INCRBYFLOAT g 0.2 | RPUSH l a | INCR l
-        INCRBYFLOAT l 1 | INCRBY l x | DECR l
+        INCRBYFLOAT l 1 | INCRBY l x | DECR l | SET e ~ | INCRBYFLOAT e 1 | INCRBYFLOAT e ~
+        INCRBYFLOAT g 1e5000 | INCRBYFLOAT g 1e-400 | INCRBYFLOAT g 0x10 | INCRBYFLOAT g 1_0
     """,
     "expiry": """
         SET k v | TTL k | PTTL k | TTL missing | PTTL missing | EXPIRE k 100 | TTL k
@@ -82,7 +86,8 @@ SCRIPTS = {
         HDEL h a x | HDEL h b c d | HGETALL h | HDEL h e | EXISTS h | HINCRBY h n 5
         HINCRBY h n -7 | HINCRBY h n x | HSET h t abc | HINCRBY h t 1
         HSET h big 9223372036854775807 | HINCRBY h big 1 | HINCRBYFLOAT h f 10.5
-        HINCRBYFLOAT h f 0.1 | HINCRBYFLOAT h t 1 | HINCRBYFLOAT h f x | HINCRBYFLOAT h f inf
+        HINCRBYFLOAT h f 0.1 | HSET h e ~ | HINCRBYFLOAT h e 1
+        HINCRBYFLOAT h t 1 | HINCRBYFLOAT h f x | HINCRBYFLOAT h f inf
         SET s v | HSET s a 1 | HGET s a | HGETALL s | HDEL s a | HLEN s | HINCRBY s a 1
         HINCRBYFLOAT s a 1 | HMGET s a | HSCAN s 0 | HKEYS s | HSETNX s a 1 | HEXISTS s a
     """,
@@ -184,13 +189,63 @@ SCRIPTS = {
 }
 
 
+# What `redis_kv` has of them.
+SMALL = {
+    "strings": """
+        SET k v | GET k | get k | GET missing | SET k v NX | SET new v NX | SET k w XX
+        SET none v XX | EXISTS none | GET k | SET k v EX 0 | SET k v EX -1 | SET k v PX x
+        SET k v EX | SET k v EX 10 PX 10 | SET k v EX 10 EX 20 | TTL k | SET k v NX NX
+        SET k v NX XX | SET k v bogus | SET k | SET | SET k v EX 100 | TTL k | SET k w | TTL k
+        SET k v PX 100000 | TTL k | SET k v EX 9223372036854775807 | SET k v EX 9999999999999999
+        INCR n | INCR n | INCRBY n 10 | INCRBY n -5 | GET n | INCR n x | SET n abc | INCR n
+        SET n 1.5 | INCR n | INCRBY n | SET n 9223372036854775807 | INCR n | SET n 01 | INCR n
+        INCRBY m 9223372036854775808 | INCRBY m x | INCRBY m +1 | INCRBY m 01 | INCRBY m ~
+        SET n ~ | INCR n | GET n
+    """,
+    "keys": """
+        SET k v | TTL k | TTL missing | EXPIRE k 100 | TTL k | EXPIRE missing 100 | EXPIRE k x
+        EXPIRE k | EXPIRE k 9223372036854775807 | EXPIRE k 9223372036854775
+        EXPIRE k -9223372036854775807 | EXPIRE k -1 | EXISTS k | SET k v EX 100 | INCR n
+        EXPIRE n 100 | INCR n | TTL n | RPUSH l a | EXPIRE l 100 | RPUSH l b | TTL l | LPOP l
+        LPOP l | RPUSH l c | TTL l | DEL n x l | DEL | EXISTS k k x | DBSIZE | KEYS k? | KEYS k
+        KEYS | SELECT 1 | DBSIZE | SET only 1 | KEYS * | SELECT 0 | FLUSHALL | SELECT 1 | DBSIZE
+    """,
+    "hashes and lists": """
+        HSET h a 1 b 2 | HSET h a 3 c 4 | HSET h a | HSET h a 1 b | HSET h | HGET h a | HGET h x
+        HGET x a | HGETALL h | HGETALL x | HDEL h a x | HDEL h b c d | EXISTS h | RPUSH l a b c
+        LPUSH l z y | LRANGE l 0 -1 | LRANGE l 1 2 | LRANGE l -2 -1 | LRANGE l 5 9 | LRANGE l 3 1
+        LRANGE l -100 100 | LRANGE l 0 -100 | LRANGE x 0 -1 | LRANGE l x 1 | LLEN l | LLEN x
+        LPOP l | RPOP l | LPOP x | RPUSH | LPUSH l | BLPOP l 0 | BLPOP x l 1 | BLPOP l x
+        BLPOP l -1 | BLPOP l | BLPOP nil 0.01 | BLPOP nil nil2 0.01 | BLPOP l 0 | EXISTS l
+        SET s v | LPUSH s a | LPOP s | LRANGE s 0 -1 | LLEN s | HGET s a | HGETALL s | HDEL s a
+        HSET s a 1 | BLPOP s 0 | BLPOP nil s 0 | RPUSH w a | GET w | INCR w | SET w v EX 5
+        MULTI | BLPOP nil 0 | RPUSH nil a | BLPOP nil 0 | EXEC
+    """,
+    "transactions": """
+        MULTI | SET k 1 | INCR k | GET k | EXEC | EXEC | DISCARD | MULTI | MULTI | DISCARD
+        MULTI | INCR | SET k 2 | EXEC | MULTI | NOSUCH | EXEC | MULTI | SET k abc | INCR k
+        GET k | EXEC | WATCH k | SET k 5 | MULTI | GET k | EXEC | WATCH k | MULTI | GET k | EXEC
+        WATCH k | UNWATCH | SET k 6 | MULTI | GET k | EXEC | MULTI | WATCH k | DISCARD
+        WATCH gone | DEL gone | MULTI | PING | EXEC | WATCH k | FLUSHALL | MULTI | PING | EXEC
+        SET k v | WATCH k | EXPIRE k 10 | MULTI | PING | EXEC | WATCH q | FLUSHALL | MULTI | PING
+        EXEC | RPUSH l a | WATCH l | LPOP l | MULTI | PING | EXEC | HSET h f v | WATCH h
+        HDEL h none | MULTI | PING | EXEC | WATCH h | HDEL h f | MULTI | PING | EXEC
+    """,
+}
+
+CASES = [
+    *(("redis_full", name) for name in SCRIPTS),
+    *(("redis_kv", name) for name in SMALL),
+]
+
+
 def _split(script: str) -> list[bytes]:
     lines = [line.split() for line in re.split(r"[|\n]", script)]
     return [packed(*(word.replace("~", "") for word in line)) for line in lines if line]
 
 
-def _commands(name: str) -> list[bytes]:
-    return _split(SCRIPTS[name])
+def _commands(store: str, name: str) -> list[bytes]:
+    return _split((SCRIPTS if store == "redis_full" else SMALL)[name])
 
 
 @pytest.fixture(scope="module")
@@ -200,37 +255,41 @@ def redis_port() -> Iterator[int]:
 
 
 @pytest.fixture
-def pair(redis_port: int) -> Iterator[tuple[Wire, Wire]]:
-    """Connections to the example and to Redis; both are empty."""
-    with example() as port, Wire(port) as ours, Wire(redis_port) as theirs:
+def pair(redis_port: int, store: str) -> Iterator[tuple[Wire, Wire]]:
+    """Connections to an example and to Redis; both are empty."""
+    with example(store) as port, Wire(port) as ours, Wire(redis_port) as theirs:
         assert theirs.ask(packed("FLUSHALL")) == b"+OK\r\n"
         yield ours, theirs
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_each_command(pair: tuple[Wire, Wire], name: str) -> None:
+def _compare(pair: tuple[Wire, Wire], commands: list[bytes]) -> None:
     ours, theirs = pair
     different = []
-    for command in _commands(name):
+    for command in commands:
         got, expected = ours.ask(command), theirs.ask(command)
         if got != expected:
             different.append((command, got, expected))
     assert not different
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_in_one_piece(pair: tuple[Wire, Wire], name: str) -> None:
+@pytest.mark.parametrize(("store", "name"), CASES)
+def test_each_command(pair: tuple[Wire, Wire], store: str, name: str) -> None:
+    _compare(pair, _commands(store, name))
+
+
+@pytest.mark.parametrize(("store", "name"), CASES)
+def test_in_one_piece(pair: tuple[Wire, Wire], store: str, name: str) -> None:
     ours, theirs = pair
-    commands = _commands(name)
+    commands = _commands(store, name)
     data = b"".join(commands)
     expected = theirs.ask(data, len(commands))
     assert ours.ask(data, len(commands)) == expected
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_byte_by_byte(pair: tuple[Wire, Wire], name: str) -> None:
+@pytest.mark.parametrize(("store", "name"), CASES)
+def test_byte_by_byte(pair: tuple[Wire, Wire], store: str, name: str) -> None:
     ours, theirs = pair
-    commands = _commands(name)
+    commands = _commands(store, name)
     expected = theirs.ask(b"".join(commands), len(commands))
     data = b"".join(commands)
     for i in range(len(data)):
@@ -238,7 +297,8 @@ def test_byte_by_byte(pair: tuple[Wire, Wire], name: str) -> None:
     assert ours.answer(len(commands)) == expected
 
 
-def test_resp3(pair: tuple[Wire, Wire]) -> None:
+@pytest.mark.parametrize("store", ["redis_full"])
+def test_resp3(pair: tuple[Wire, Wire], store: str) -> None:
     for wire in pair:
         assert wire.ask(packed("HELLO", "3")).startswith(b"%7\r\n")
     lines = """
@@ -251,10 +311,15 @@ def test_resp3(pair: tuple[Wire, Wire]) -> None:
         INCRBYFLOAT f 1.5 | HINCRBYFLOAT h n 1.5 | SCAN 0 MATCH q | HSCAN h 0 MATCH f
         ZSCAN z 0 | SRANDMEMBER s 1 | ZRANK z none | SMISMEMBER s m x | BLMOVE x y LEFT LEFT 0.01
     """
-    ours, theirs = pair
-    different = []
-    for command in _split(lines):
-        got, expected = ours.ask(command), theirs.ask(command)
-        if got != expected:
-            different.append((command, got, expected))
-    assert not different
+    _compare(pair, _split(lines))
+
+
+@pytest.mark.parametrize("store", ["redis_kv"])
+def test_resp3_of_the_small_store(pair: tuple[Wire, Wire], store: str) -> None:
+    for wire in pair:
+        assert wire.ask(packed("HELLO", "3")).startswith(b"%7\r\n")
+    lines = """
+        HSET h f v | HGETALL h | HGETALL x | GET x | LPOP x | BLPOP x 0.01 | MULTI | HGETALL h
+        GET x | EXEC | WATCH h | HSET h g w | MULTI | PING | EXEC | RPUSH l a | BLPOP l 0
+    """
+    _compare(pair, _split(lines))

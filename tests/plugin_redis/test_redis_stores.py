@@ -1,4 +1,5 @@
-"""The example with the clients that people use: redis-py, redis-cli, redis-benchmark."""
+"""The two example stores with the clients that people use: redis-py, redis-cli,
+redis-benchmark. What both have is asked of both."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
-from kv_server import PATIENCE, Wire, example, packed, tool
+from kv_server import PATIENCE, Wire, example, module, packed, tool
 from redis._parsers import _HiredisParser, _RESP2Parser, _RESP3Parser
 
 PARSERS = {"hiredis": _HiredisParser, "RESP2": _RESP2Parser, "RESP3": _RESP3Parser}
@@ -24,7 +25,19 @@ KINDS = [(2, "hiredis"), (2, "RESP2"), (3, "hiredis"), (3, "RESP3")]
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    with example() as port:
+    with example("redis_full") as port:
+        yield port
+
+
+@pytest.fixture(params=["redis_full", "redis_kv"])
+def store(request: pytest.FixtureRequest) -> Any:
+    """The module of a store; also where `port_of_store` has a server."""
+    return module(request.param)
+
+
+@pytest.fixture
+def port_of_store(store: Any) -> Iterator[int]:
+    with example(store.__name__.rpartition(".")[2]) as port:
         yield port
 
 
@@ -115,8 +128,7 @@ def test_lock(client: Any) -> None:
     assert not client.exists("lock")
     with pytest.raises(redis.exceptions.LockError), client.lock("lock", timeout=100):
         client.set("lock", "somebody else's")
-    with pytest.raises(redis.ResponseError, match="no Lua"):
-        client.eval("return 1", 0)
+    assert client.eval("return 1", 0) == 1
 
 
 def test_scans_return_everything(client: Any) -> None:
@@ -169,37 +181,96 @@ def test_asyncio_client(port: int, protocol: int) -> None:
     asyncio.run(main())
 
 
+# -- the small store -------------------------------------------------------------------
+
+
+def test_everyday_commands_of_the_small_store() -> None:
+    with example("redis_kv") as port, client_of(port) as client:
+        assert client.set("k", "v", ex=100) is True
+        assert client.get("k") == b"v"
+        assert 0 < client.ttl("k") <= 100
+        assert client.incrby("n", 5) == 5
+        assert client.hset("h", mapping={"a": 1, "b": 2}) == 2
+        assert client.hgetall("h") == {b"a": b"1", b"b": b"2"}
+        assert client.rpush("l", 1, 2, 3) == 3
+        assert client.lrange("l", 0, -1) == [b"1", b"2", b"3"]
+        assert client.blpop(["none", "l"], timeout=1)[1] == b"1"
+        with client.pipeline() as pipe:
+            pipe.watch("n")
+            client.set("n", 10)
+            pipe.multi()
+            pipe.incr("n")
+            with pytest.raises(redis.WatchError):
+                pipe.execute()
+        with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+            client.get("l")
+
+
 # -- expiry ----------------------------------------------------------------------------
 
 
-def test_keys_vanish(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import examples.redis_kv.store as store
+@pytest.fixture
+def later(store: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Lets a minute pass for a store."""
 
-    client.set("a", 1, px=50_000)
-    client.set("b", 1, ex=100)
-    client.rpush("l", 1)
-    client.expire("l", 50)
-    now = store.now_ms() + 60_000
-    monkeypatch.setattr(store, "now_ms", lambda: now)
-    assert client.exists("a", "l") == 0
-    assert client.keys() == [b"b"]
-    assert client.dbsize() == 1
+    clock, a_minute = ("now", 60) if hasattr(store, "now") else ("now_ms", 60_000)
+
+    def let_pass() -> None:
+        moment = getattr(store, clock)() + a_minute
+        monkeypatch.setattr(store, clock, lambda: moment)
+
+    return let_pass
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0]} {kind[1]}")
+def test_keys_vanish(
+    store: Any, port_of_store: int, later: Callable[[], None], kind: tuple[int, str]
+) -> None:
+    with client_of(port_of_store, kind) as client:
+        client.set("a", 1, px=50_000)
+        client.set("b", 1, ex=100)
+        client.rpush("l", 1)
+        client.expire("l", 50)
+        later()
+        assert client.exists("a", "l") == 0
+        assert client.keys() == [b"b"]
+        assert client.dbsize() == 1
+
+
+def test_a_lease_that_ran_out_guards_nothing(
+    store: Any, port_of_store: int, later: Callable[[], None]
+) -> None:
+    with client_of(port_of_store) as client, client.pipeline() as pipe:
+        client.set("lease", "mine", px=50_000)
+        pipe.watch("lease")
+        pipe.multi()
+        pipe.set("done", 1)
+        later()
+        with pytest.raises(redis.WatchError):
+            pipe.execute()
+        pipe.watch("lease")  # gone, and still gone when it counts
+        pipe.multi()
+        pipe.set("done", 2)
+        assert pipe.execute() == [True]
 
 
 # -- blocking pops ---------------------------------------------------------------------
 
 
-def blocked(wire: Wire, *command: str) -> None:
+def waiting(store: Any) -> int:
+    """How many clients wait for a key of the first database."""
+    with store.commands.lock:
+        queues = store.databases[0].waiting
+        if store.__name__ == "examples.redis_full":
+            return len(queues)
+        return len({waiter for queue in queues.values() for waiter in queue})
+
+
+def blocked(store: Any, wire: Wire, *command: str) -> None:
     """Send a command that waits, and go on when it does."""
-    import examples.redis_kv.store as store
-
-    def waiting() -> int:
-        with store.lock:
-            return sum(map(len, store.databases[0].waiting.values()))
-
-    before = waiting()
+    before = waiting(store)
     wire.sock.sendall(packed(*command))
-    eventually(lambda: waiting() > before)
+    eventually(lambda: waiting(store) > before)
 
 
 def eventually(condition: Callable[[], object]) -> None:
@@ -212,50 +283,54 @@ def eventually(condition: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closes", "resets"])
-def test_a_client_that_leaves_is_forgotten(port: int, reset: bool) -> None:
-    import examples.redis_kv.store as store
-
-    waiting = store.databases[0].waiting
-    with Wire(port) as pusher:
-        with Wire(port) as leaver:
-            blocked(leaver, "BLPOP", "q", "0")
-            (waiter,) = waiting[b"q"]
+def test_a_client_that_leaves_is_forgotten(store: Any, port_of_store: int, reset: bool) -> None:
+    with Wire(port_of_store) as pusher:
+        with Wire(port_of_store) as leaver:
+            blocked(store, leaver, "BLPOP", "q", "0")
             if reset:
                 leaver.sock.setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
                 )
-        eventually(lambda: waiter.gone)
-        if reset:
-            eventually(lambda: not waiting)
+        eventually(lambda: not waiting(store))
         assert pusher.ask(packed("RPUSH", "q", "1")) == b":1\r\n"
         assert pusher.ask(packed("LLEN", "q")) == b":1\r\n"
-        assert not waiting
 
 
-def test_a_transaction_ends_before_others_are_served(port: int) -> None:
-    with Wire(port) as waiter, Wire(port) as pusher:
-        blocked(waiter, "BLPOP", "q", "0")
+def test_a_transaction_ends_before_others_are_served(store: Any, port_of_store: int) -> None:
+    with Wire(port_of_store) as waiter, Wire(port_of_store) as pusher:
+        blocked(store, waiter, "BLPOP", "q", "0")
         script = [("MULTI",), ("RPUSH", "q", "a"), ("DEL", "q"), ("RPUSH", "q", "b"), ("EXEC",)]
         data = b"".join(packed(*command) for command in script)
         assert pusher.ask(data, 5).endswith(b"*3\r\n:1\r\n:1\r\n:1\r\n")
         assert waiter.answer() == b"*2\r\n$1\r\nq\r\n$1\r\nb\r\n"
 
 
-def test_a_blocked_client_waits_with_its_next_commands(port: int) -> None:
-    with Wire(port) as waiter, Wire(port) as pusher:
-        blocked(waiter, "BLPOP", "q", "0")
+def test_a_blocked_client_waits_with_its_next_commands(store: Any, port_of_store: int) -> None:
+    with Wire(port_of_store) as waiter, Wire(port_of_store) as pusher:
+        blocked(store, waiter, "BLPOP", "q", "0")
         waiter.sock.sendall(packed("PING"))
         pusher.ask(packed("RPUSH", "q", "a"))
         assert waiter.answer(2) == b"*2\r\n$1\r\nq\r\n$1\r\na\r\n+PONG\r\n"
 
 
-def test_a_long_chain_of_blocked_clients(port: int) -> None:
+def test_who_waited_longest_is_served_first(store: Any, port_of_store: int) -> None:
+    with Wire(port_of_store) as first, Wire(port_of_store) as second, Wire(port_of_store) as push:
+        blocked(store, first, "BLPOP", "other", "q", "0")
+        blocked(store, second, "BLPOP", "q", "0")
+        push.ask(packed("RPUSH", "q", "a", "b"))
+        assert first.answer() == b"*2\r\n$1\r\nq\r\n$1\r\na\r\n"
+        assert second.answer() == b"*2\r\n$1\r\nq\r\n$1\r\nb\r\n"
+        assert push.ask(packed("EXISTS", "q")) == b":0\r\n"
+        assert waiting(store) == 0
+
+
+def test_a_long_chain_of_blocked_clients(store: Any, port_of_store: int) -> None:
     """Each one's next command serves the next client: no recursion may hold them."""
-    with Wire(port) as pusher:
-        chain = [Wire(port) for _ in range(150)]
+    with Wire(port_of_store) as pusher:
+        chain = [Wire(port_of_store) for _ in range(150)]
         try:
             for i, wire in enumerate(chain):
-                blocked(wire, "BLPOP", f"q{i}", "0")
+                blocked(store, wire, "BLPOP", f"q{i}", "0")
                 wire.sock.sendall(packed("RPUSH", f"q{i + 1}", "x"))
             pusher.ask(packed("RPUSH", "q0", "x"))
             for wire in chain:
@@ -263,6 +338,103 @@ def test_a_long_chain_of_blocked_clients(port: int) -> None:
         finally:
             for wire in chain:
                 wire.sock.close()
+
+
+# What waits, what ends that, and what is answered then, in RESP2.
+WAITS = {
+    "BRPOP": ("BRPOP q 0", "RPUSH q a", b"*2\r\n$1\r\nq\r\n$1\r\na\r\n"),
+    "BLMOVE": ("BLMOVE q t LEFT RIGHT 0", "RPUSH q a", b"$1\r\na\r\n"),
+    "BRPOPLPUSH": ("BRPOPLPUSH q t 0", "RPUSH q a", b"$1\r\na\r\n"),
+    "BLMPOP": ("BLMPOP 0 2 x q LEFT", "RPUSH q a", b"*2\r\n$1\r\nq\r\n*1\r\n$1\r\na\r\n"),
+    "BZPOPMIN": (
+        "BZPOPMIN q 0",
+        "ZADD q 1.5 a",
+        b"*3\r\n$1\r\nq\r\n$1\r\na\r\n$3\r\n1.5\r\n",
+    ),
+    "XREAD": (
+        "XREAD BLOCK 0 STREAMS q $",
+        "XADD q 1-1 f v",
+        b"*1\r\n*2\r\n$1\r\nq\r\n*1\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$1\r\nf\r\n$1\r\nv\r\n",
+    ),
+    "a script": (
+        "BLPOP q 0",
+        "EVAL redis.call('rpush','q','a') 0",
+        b"*2\r\n$1\r\nq\r\n$1\r\na\r\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_every_command_that_waits(port: int, name: str) -> None:
+    store = module("redis_full")
+    waits, ends, reply = WAITS[name]
+    with Wire(port) as waiter, Wire(port) as pusher:
+        blocked(store, waiter, *waits.split())
+        pusher.ask(packed(*ends.split(" ")))
+        assert waiter.answer() == reply
+        assert waiting(store) == 0
+
+
+def test_a_served_client_serves_the_next(port: int) -> None:
+    store = module("redis_full")
+    with Wire(port) as last, Wire(port) as mover, Wire(port) as pusher:
+        blocked(store, last, "BLPOP", "b", "0")
+        blocked(store, mover, "BLMOVE", "a", "b", "LEFT", "RIGHT", "0")
+        assert pusher.ask(packed("RPUSH", "a", "x")) == b":1\r\n"
+        assert mover.answer() == b"$1\r\nx\r\n"
+        assert last.answer() == b"*2\r\n$1\r\nb\r\n$1\r\nx\r\n"
+
+
+# -- what fakeredis is not asked -------------------------------------------------------
+
+
+def test_each_database_is_its_own(client: Any) -> None:
+    client.set("k", "in 0")
+    with client.pipeline(transaction=False) as pipe:
+        pipe.execute_command("SELECT", 3)
+        pipe.set("k", "in 3").get("k")
+        pipe.execute_command("SELECT", 0)
+        assert pipe.get("k").execute()[2::2] == [b"in 3", b"in 0"]
+    assert client.eval("redis.call('select', 5) return redis.call('set', 'k', 'in 5')", 0)
+    assert client.get("k") == b"in 0"
+    assert client.swapdb(0, 3) is True
+    assert client.get("k") == b"in 3"
+    assert client.move("k", 7) == 1
+    assert client.get("k") is None
+
+
+def test_a_script_publishes_to_subscribers(client: Any) -> None:
+    with client.pubsub() as pubsub:
+        pubsub.subscribe("news")
+        assert pubsub.get_message(timeout=PATIENCE)["type"] == "subscribe"
+        assert client.eval("return redis.call('publish', 'news', 'hello')", 0) == 1
+        assert pubsub.get_message(timeout=PATIENCE)["data"] == b"hello"
+
+
+def test_a_script_in_a_transaction_is_watched(client: Any) -> None:
+    with client.pipeline() as pipe:
+        pipe.watch("k")
+        client.eval("return redis.call('set', KEYS[1], 'v')", 1, "k")
+        pipe.multi()
+        pipe.eval("return redis.call('get', KEYS[1])", 1, "k")
+        with pytest.raises(redis.WatchError):
+            pipe.execute()
+        pipe.eval("return {1, redis.call('get', KEYS[1]), {err='NO thing'}}", 1, "k")
+        (reply,) = pipe.execute(raise_on_error=False)
+        assert reply[:2] == [1, b"v"]
+        assert isinstance(reply[2], redis.ResponseError)
+
+
+def test_streams_and_groups(client: Any) -> None:
+    client.xgroup_create("s", "g", mkstream=True)
+    entry = client.xadd("s", {"f": "v"})
+    read = client.xreadgroup("g", "c", {"s": ">"})
+    if isinstance(read, dict):
+        read = [[name, entries] for name, entries in read.items()]
+    assert read[0][0] == b"s"
+    assert client.xpending("s", "g")["pending"] == 1
+    assert client.xack("s", "g", entry) == 1
+    assert client.xpending("s", "g")["pending"] == 0
 
 
 # -- Redis' own programs ---------------------------------------------------------------

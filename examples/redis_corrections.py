@@ -1,0 +1,285 @@
+"""Where fakeredis answers otherwise than Redis 7.0 does: a part of ``redis_full.py``.
+
+Each of these was found by comparing the two byte for byte, and may go when fakeredis
+agrees. What is left is listed in ``tests/plugin_redis/test_redis_compare.py``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import time
+from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from fakeredis._command_args_parsing import Timeout
+from fakeredis._commands import SUPPORTED_COMMANDS, Key, Signature
+from fakeredis._core import CommandItem
+from fakeredis._helpers import SimpleError
+from fakeredis._socket._fakesocket import FakeSocket
+
+from protoserve_redis import NULL_ARRAY, RedisError, integer, real, timeout
+
+SYNTAX = "ERR syntax error"
+NOT_A_FLOAT = "ERR value is not a valid float"
+
+
+def _arity(name: str) -> RedisError:
+    return RedisError(f"ERR wrong number of arguments for '{name}' command")
+
+
+# -- before: what Redis looks at first -------------------------------------------------
+
+
+def _room() -> dict[str, int]:
+    """How many arguments the functions of fakeredis take that do not take any number."""
+    room = {}
+    for name, signature in SUPPORTED_COMMANDS.items():
+        function = getattr(FakeSocket, signature.func_name)
+        parameters = inspect.signature(function).parameters.values()
+        if all(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters):
+            room[name] = len(parameters) - 1  # self
+    return room
+
+
+_ROOM = _room()
+_RELATIVE = {"expire": 1000, "pexpire": 1, "expireat": 1000, "pexpireat": 1}
+_SCANS = {"scan": 0, "sscan": 1, "hscan": 1, "zscan": 1}  # where the cursor is
+_TIMEOUT_FIRST = ("blmpop", "bzmpop")
+_TIMEOUT_LAST = ("blpop", "brpop", "bzpopmin", "bzpopmax", "blmove", "brpoplpush")
+
+
+def before(name: str, arguments: list[bytes]) -> tuple[str, list[bytes]]:
+    """The command to run instead, and its arguments; nearly always those that came."""
+    if len(arguments) > _ROOM.get(name, len(arguments)):
+        raise RedisError(SYNTAX)
+    if name in ("setex", "psetex"):  # they forget parts of a second
+        unit = b"EX" if name == "setex" else b"PX"
+        return "set", [arguments[0], arguments[2], unit, arguments[1]]
+    check = _CHECKS.get(name)
+    changed = None if check is None else check(name, arguments)
+    return name, arguments if changed is None else changed
+
+
+def _expire(name: str, arguments: list[bytes]) -> None:
+    words = {option.upper() for option in arguments[2:]}
+    if words == {b"GT", b"LT"}:
+        raise RedisError("ERR GT and LT options at the same time are not compatible")
+    if words <= {b"NX", b"XX", b"GT", b"LT"}:
+        at = integer(arguments[1]) * _RELATIVE[name]
+        if not name.endswith("at"):
+            at += int(time.time() * 1000)
+        if not -(2**63) <= at < 2**63 or abs(integer(arguments[1])) * _RELATIVE[name] >= 2**63:
+            raise RedisError(f"ERR invalid expire time in '{name}' command")
+
+
+def _scan(name: str, arguments: list[bytes]) -> None:
+    at = _SCANS[name]
+    if not re.fullmatch(rb"-?\d{1,20}", arguments[at]):
+        raise RedisError("ERR invalid cursor")
+    options = arguments[at + 1 :]
+    if len(options) % 2 or (at and b"TYPE" in (word.upper() for word in options[::2])):
+        raise RedisError(SYNTAX)
+
+
+def _times(name: str, arguments: list[bytes]) -> None:
+    if name in ("lmove", "blmove"):
+        _sides(name, arguments)
+    timeout(arguments[0 if name in _TIMEOUT_FIRST else -1])
+
+
+def _sides(name: str, arguments: list[bytes]) -> None:
+    if {word.upper() for word in arguments[2:4]} - {b"LEFT", b"RIGHT"}:
+        raise RedisError(SYNTAX)
+
+
+def _count(name: str, arguments: list[bytes]) -> None:
+    if len(arguments) > 2:
+        raise _arity(name)  # only of LPOP and RPOP: the others have no room for more
+    for count in arguments[1:]:
+        integer(count, "ERR value is out of range, must be positive", least=0)
+
+
+def _flush(name: str, arguments: list[bytes]) -> list[bytes] | None:
+    return [] if [word.upper() for word in arguments] == [b"SYNC"] else None
+
+
+def _evalsha(name: str, arguments: list[bytes]) -> None:
+    if len(arguments[0]) != 40:
+        raise RedisError("NOSCRIPT No matching script. Please use EVAL.")
+
+
+def _script_flush(name: str, arguments: list[bytes]) -> None:
+    if [word.upper() for word in arguments] not in ([], [b"SYNC"], [b"ASYNC"]):
+        raise RedisError("ERR SCRIPT FLUSH only support SYNC|ASYNC option")
+
+
+def _decrby(name: str, arguments: list[bytes]) -> None:
+    if arguments[1] == b"-9223372036854775808":
+        raise RedisError("ERR decrement would overflow")
+
+
+def _zrange(name: str, arguments: list[bytes]) -> None:
+    if not {word.upper() for word in arguments[3:]} & {b"BYSCORE", b"BYLEX"}:
+        integer(arguments[1])
+        integer(arguments[2])
+
+
+_CHECKS: dict[str, Callable[[str, list[bytes]], list[bytes] | None]] = {
+    **dict.fromkeys(_RELATIVE, _expire),
+    **dict.fromkeys(_SCANS, _scan),
+    **dict.fromkeys((*_TIMEOUT_FIRST, *_TIMEOUT_LAST), _times),
+    **dict.fromkeys(("lpop", "rpop", "spop", "zpopmin", "zpopmax"), _count),
+    **dict.fromkeys(("flushall", "flushdb"), _flush),
+    "lmove": _sides,
+    "evalsha": _evalsha,
+    "script flush": _script_flush,
+    "decrby": _decrby,
+    "zrange": _zrange,
+}
+
+
+# -- instead: functions of its own -----------------------------------------------------
+
+
+_LONG_DOUBLE = 4932
+"""The largest power of ten that is one, and about the smallest."""
+
+
+def _long_double(text: bytes, message: str = NOT_A_FLOAT) -> Decimal:
+    """A number as Redis reads it for INCRBYFLOAT, of more digits than a float."""
+    if b"x" in text.lower():
+        return Decimal(real(text, message))
+    try:
+        if b"_" in text or text.strip() != text:
+            raise InvalidOperation
+        number = Decimal(text.decode())
+    except (InvalidOperation, UnicodeDecodeError):
+        raise SimpleError(message) from None
+    if number.is_nan() or (number.is_finite() and abs(number.adjusted()) > _LONG_DOUBLE):
+        raise SimpleError(message)
+    return number
+
+
+def _sum(current: Decimal, increment: Decimal) -> bytes:
+    try:
+        total = current + increment
+    except InvalidOperation:
+        total = Decimal("nan")
+    if not total.is_finite():
+        raise SimpleError("ERR increment would produce NaN or Infinity")
+    text = f"{total:.17f}".rstrip("0").rstrip(".")
+    return b"0" if text == "-0" else text.encode()
+
+
+_UNITS = {b"EX": (1000, True), b"PX": (1, True), b"EXAT": (1000, False), b"PXAT": (1, False)}
+"""How an expiry is given: milliseconds of the unit, and whether it counts from now."""
+
+
+class Instead:
+    """Functions that replace those of fakeredis' connection."""
+
+    run: Callable[[Signature, list[bytes]], Any]
+    _blocking: Callable[..., Any]
+    _db: Any
+
+    def incrbyfloat(self, key: CommandItem, increment: bytes) -> bytes:
+        """With the digits of a ``long double``."""
+        total = _sum(_long_double(key.get(b"0")), _long_double(increment))
+        key.update(total)
+        return total
+
+    def hincrbyfloat(self, key: CommandItem, field: bytes, increment: bytes) -> bytes:
+        """The same for a field."""
+        number = _long_double(increment)
+        if not number.is_finite():
+            raise SimpleError("ERR value is NaN or Infinity")
+        current = key.value.get(field, b"0")
+        total = _sum(_long_double(current, "ERR hash value is not a float"), number)
+        key.value.update({field: total}, clear_expiration=False)
+        key.updated()
+        return total
+
+    def getex(self, key: CommandItem, *words: bytes) -> bytes | None:
+        """To the millisecond; the same option may come twice."""
+        unit = given = b""
+        rest = iter(words)
+        for word in map(bytes.upper, rest):
+            if unit not in (b"", word) or word not in (b"PERSIST", *_UNITS):
+                raise SimpleError(SYNTAX)
+            unit = word
+            given = next(rest, b"") if word in _UNITS else b""
+            if word in _UNITS and not given:
+                raise SimpleError(SYNTAX)
+        value: bytes | None = key.get(None)
+        if unit in _UNITS:
+            scale, relative = _UNITS[unit]
+            at = integer(given) * scale
+            if at <= 0 or at + self._db.time * 1000 * relative >= 2**63:
+                raise SimpleError("ERR invalid expire time in 'getex' command")
+            if value is not None:
+                key.expireat = at / 1000 + self._db.time * relative
+        elif unit and value is not None and key.expireat is not None:
+            key.expireat = None
+        return value
+
+    def expiretime(self, key: CommandItem) -> int:
+        """Rounded, not cut off."""
+        if not key:
+            return -2
+        return -1 if key.expireat is None else int(key.expireat * 1000 + 500) // 1000
+
+    def blmove(self, source: bytes, target: bytes, take: bytes, put: bytes, seconds: float) -> Any:
+        """That waits: fakeredis' own does not where the source is missing."""
+
+        def attempt(_: bool) -> Any:
+            value = self.run(SUPPORTED_COMMANDS["lmove"], [source, target, take, put])
+            if isinstance(value, SimpleError):
+                raise value
+            return value
+
+        return self._blocking(seconds, attempt)
+
+
+def _signature(name: str, *fixed: Any) -> Signature:
+    return Signature(name, name, fixed)
+
+
+SIGNATURES: dict[str, Signature] = {
+    **SUPPORTED_COMMANDS,
+    "blmove": _signature("blmove", bytes, bytes, bytes, bytes, Timeout),
+    "incrbyfloat": _signature("incrbyfloat", Key(bytes), bytes),
+}
+
+
+# -- after: what fakeredis returned ----------------------------------------------------
+
+_NULL_ARRAYS = {
+    *("blpop", "brpop", "blmpop", "lmpop", "bzpopmin", "bzpopmax", "bzmpop", "zmpop"),
+    *("xread", "xreadgroup"),
+}
+_SETS = {"smembers", "sinter", "sunion", "sdiff", "spop"}
+_UNCHANGED = {"sadd", "srem", "hdel", "zrem", "lrem"}
+_WRONG_COUNT = "ERR Wrong number of args calling Redis command from script"
+_INVALID_TIME = "ERR invalid expire time in "
+
+
+def after(name: str, arguments: list[bytes], value: Any) -> Any:
+    """The value as Redis has it."""
+    if value is None:
+        counted = len(arguments) > 1 and name in ("lpop", "rpop")
+        return NULL_ARRAY if counted or name in _NULL_ARRAYS else None
+    if isinstance(value, SimpleError):
+        if value.value == _WRONG_COUNT:
+            return _arity(name)
+        if re.fullmatch(_INVALID_TIME + r"\w+", value.value):
+            return RedisError(f"{_INVALID_TIME}'{name}' command")
+    elif name in _SETS and isinstance(value, list):
+        return set(value)
+    return value
+
+
+def is_unchanged(name: str, value: Any) -> bool:
+    """Whether a command that says that it changed keys did not."""
+    return value == 0 and name in _UNCHANGED

@@ -1,0 +1,361 @@
+"""All of Redis' commands, Lua included: this protocol in front of the store of fakeredis.
+
+Needs ``pip install 'protoserve[examples]'``. Run it with
+``protoserve run redis examples.redis_full:commands --bind 127.0.0.1:6380``.
+
+fakeredis is a Redis in memory, made for tests that use redis-py. What happens to keys is
+taken from it. The connection's commands, publish/subscribe and MULTI are the table's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import redis
+from fakeredis import FakeServer
+from fakeredis._commands import COMMANDS_WITH_SUB, SUPPORTED_COMMANDS, Signature
+from fakeredis._core import Database
+from fakeredis._helpers import NoResponse, SimpleError
+from fakeredis._helpers import SimpleString as FakeSimpleString
+from fakeredis._socket._fakesocket import FakeSocket
+from fakeredis.model import ExpiringMembersSet, Hash, ZSet, get_command_info
+
+from examples.redis_corrections import SIGNATURES, Instead, after, before, is_unchanged
+from protoserve import CommConnection, empty
+from protoserve_redis import (
+    NULL_ARRAY,
+    OK,
+    CommandTable,
+    RedisError,
+    SimpleString,
+    Verbatim,
+    glob,
+    integer,
+    session_of,
+)
+
+VERSION = "7.0.15"
+"""The Redis that this behaves like."""
+
+
+def now() -> float:
+    """What deadlines are compared with: seconds since 1970."""
+    return time.time()
+
+
+def _exists(db: int, key: bytes) -> bool:
+    """For WATCH, whether a key is there: some vanish by themselves."""
+    databases[db].time = now()
+    return key in databases[db]
+
+
+commands = CommandTable(server_version=VERSION, exists=_exists)
+lock = commands.lock
+
+
+class Keys(Database):  # type: ignore[misc]
+    """The keys of one database."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(lock)
+        self.number = number
+        self.waiting: dict[Waiter, None] = {}  # in the order of their arrival
+
+    def notify_watch(self, key: bytes | None) -> None:
+        """fakeredis calls this for each key that a command is about to change."""
+        store.touched.append((self, key))
+
+    def swap(self, other: Keys) -> None:
+        """SWAPDB."""
+        super().swap(other)
+        self.notify_watch(None)
+        other.notify_watch(None)
+
+
+class Store(Instead, FakeSocket):  # type: ignore[misc]
+    """A connection as fakeredis has them, and the only one: it runs the commands of all ours,
+    one at a time, under the table's lock."""
+
+    def __init__(self, dbs: list[Keys]) -> None:
+        server = FakeServer(version=VERSION)
+        server.lock = lock
+        server.dbs = dict(enumerate(dbs))
+        super().__init__(server, 0, client_class=redis.Redis)
+        self.touched: list[tuple[Keys, bytes | None]] = []
+        self.blocked: tuple[float, Callable[[bool], Any], Callable[[Any], Any]] | None = None
+
+    def become(self, db: int, protocol: int, executing: bool) -> None:
+        """Be the connection whose command comes next."""
+        self.select(db)
+        self._client_info["resp"] = protocol
+        self._in_transaction = executing
+        moment = now()
+        for keys in databases:
+            keys.time = moment
+
+    def run(self, signature: Signature, arguments: list[bytes]) -> Any:
+        """Run a command. The value is fakeredis' own; ``NoResponse`` where it has to wait,
+        then ``blocked`` says how."""
+        return self._run_command(getattr(self, signature.func_name), signature, arguments, False)
+
+    def tell(self, unchanged: bool = False) -> None:
+        """Tell those who WATCH, and remember whether somebody waits for what is new."""
+        for keys, key in self.touched:
+            if not unchanged:
+                commands.touch(keys.number, key)
+            if keys.waiting:
+                ready.add(keys)
+        self.touched.clear()
+
+    def _blocking(
+        self,
+        timeout: float | None,
+        func: Callable[[bool], Any],
+        shape: Callable[[Any], Any] = lambda value: value,
+    ) -> Any:
+        # fakeredis would hold its thread here.
+        value = func(True)
+        if value is None and not self._in_transaction and self._script_resp is None:
+            self.blocked = (timeout or 0, func, shape)
+            return NoResponse()
+        return shape(value)
+
+    def publish(self, channel: bytes, message: bytes) -> int:
+        """What a script publishes."""
+        return commands.publish(channel, message)
+
+
+databases = [Keys(number) for number in range(commands.databases)]
+store = Store(databases)
+ready: set[Keys] = set()
+"""Changed, and somebody waits for it. Guarded by the lock."""
+
+
+def ours(value: Any) -> Any:
+    """A value of fakeredis as one of this package's."""
+    match value:
+        case FakeSimpleString():
+            text = value.value.decode("utf-8", "surrogateescape")
+            return OK if text == "OK" else SimpleString(text)
+        case SimpleError():
+            return RedisError(value.value)
+        case list():
+            return [ours(item) for item in value]
+        case dict():
+            return {ours(key): ours(item) for key, item in value.items()}
+    return value
+
+
+# -- commands that wait ----------------------------------------------------------------
+
+
+class Waiter:
+    """A client that waits until its command has something to return."""
+
+    def __init__(
+        self, task: Any, attempt: Callable[[bool], Any], shape: Callable[[Any], Any]
+    ) -> None:
+        session = session_of(task)
+        self.connection = task.connection
+        self.db = session.db
+        self.protocol = session.protocol
+        self.attempt = attempt
+        self.shape = shape
+        self.given: Future[Any] = Future()
+        databases[self.db].waiting[self] = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has left."""
+        return bool(self.connection.closed or self.connection.peer_ended)
+
+    def look(self, last: bool = False) -> None:
+        """Look whether there is something now; the ``last`` time to answer in any case."""
+        store.become(self.db, self.protocol, executing=False)
+        try:
+            value = None if last or self.gone else self.attempt(False)
+            if last or self.gone or value is not None:
+                self.end(self.shape(value))
+        except SimpleError as error:
+            self.end(error)
+        store.tell()
+
+    def end(self, value: Any) -> None:
+        """Wait no more; the second time this does nothing."""
+        databases[self.db].waiting.pop(self, None)
+        if not self.given.done():
+            self.given.set_result(ours(value))
+
+
+def serve() -> None:
+    """Give what has arrived to those who wait, in the order in which they came."""
+    with lock:
+        while ready:
+            for waiter in list(ready.pop().waiting):
+                waiter.look()
+
+
+def _left(connection: CommConnection) -> None:
+    """The client has gone: what arrives is for others."""
+    with lock:
+        if connection.context is not None:
+            connection.context.look(last=True)
+
+
+async def wait(waiter: Waiter, seconds: float) -> Any:
+    """What the client gets, sooner or later. Runs without the lock."""
+    if not waiter.gone:
+        await asyncio.wait([asyncio.wrap_future(waiter.given)], timeout=seconds or None)
+    with lock:
+        waiter.look(last=True)
+    value = waiter.given.result()
+    return NULL_ARRAY if value is None else value
+
+
+# -- every command of fakeredis --------------------------------------------------------
+
+
+def _register(name: str) -> None:
+    facts = get_command_info(name.encode())
+
+    def run(task: Any, *words: bytes) -> Any:
+        session = session_of(task)
+        what, arguments = before(name, list(words))
+        store.become(session.db, session.protocol, session.executing)
+        value = store.run(SIGNATURES[what], arguments)
+        store.tell(is_unchanged(name, value))
+        if ready:
+            # After this command, or the whole transaction, when our lock is free.
+            task.series.push_back(empty(lambda _: serve()))
+        if store.blocked is None:
+            return ours(after(name, arguments, value))
+        (seconds, attempt, shape), store.blocked = store.blocked, None
+        connection = task.connection
+        if connection.context is None:
+            connection.on_close(_left)
+            connection.on_peer_end(_left)
+        connection.context = waiter = Waiter(task, attempt, shape)
+        return wait(waiter, seconds)
+
+    flags = [flag.decode() for flag in facts[2]]
+    register = commands.command(name.replace(" ", "|"), facts[1], flags, tuple(facts[3:6]))
+    register(run)
+
+
+NOT_THEIRS = {known.decode().lower() for known in commands.commands} | {
+    *("acl", "ssubscribe", "sunsubscribe", "spublish")
+}
+"""fakeredis knows of one connection only."""
+
+for _name, _signature in SUPPORTED_COMMANDS.items():
+    if (
+        "redis" in _signature.server_types
+        and _name.split()[0] not in NOT_THEIRS
+        and _name not in COMMANDS_WITH_SUB  # nothing by itself
+    ):
+        _register(_name)
+
+
+# -- what fakeredis has not ------------------------------------------------------------
+
+commands.command("TOUCH", -2, ("readonly", "fast"), (1, -1, 1))(
+    commands.commands[b"EXISTS"].function
+)
+
+
+def _encoding(value: Any) -> str:
+    """How Redis 7.0, with its defaults, would keep it."""
+    if isinstance(value, bytes):
+        try:
+            integer(value)
+            return "int"
+        except RedisError:
+            return "embstr" if len(value) <= 44 else "raw"
+    if isinstance(value, list):
+        return "quicklist"
+    if isinstance(value, ExpiringMembersSet):
+        numbers = len(value) <= 512 and all(re.fullmatch(rb"-?\d{1,18}", m) for m in value)
+        return "intset" if numbers else "hashtable"
+    words = [*value.keys(), *value.values()] if isinstance(value, Hash) else list(value)
+    small = len(value) <= 128 and all(len(word) <= 64 for word in words)
+    if isinstance(value, Hash):
+        return "listpack" if small else "hashtable"
+    return ("listpack" if small else "skiplist") if isinstance(value, ZSet) else "stream"
+
+
+@commands.command("OBJECT|ENCODING", 3, ("readonly",), (2, 2, 1))
+def object_encoding(task: Any, key: bytes) -> str | None:
+    session = session_of(task)
+    item = databases[session.db].get(key) if _exists(session.db, key) else None
+    return None if item is None else _encoding(item.value)
+
+
+_started = time.monotonic()
+
+_settings = {
+    b"appendonly": b"no",
+    b"databases": b"%d" % commands.databases,
+    b"maxmemory": b"0",
+    b"maxmemory-policy": b"noeviction",
+    b"save": b"",
+    b"timeout": b"0",
+}
+"""What CONFIG tells; nothing here depends on it."""
+
+
+@commands.command("CONFIG|GET", -3, ("admin", "noscript", "loading", "stale"), group="server")
+def config_get(task: Any, *patterns: bytes) -> dict[bytes, bytes]:
+    matches = [glob(pattern.lower()).match for pattern in patterns]
+    return {name: text for name, text in _settings.items() if any(m(name) for m in matches)}
+
+
+@commands.command("CONFIG|SET", -4, ("admin", "noscript", "loading", "stale"), group="server")
+def config_set(task: Any, *pairs: bytes) -> Any:
+    if len(pairs) % 2:
+        raise RedisError("ERR wrong number of arguments for 'config|set' command")
+    for name in pairs[::2]:
+        if name.lower() not in _settings:
+            shown = name.decode("utf-8", "surrogateescape")
+            raise RedisError(
+                f"ERR Unknown option or number of arguments for CONFIG SET - '{shown}'"
+            )
+    _settings.update(zip(map(bytes.lower, pairs[::2]), pairs[1::2], strict=True))
+    return OK
+
+
+@commands.command("CONFIG|RESETSTAT", 2, ("admin", "noscript", "loading", "stale"), group="server")
+def config_resetstat(task: Any) -> Any:
+    return OK  # it keeps none
+
+
+@commands.command("INFO", -1, ("loading", "stale"), group="server")
+def info(task: Any, *sections: bytes) -> Verbatim:
+    wanted = {section.decode("latin-1").lower() for section in sections}
+    whole: dict[str, dict[str, Any]] = {
+        "server": {
+            "redis_version": VERSION,
+            "redis_mode": "standalone",
+            "arch_bits": 64,
+            "process_id": os.getpid(),
+            "uptime_in_seconds": int(time.monotonic() - _started),
+        },
+        "clients": {"connected_clients": len(commands.connections())},
+        "persistence": {"loading": 0},
+        "replication": {"role": "master", "connected_slaves": 0},
+        "cluster": {"cluster_enabled": 0},
+        "keyspace": {
+            f"db{db.number}": f"keys={len(db)},expires=0,avg_ttl=0" for db in databases if len(db)
+        },
+    }
+    parts = [
+        "\r\n".join([f"# {name.capitalize()}", *(f"{k}:{v}" for k, v in fields.items()), ""])
+        for name, fields in whole.items()
+        if not wanted or wanted & {name, "default", "all", "everything"}
+    ]
+    return Verbatim("\r\n".join(parts).encode())
