@@ -334,6 +334,12 @@ def config_resetstat(task: Any) -> Any:
     return OK  # it keeps none
 
 
+@commands.command("DEBUG|ERROR", 3, ("admin", "noscript", "loading", "stale"), group="server")
+def debug_error(task: Any, text: bytes) -> Any:
+    """Clients' tests ask for errors so."""
+    raise RedisError(text.decode("utf-8", "surrogateescape"))
+
+
 @commands.command("INFO", -1, ("loading", "stale"), group="server")
 def info(task: Any, *sections: bytes) -> Verbatim:
     wanted = {section.decode("latin-1").lower() for section in sections}
