@@ -105,9 +105,14 @@ def _flush(name: str, arguments: list[bytes]) -> list[bytes] | None:
     return [] if [word.upper() for word in arguments] == [b"SYNC"] else None
 
 
-def _evalsha(name: str, arguments: list[bytes]) -> None:
+def _evalsha(name: str, arguments: list[bytes]) -> list[bytes]:
     if len(arguments[0]) != 40:
         raise RedisError("NOSCRIPT No matching script. Please use EVAL.")
+    return [arguments[0].lower(), *arguments[1:]]
+
+
+def _script_exists(name: str, arguments: list[bytes]) -> list[bytes]:
+    return [digest.lower() for digest in arguments]
 
 
 def _script_flush(name: str, arguments: list[bytes]) -> None:
@@ -134,6 +139,7 @@ _CHECKS: dict[str, Callable[[str, list[bytes]], list[bytes] | None]] = {
     **dict.fromkeys(("flushall", "flushdb"), _flush),
     "lmove": _sides,
     "evalsha": _evalsha,
+    "script exists": _script_exists,
     "script flush": _script_flush,
     "decrby": _decrby,
     "zrange": _zrange,
@@ -271,7 +277,7 @@ def after(name: str, arguments: list[bytes], value: Any) -> Any:
         counted = len(arguments) > 1 and name in ("lpop", "rpop")
         return NULL_ARRAY if counted or name in _NULL_ARRAYS else None
     if isinstance(value, SimpleError):
-        if value.value == _WRONG_COUNT:
+        if value.value == _WRONG_COUNT and not name.startswith(("eval", "fcall")):
             return _arity(name)
         if re.fullmatch(_INVALID_TIME + r"\w+", value.value):
             return RedisError(f"{_INVALID_TIME}'{name}' command")

@@ -27,6 +27,7 @@ from fakeredis._socket._fakesocket import FakeSocket
 from fakeredis.model import ExpiringMembersSet, Hash, ZSet, get_command_info
 
 from examples.redis_corrections import SIGNATURES, Instead, after, before, is_unchanged
+from examples.redis_lua import Sandbox, close
 from protoserve import CommConnection, empty
 from protoserve_redis import (
     NULL_ARRAY,
@@ -59,7 +60,7 @@ commands = CommandTable(server_version=VERSION, exists=_exists)
 lock = commands.lock
 
 
-class Keys(Database):  # type: ignore[misc]
+class Keys(Database):
     """The keys of one database."""
 
     def __init__(self, number: int) -> None:
@@ -71,23 +72,25 @@ class Keys(Database):  # type: ignore[misc]
         """fakeredis calls this for each key that a command is about to change."""
         store.touched.append((self, key))
 
-    def swap(self, other: Keys) -> None:
+    def swap(self, other: Database) -> None:
         """SWAPDB."""
         super().swap(other)
-        self.notify_watch(None)
-        other.notify_watch(None)
+        for keys in (self, other):
+            keys.notify_watch(None)
 
 
-class Store(Instead, FakeSocket):  # type: ignore[misc]
+class Store(Instead, FakeSocket):
     """A connection as fakeredis has them, and the only one: it runs the commands of all ours,
     one at a time, under the table's lock."""
 
     def __init__(self, dbs: list[Keys]) -> None:
-        server = FakeServer(version=VERSION)
+        server = FakeServer(version=tuple(map(int, VERSION.split("."))))
         server.lock = lock
         server.dbs = dict(enumerate(dbs))
         super().__init__(server, 0, client_class=redis.Redis)
         self.touched: list[tuple[Keys, bytes | None]] = []
+        self.lua: Sandbox | None = None
+        self.functions_closed = False
         self.blocked: tuple[float, Callable[[bool], Any], Callable[[Any], Any]] | None = None
 
     def become(self, db: int, protocol: int, executing: bool) -> None:
@@ -117,14 +120,31 @@ class Store(Instead, FakeSocket):  # type: ignore[misc]
         self,
         timeout: float | None,
         func: Callable[[bool], Any],
-        shape: Callable[[Any], Any] = lambda value: value,
+        shape: Callable[[Any], Any] | None = None,
     ) -> Any:
         # fakeredis would hold its thread here.
+        shape = shape or (lambda value: value)
         value = func(True)
         if value is None and not self._in_transaction and self._script_resp is None:
             self.blocked = (timeout or 0, func, shape)
             return NoResponse()
         return shape(value)
+
+    def _name_to_func(self, cmd_name: str) -> tuple[Callable[..., Any] | None, Signature]:
+        # For scripts; commands of clients know theirs.
+        return super()._name_to_func(cmd_name)[0], SIGNATURES[cmd_name]
+
+    def _get_server_runtime(self, server: FakeServer) -> Any:
+        if self.lua is None:
+            self.lua = Sandbox(super()._get_server_runtime(server), VERSION)
+        return self.lua
+
+    def _functions(self) -> Any:
+        engine = super()._functions()
+        if not self.functions_closed:
+            close(engine.runtime)
+            self.functions_closed = True
+        return engine
 
     def publish(self, channel: bytes, message: bytes) -> int:
         """What a script publishes."""
@@ -210,10 +230,12 @@ def _left(connection: CommConnection) -> None:
 
 async def wait(waiter: Waiter, seconds: float) -> Any:
     """What the client gets, sooner or later. Runs without the lock."""
-    if not waiter.gone:
-        await asyncio.wait([asyncio.wrap_future(waiter.given)], timeout=seconds or None)
-    with lock:
-        waiter.look(last=True)
+    try:
+        if not waiter.gone:
+            await asyncio.wait([asyncio.wrap_future(waiter.given)], timeout=seconds or None)
+    finally:
+        with lock:
+            waiter.look(last=True)
     value = waiter.given.result()
     return NULL_ARRAY if value is None else value
 
@@ -223,6 +245,7 @@ async def wait(waiter: Waiter, seconds: float) -> Any:
 
 def _register(name: str) -> None:
     facts = get_command_info(name.encode())
+    assert facts is not None, name
 
     def run(task: Any, *words: bytes) -> Any:
         session = session_of(task)
@@ -249,9 +272,9 @@ def _register(name: str) -> None:
 
 
 NOT_THEIRS = {known.decode().lower() for known in commands.commands} | {
-    *("acl", "ssubscribe", "sunsubscribe", "spublish")
+    *("acl", "ssubscribe", "sunsubscribe", "spublish"),  # fakeredis knows of one connection
+    *("dump", "restore"),  # it would unpickle what clients send
 }
-"""fakeredis knows of one connection only."""
 
 for _name, _signature in SUPPORTED_COMMANDS.items():
     if (

@@ -21,12 +21,12 @@ from protoserve_redis import (
     CommandTable,
     RedisError,
     glob,
+    integer,
     session_of,
+    timeout,
 )
 
 commands = CommandTable(exists=lambda db, key: databases[db].find(key) is not None)
-
-NOT_AN_INTEGER = "ERR value is not an integer or out of range"
 
 V = TypeVar("V")
 
@@ -93,23 +93,12 @@ class Database:
         return list(self.data)
 
 
-databases = [Database(number) for number in range(commands.databases)]
+databases: list[Database] = [Database(number) for number in range(commands.databases)]
 
 
 def database(task: Any) -> Database:
     """The one that the client has selected."""
     return databases[session_of(task).db]
-
-
-def integer(text: bytes) -> int:
-    """A number of 64 bits in its only spelling."""
-    try:
-        number = int(text)
-    except ValueError:
-        raise RedisError(NOT_AN_INTEGER) from None
-    if b"%d" % number != text or not -(2**63) <= number < 2**63:
-        raise RedisError(NOT_AN_INTEGER)
-    return number
 
 
 # -- strings ---------------------------------------------------------------------------
@@ -383,23 +372,11 @@ def _left(connection: CommConnection) -> None:
             connection.context.end()
 
 
-def _seconds(text: bytes) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = float("nan")
-    if b"_" in text or text.strip() != text or not abs(seconds) < float("inf"):
-        raise RedisError("ERR timeout is not a float or out of range")
-    if seconds < 0:
-        raise RedisError("ERR timeout is negative")
-    return seconds
-
-
 @commands.command("BLPOP", -3, ("write", "blocking"), (1, -2, 1), "list")
 def blpop(task: Any, *words: bytes) -> Any:
     """BLPOP key ... timeout: take from the first list that has something, or wait for it."""
-    *keys, timeout = words
-    seconds = _seconds(timeout)
+    *keys, last = words
+    seconds = timeout(last)
     db = database(task)
     for key in keys:
         item = _pop(db, key, deque.popleft)
@@ -417,14 +394,16 @@ def blpop(task: Any, *words: bytes) -> Any:
 
 
 async def _wait(task: Any, waiter: Waiter, seconds: float) -> Any:
-    if not task.connection.peer_ended:
-        await asyncio.wait([asyncio.wrap_future(waiter.given)], timeout=seconds or None)
-    with commands.lock:
-        waiter.end()
-        found = waiter.given.result()
-        if found is not None and task.closed:
-            # Too late for this client, and nothing that was taken may be lost.
-            key, item = found
-            _put(waiter.db, key, deque.appendleft, item)
-            serve(waiter.db, key)
+    try:
+        if not task.connection.peer_ended:
+            await asyncio.wait([asyncio.wrap_future(waiter.given)], timeout=seconds or None)
+    finally:
+        with commands.lock:
+            waiter.end()
+            found = waiter.given.result()
+            if found is not None and task.closed:
+                # Too late for this client, and nothing that was taken may be lost.
+                key, item = found
+                _put(waiter.db, key, deque.appendleft, item)
+                serve(waiter.db, key)
     return NULL_ARRAY if found is None else found
