@@ -71,17 +71,18 @@ class Monitors:
 
     def feed(
         self,
-        connection: CommConnection,
+        connection: CommConnection | None,
         session: RedisSession,
         command: Command,
         args: list[bytes],
     ) -> None:
         """Tell who watches of a command that was run; of administrative ones nothing, of
-        credentials only that there were some."""
+        credentials only that there were some. Without a connection a script has run it."""
         if not _HIDDEN.isdisjoint(command.flags):
             return
         now = time.time_ns() // 1000
-        where = f"{session.db} {monitor_address(connection)}".encode("utf-8", "surrogateescape")
+        who = "lua" if connection is None else monitor_address(connection)
+        where = f"{session.db} {who}".encode("utf-8", "surrogateescape")
         line = b"+%d.%06d [%b] %b\r\n" % (*divmod(now, 1_000_000), where, _words(command, args))
         with self._lock:
             watching = list(self._watching.items())
