@@ -10,7 +10,6 @@ taken from it. The connection's commands, publish/subscribe and MULTI are the ta
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import time
 from collections.abc import Callable
@@ -28,14 +27,14 @@ from fakeredis.model import ExpiringMembersSet, Hash, ZSet, get_command_info
 
 from examples.redis_corrections import SIGNATURES, Instead, after, before, is_unchanged
 from examples.redis_lua import Sandbox, close
-from protoserve import CommConnection, empty
+from protoserve import empty
 from protoserve_redis import (
     NULL_ARRAY,
     OK,
     CommandTable,
     RedisError,
+    RedisSession,
     SimpleString,
-    Verbatim,
     glob,
     integer,
     session_of,
@@ -89,15 +88,17 @@ class Store(Instead, FakeSocket):
         server.dbs = dict(enumerate(dbs))
         super().__init__(server, 0, client_class=redis.Redis)
         self.touched: list[tuple[Keys, bytes | None]] = []
+        self.session = RedisSession()
         self.lua: Sandbox | None = None
         self.functions_closed = False
         self.blocked: tuple[float, Callable[[bool], Any], Callable[[Any], Any]] | None = None
 
-    def become(self, db: int, protocol: int, executing: bool) -> None:
+    def become(self, session: RedisSession) -> None:
         """Be the connection whose command comes next."""
-        self.select(db)
-        self._client_info["resp"] = protocol
-        self._in_transaction = executing
+        self.session = session
+        self.select(session.db)
+        self._client_info["resp"] = session.protocol
+        self._in_transaction = session.executing
         moment = now()
         for keys in databases:
             keys.time = moment
@@ -133,6 +134,13 @@ class Store(Instead, FakeSocket):
     def _name_to_func(self, cmd_name: str) -> tuple[Callable[..., Any] | None, Signature]:
         # For scripts; commands of clients know theirs.
         return super()._name_to_func(cmd_name)[0], SIGNATURES[cmd_name]
+
+    def _lua_redis_call(self, lua: Any, names: set[Any], op: bytes, *words: Any) -> Any:
+        command = commands.find(op)
+        if commands.monitors and command is not None:
+            line = [w if isinstance(w, bytes) else f"{w:.17g}".encode() for w in (op, *words)]
+            commands.monitors.feed(None, self.session, command, line)
+        return super()._lua_redis_call(lua, names, op, *words)
 
     def _get_server_runtime(self, server: FakeServer) -> Any:
         if self.lua is None:
@@ -181,26 +189,18 @@ class Waiter:
     def __init__(
         self, task: Any, attempt: Callable[[bool], Any], shape: Callable[[Any], Any]
     ) -> None:
-        session = session_of(task)
-        self.connection = task.connection
-        self.db = session.db
-        self.protocol = session.protocol
+        self.session = session_of(task)
         self.attempt = attempt
         self.shape = shape
         self.given: Future[Any] = Future()
-        databases[self.db].waiting[self] = None
+        databases[self.session.db].waiting[self] = None
 
-    @property
-    def gone(self) -> bool:
-        """Whether the client has left."""
-        return bool(self.connection.closed or self.connection.peer_ended)
-
-    def look(self, last: bool = False) -> None:
-        """Look whether there is something now; the ``last`` time to answer in any case."""
-        store.become(self.db, self.protocol, executing=False)
+    def look(self) -> None:
+        """Look whether there is something now."""
+        store.become(self.session)
         try:
-            value = None if last or self.gone else self.attempt(False)
-            if last or self.gone or value is not None:
+            value = self.attempt(False)
+            if value is not None:
                 self.end(self.shape(value))
         except SimpleError as error:
             self.end(error)
@@ -208,7 +208,7 @@ class Waiter:
 
     def end(self, value: Any) -> None:
         """Wait no more; the second time this does nothing."""
-        databases[self.db].waiting.pop(self, None)
+        databases[self.session.db].waiting.pop(self, None)
         if not self.given.done():
             self.given.set_result(ours(value))
 
@@ -221,26 +221,44 @@ def serve() -> None:
                 waiter.look()
 
 
-def _left(connection: CommConnection) -> None:
-    """The client has gone: what arrives is for others."""
-    with lock:
-        if connection.context is not None:
-            connection.context.look(last=True)
-
-
 async def wait(waiter: Waiter, seconds: float) -> Any:
-    """What the client gets, sooner or later. Runs without the lock."""
+    """What the client gets, sooner or later. Runs without the lock; cancelled when the client
+    leaves, and by CLIENT UNBLOCK."""
     try:
-        if not waiter.gone:
-            await asyncio.wait([asyncio.wrap_future(waiter.given)], timeout=seconds or None)
+        await asyncio.wait([asyncio.wrap_future(waiter.given)], timeout=seconds or None)
     finally:
         with lock:
-            waiter.look(last=True)
+            store.become(waiter.session)
+            waiter.end(waiter.shape(None))
     value = waiter.given.result()
     return NULL_ARRAY if value is None else value
 
 
 # -- every command of fakeredis --------------------------------------------------------
+
+
+def _counted(place: int) -> Callable[[list[bytes]], list[bytes]]:
+    """The keys of a line that says at a place how many follow."""
+
+    def keys_of(line: list[bytes]) -> list[bytes]:
+        return line[place + 1 : place + 1 + integer(line[place], least=0)]
+
+    return keys_of
+
+
+def _streams(line: list[bytes]) -> list[bytes]:
+    words = [word.upper() for word in line]
+    rest = line[words.index(b"STREAMS") + 1 :] if b"STREAMS" in words else []
+    return rest[: len(rest) // 2]
+
+
+KEYS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    **dict.fromkeys(("eval", "evalsha", "fcall", "fcall_ro", "blmpop", "bzmpop"), _counted(2)),
+    **dict.fromkeys(("lmpop", "zmpop", "sintercard", "zintercard"), _counted(1)),
+    **dict.fromkeys(("zunion", "zinter", "zdiff"), _counted(1)),
+    **dict.fromkeys(("xread", "xreadgroup"), _streams),
+}
+"""Where they stand in no fixed place."""
 
 
 def _register(name: str) -> None:
@@ -250,7 +268,7 @@ def _register(name: str) -> None:
     def run(task: Any, *words: bytes) -> Any:
         session = session_of(task)
         what, arguments = before(name, list(words))
-        store.become(session.db, session.protocol, session.executing)
+        store.become(session)
         value = store.run(SIGNATURES[what], arguments)
         store.tell(is_unchanged(name, value))
         if ready:
@@ -259,16 +277,12 @@ def _register(name: str) -> None:
         if store.blocked is None:
             return ours(after(name, arguments, value))
         (seconds, attempt, shape), store.blocked = store.blocked, None
-        connection = task.connection
-        if connection.context is None:
-            connection.on_close(_left)
-            connection.on_peer_end(_left)
-        connection.context = waiter = Waiter(task, attempt, shape)
-        return wait(waiter, seconds)
+        return wait(Waiter(task, attempt, shape), seconds)
 
-    flags = [flag.decode() for flag in facts[2]]
-    register = commands.command(name.replace(" ", "|"), facts[1], flags, tuple(facts[3:6]))
-    register(run)
+    flags = [flag.decode() for flag in facts[2] if flag != b"script_runner"]  # Redis 8's
+    first, last, step = facts[3:6]
+    keys = KEYS.get(name, (first, last or first, step))
+    commands.command(name.replace(" ", "|"), facts[1], flags, keys)(run)
 
 
 NOT_THEIRS = {known.decode().lower() for known in commands.commands} | {
@@ -319,8 +333,6 @@ def object_encoding(task: Any, key: bytes) -> str | None:
     return None if item is None else _encoding(item.value)
 
 
-_started = time.monotonic()
-
 _settings = {
     b"appendonly": b"no",
     b"databases": b"%d" % commands.databases,
@@ -363,28 +375,6 @@ def debug_error(task: Any, text: bytes) -> Any:
     raise RedisError(text.decode("utf-8", "surrogateescape"))
 
 
-@commands.command("INFO", -1, ("loading", "stale"), group="server")
-def info(task: Any, *sections: bytes) -> Verbatim:
-    wanted = {section.decode("latin-1").lower() for section in sections}
-    whole: dict[str, dict[str, Any]] = {
-        "server": {
-            "redis_version": VERSION,
-            "redis_mode": "standalone",
-            "arch_bits": 64,
-            "process_id": os.getpid(),
-            "uptime_in_seconds": int(time.monotonic() - _started),
-        },
-        "clients": {"connected_clients": len(commands.connections())},
-        "persistence": {"loading": 0},
-        "replication": {"role": "master", "connected_slaves": 0},
-        "cluster": {"cluster_enabled": 0},
-        "keyspace": {
-            f"db{db.number}": f"keys={len(db)},expires=0,avg_ttl=0" for db in databases if len(db)
-        },
-    }
-    parts = [
-        "\r\n".join([f"# {name.capitalize()}", *(f"{k}:{v}" for k, v in fields.items()), ""])
-        for name, fields in whole.items()
-        if not wanted or wanted & {name, "default", "all", "everything"}
-    ]
-    return Verbatim("\r\n".join(parts).encode())
+@commands.info("keyspace")
+def keyspace() -> dict[str, str]:
+    return {f"db{db.number}": f"keys={len(db)},expires=0,avg_ttl=0" for db in databases if len(db)}

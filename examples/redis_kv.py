@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from protoserve import CommConnection, empty
+from protoserve import empty
 from protoserve_redis import (
     NULL_ARRAY,
     OK,
@@ -365,13 +365,6 @@ def serve(db: Database, key: bytes) -> None:
             db.changed(key)
 
 
-def _left(connection: CommConnection) -> None:
-    """The client has gone: what arrives is for others."""
-    with commands.lock:
-        if connection.context is not None:
-            connection.context.end()
-
-
 @commands.command("BLPOP", -3, ("write", "blocking"), (1, -2, 1), "list")
 def blpop(task: Any, *words: bytes) -> Any:
     """BLPOP key ... timeout: take from the first list that has something, or wait for it."""
@@ -384,24 +377,20 @@ def blpop(task: Any, *words: bytes) -> Any:
             return [key, item]
     if session_of(task).executing:
         return NULL_ARRAY  # nobody waits within a transaction
-    connection = task.connection
-    if connection.context is None:
-        connection.on_close(_left)
-        connection.on_peer_end(_left)
-    connection.context = waiter = Waiter(db, keys)
-    # The table runs a coroutine in an event loop and without its lock: others go on.
-    return _wait(task, waiter, seconds)
+    # A coroutine: the table runs it in an event loop and without its lock, so that others go
+    # on, and cancels it when the client leaves. (An ``async def`` would put the whole server
+    # into that loop.)
+    return _wait(task, Waiter(db, keys), seconds)
 
 
 async def _wait(task: Any, waiter: Waiter, seconds: float) -> Any:
     try:
-        if not task.connection.peer_ended:
-            await asyncio.wait([asyncio.wrap_future(waiter.given)], timeout=seconds or None)
+        await asyncio.wait([asyncio.wrap_future(waiter.given)], timeout=seconds or None)
     finally:
         with commands.lock:
             waiter.end()
             found = waiter.given.result()
-            if found is not None and task.closed:
+            if found is not None and (task.closed or task.connection.peer_ended):
                 # Too late for this client, and nothing that was taken may be lost.
                 key, item = found
                 _put(waiter.db, key, deque.appendleft, item)
