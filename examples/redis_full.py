@@ -226,6 +226,9 @@ async def wait(waiter: Waiter, seconds: float) -> Any:
     leaves, and by CLIENT UNBLOCK."""
     try:
         await asyncio.wait([asyncio.wrap_future(waiter.given)], timeout=seconds or None)
+    except asyncio.CancelledError:
+        if not waiter.given.done():  # else it was served in the same moment
+            raise
     finally:
         with lock:
             store.become(waiter.session)

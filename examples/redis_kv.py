@@ -386,13 +386,16 @@ def blpop(task: Any, *words: bytes) -> Any:
 async def _wait(task: Any, waiter: Waiter, seconds: float) -> Any:
     try:
         await asyncio.wait([asyncio.wrap_future(waiter.given)], timeout=seconds or None)
+    except asyncio.CancelledError:
+        if not waiter.given.done():
+            raise
     finally:
         with commands.lock:
             waiter.end()
-            found = waiter.given.result()
-            if found is not None and (task.closed or task.connection.peer_ended):
-                # Too late for this client, and nothing that was taken may be lost.
-                key, item = found
-                _put(waiter.db, key, deque.appendleft, item)
-                serve(waiter.db, key)
+    found = waiter.given.result()
+    if found is not None and (task.closed or task.connection.peer_ended):
+        # Too late for this client, and nothing that was taken may be lost.
+        with commands.lock:
+            _put(waiter.db, found[0], deque.appendleft, found[1])
+            serve(waiter.db, found[0])
     return NULL_ARRAY if found is None else found

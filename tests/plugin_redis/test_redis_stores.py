@@ -4,6 +4,8 @@ redis-benchmark. What both have is asked of both."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import re
 import socket
 import struct
@@ -11,6 +13,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -340,6 +343,34 @@ def test_a_long_chain_of_blocked_clients(store: Any, port_of_store: int) -> None
                 wire.sock.close()
 
 
+def test_what_came_too_late_for_one_is_for_the_next() -> None:
+    """An element is taken for a client, which turns out to have left."""
+    store = module("redis_kv")
+    with example("redis_kv"):
+        db = store.databases[0]
+        with store.commands.lock:
+            gone = store.Waiter(db, [b"q"])
+            next_one = store.Waiter(db, [b"q"])
+            gone.end([b"q", b"a"])
+        left = SimpleNamespace(closed=True, connection=SimpleNamespace(peer_ended=True))
+        asyncio.run(store._wait(left, gone, 0))
+        assert next_one.given.result(PATIENCE) == [b"q", b"a"]
+        assert not db.data
+        assert not db.waiting
+
+
+def test_client_unblock_ends_a_wait(store: Any, port_of_store: int) -> None:
+    with Wire(port_of_store) as waiter, Wire(port_of_store) as other:
+        number = waiter.ask(packed("CLIENT", "ID"))[1:-2]
+        for how, reply in (("TIMEOUT", b"*-1\r\n"), ("ERROR", b"-UNBLOCKED client unblocked")):
+            blocked(store, waiter, "BLPOP", "q", "0")
+            unblock = packed("CLIENT", "UNBLOCK", number, how)
+            eventually(lambda: other.ask(unblock) == b":1\r\n")  # noqa: B023
+            assert waiter.answer().startswith(reply)
+        assert waiting(store) == 0
+        assert other.ask(packed("RPUSH", "q", "a")) == b":1\r\n"
+
+
 # What waits, what ends that, and what is answered then, in RESP2.
 WAITS = {
     "BRPOP": ("BRPOP q 0", "RPUSH q a", b"*2\r\n$1\r\nq\r\n$1\r\na\r\n"),
@@ -423,6 +454,106 @@ def test_a_script_in_a_transaction_is_watched(client: Any) -> None:
         (reply,) = pipe.execute(raise_on_error=False)
         assert reply[:2] == [1, b"v"]
         assert isinstance(reply[2], redis.ResponseError)
+
+
+# Ways out of Lua, and into the scripts of others.
+ESCAPES = [
+    "os.execute('true')",
+    "return os.getenv('PATH')",
+    "return io.open('/etc/passwd')",
+    "return require('os')",
+    "return loadstring('return 1')()",
+    "return python.eval('1')",
+    "return tostring(redis.call.__globals__)",
+    "return tostring(cjson.null.__class__)",
+    "redis.call.x = 1",
+    "local _, e = pcall(redis.call, 'nosuch') return tostring(e.__traceback__)",
+    "local _, e = pcall(redis.call, 'nosuch') return tostring(getmetatable(e).__index)",
+    "return debug.getregistry()",
+    "return getfenv(0)",
+    "x = 1",
+    "_G.x = 1",
+    "rawset(_G, 'x', 1)",
+    "getmetatable('').__index.upper = nil",
+    "return nosuch",
+]
+
+
+def test_scripts_stay_within_their_bounds(client: Any) -> None:
+    for script in ESCAPES:
+        with pytest.raises(redis.ResponseError):
+            client.eval(script, 0)
+    for script in (
+        "string.upper = nil",
+        "redis.call = nil",
+        "KEYS = 1",
+        "math = nil",
+        "cjson = nil",
+    ):
+        with contextlib.suppress(redis.ResponseError):
+            client.eval(script, 0)
+    # After all that others' scripts are as before.
+    script = (
+        "return {string.upper(KEYS[1]), redis.call('incr', 'n'), cjson.encode({1}), math.abs(-1)}"
+    )
+    assert client.eval(script, 1, "k") == [b"K", 1, b"[1]", 1]
+    digest = client.script_load("return redis.sha1hex(ARGV[1])")
+    assert client.evalsha(digest.upper(), 0, "x") == hashlib.sha1(b"x").hexdigest().encode()
+    with pytest.raises(redis.ResponseError, match=r"user_script:2: boom script: \w+, on @user"):
+        client.eval("\nerror('boom')", 0)
+    with pytest.raises(redis.ResponseError, match=r"Error compiling script .*user_script:1:"):
+        client.eval("not lua", 0)
+
+
+def test_functions_stay_within_their_bounds(client: Any) -> None:
+    body = "\n".join(
+        f"redis.register_function('f{number}', function() {code} end)"
+        for number, code in enumerate(
+            [
+                "return tostring(redis.call.__globals__)",
+                "return loadstring('return os.getenv(\"PATH\")')()",
+                "return python.eval('1')",
+            ]
+        )
+    )
+    library = f"#!lua name=escapes\n{body}\n"
+    library += (
+        "redis.register_function('get', function(keys) return redis.call('get', keys[1]) end)"
+    )
+    assert client.function_load(library, replace=True) in (b"escapes", "escapes")
+    client.set("k", "v")
+    assert client.fcall("get", 1, "k") == b"v"
+    for number in range(3):
+        with pytest.raises(redis.ResponseError):
+            client.fcall(f"f{number}", 0)
+
+
+@pytest.mark.parametrize("name", ["DUMP", "RESTORE", "ACL"])
+def test_what_is_left_out_is_unknown(client: Any, name: str) -> None:
+    with pytest.raises(redis.ResponseError, match="unknown command"):
+        client.execute_command(name, "k", 0, b"\x80\x04N.")
+
+
+def test_keys_in_no_fixed_place(client: Any) -> None:
+    lines = {
+        "EVAL script 2 a b c": [b"a", b"b"],
+        "XREADGROUP GROUP g c COUNT 1 STREAMS a b > >": [b"a", b"b"],
+        "ZUNION 2 a b WITHSCORES": [b"a", b"b"],
+        "BLMPOP 0 2 a b LEFT": [b"a", b"b"],
+        "SORT k BY nosort": [b"k"],
+    }
+    for line, keys in lines.items():
+        found = client.command_getkeys(*line.split())
+        assert [k.encode() if isinstance(k, str) else k for k in found] == keys
+
+
+def test_monitor_shows_what_a_script_runs(client: Any) -> None:
+    with client.monitor() as monitor:
+        client.eval("return redis.call('set', KEYS[1], 3)", 1, "k")
+        for shown in monitor.listen():
+            if shown["client_type"] == "lua":
+                assert shown["command"] == "set k 3"
+                return
 
 
 def test_streams_and_groups(client: Any) -> None:
