@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -18,11 +18,22 @@ from fakeredis._commands import SUPPORTED_COMMANDS, Key, Signature
 from fakeredis._core import CommandItem
 from fakeredis._helpers import SimpleError
 from fakeredis._socket._fakesocket import FakeSocket
+from fakeredis.model import XStream
 
 from protoserve_redis import NULL_ARRAY, RedisError, integer, real, timeout
 
 SYNTAX = "ERR syntax error"
 NOT_A_FLOAT = "ERR value is not a valid float"
+
+
+WRONGTYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
+
+
+def streams(line: Sequence[bytes]) -> Sequence[bytes]:
+    """The keys of XREAD or XREADGROUP."""
+    words = [word.upper() for word in line]
+    rest = line[words.index(b"STREAMS") + 1 :] if b"STREAMS" in words else ()
+    return rest[: len(rest) // 2]
 
 
 def _arity(name: str) -> RedisError:
@@ -230,6 +241,28 @@ class Instead:
             key.expireat = None
         return value
 
+    def xread(self, *words: bytes) -> Any:
+        """Of streams only."""
+        self._check_streams(words)
+        return super().xread(*words)  # type: ignore[misc]
+
+    def xreadgroup(self, *words: bytes) -> Any:
+        """Of streams only."""
+        self._check_streams(words)
+        return super().xreadgroup(*words)  # type: ignore[misc]
+
+    def _xrange(self, stream: Any, *bounds: Any, **options: Any) -> Any:
+        if not isinstance(stream, (XStream, type(None))):
+            # It was one when the client began to wait.
+            raise SimpleError(WRONGTYPE)
+        return super()._xrange(stream, *bounds, **options)  # type: ignore[misc]
+
+    def _check_streams(self, words: tuple[bytes, ...]) -> None:
+        for key in streams(words):
+            item = self._db.get(key)
+            if item is not None and not isinstance(item.value, XStream):
+                raise SimpleError(WRONGTYPE)
+
     def expiretime(self, key: CommandItem) -> int:
         """Rounded, not cut off."""
         if not key:
@@ -277,6 +310,8 @@ def after(name: str, arguments: list[bytes], value: Any) -> Any:
         counted = len(arguments) > 1 and name in ("lpop", "rpop")
         return NULL_ARRAY if counted or name in _NULL_ARRAYS else None
     if isinstance(value, SimpleError):
+        if value.value.startswith("ERR BUSYGROUP"):
+            return RedisError(value.value.removeprefix("ERR "))
         if value.value == _WRONG_COUNT and not name.startswith(("eval", "fcall")):
             return _arity(name)
         if re.fullmatch(_INVALID_TIME + r"\w+", value.value):

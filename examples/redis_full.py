@@ -10,6 +10,7 @@ taken from it. The connection's commands, publish/subscribe and MULTI are the ta
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -25,8 +26,8 @@ from fakeredis._helpers import SimpleString as FakeSimpleString
 from fakeredis._socket._fakesocket import FakeSocket
 from fakeredis.model import ExpiringMembersSet, Hash, ZSet, get_command_info
 
-from examples.redis_corrections import SIGNATURES, Instead, after, before, is_unchanged
-from examples.redis_lua import Sandbox, close
+from examples.redis_corrections import SIGNATURES, Instead, after, before, is_unchanged, streams
+from examples.redis_lua import LuaError, Sandbox, close
 from protoserve import empty
 from protoserve_redis import (
     NULL_ARRAY,
@@ -54,6 +55,8 @@ def _exists(db: int, key: bytes) -> bool:
     databases[db].time = now()
     return key in databases[db]
 
+
+logger = logging.getLogger("protoserve")
 
 commands = CommandTable(server_version=VERSION, exists=_exists)
 lock = commands.lock
@@ -106,7 +109,11 @@ class Store(Instead, FakeSocket):
     def run(self, signature: Signature, arguments: list[bytes]) -> Any:
         """Run a command. The value is fakeredis' own; ``NoResponse`` where it has to wait,
         then ``blocked`` says how."""
-        return self._run_command(getattr(self, signature.func_name), signature, arguments, False)
+        function = getattr(self, signature.func_name)
+        try:
+            return self._run_command(function, signature, arguments, False)
+        except LuaError as error:  # of what a script has returned
+            return SimpleError(f"ERR {error}")
 
     def tell(self, unchanged: bool = False) -> None:
         """Tell those who WATCH, and remember whether somebody waits for what is new."""
@@ -204,6 +211,10 @@ class Waiter:
                 self.end(self.shape(value))
         except SimpleError as error:
             self.end(error)
+        except Exception:
+            # It is this client's, not of who pushed.
+            logger.exception("a command that waited raised")
+            self.end(SimpleError("ERR internal error"))
         store.tell()
 
     def end(self, value: Any) -> None:
@@ -249,17 +260,11 @@ def _counted(place: int) -> Callable[[list[bytes]], list[bytes]]:
     return keys_of
 
 
-def _streams(line: list[bytes]) -> list[bytes]:
-    words = [word.upper() for word in line]
-    rest = line[words.index(b"STREAMS") + 1 :] if b"STREAMS" in words else []
-    return rest[: len(rest) // 2]
-
-
 KEYS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     **dict.fromkeys(("eval", "evalsha", "fcall", "fcall_ro", "blmpop", "bzmpop"), _counted(2)),
     **dict.fromkeys(("lmpop", "zmpop", "sintercard", "zintercard"), _counted(1)),
     **dict.fromkeys(("zunion", "zinter", "zdiff"), _counted(1)),
-    **dict.fromkeys(("xread", "xreadgroup"), _streams),
+    **dict.fromkeys(("xread", "xreadgroup"), lambda line: list(streams(line))),
 }
 """Where they stand in no fixed place."""
 
@@ -336,13 +341,20 @@ def object_encoding(task: Any, key: bytes) -> str | None:
     return None if item is None else _encoding(item.value)
 
 
+_words = b"""
+appendfsync everysec appendonly no hash-max-listpack-entries 128 hash-max-listpack-value 64
+hash-max-ziplist-entries 128 hash-max-ziplist-value 64 hll-sparse-max-bytes 3000
+latency-monitor-threshold 0 list-compress-depth 0 list-max-listpack-size -2
+list-max-ziplist-size -2 lua-time-limit 5000 maxclients 10000 maxmemory 0
+maxmemory-policy noeviction proto-max-bulk-len 536870912 set-max-intset-entries 512
+slowlog-log-slower-than 10000 stream-node-max-bytes 4096 stream-node-max-entries 100
+tcp-keepalive 300 timeout 0 zset-max-listpack-entries 128 zset-max-listpack-value 64
+zset-max-ziplist-entries 128 zset-max-ziplist-value 64
+""".split()
 _settings = {
-    b"appendonly": b"no",
     b"databases": b"%d" % commands.databases,
-    b"maxmemory": b"0",
-    b"maxmemory-policy": b"noeviction",
     b"save": b"",
-    b"timeout": b"0",
+    **dict(zip(_words[::2], _words[1::2], strict=True)),
 }
 """What CONFIG tells; nothing here depends on it."""
 

@@ -14,6 +14,8 @@ from typing import Any
 from fakeredis._helpers import SimpleError
 from fakeredis.commands_mixins.scripting_mixin import LUA_MODULE
 
+LuaError: type[Exception] = LUA_MODULE.LuaError
+
 # Python's objects, such as `redis.call`, can be called but not looked into; an exception,
 # which `pcall` of a script may get, tells its text.
 _CLOSE = rb"""
@@ -113,13 +115,13 @@ class Sandbox:
         assert isinstance(script, bytes), script
         try:
             run = self._compile(script)
-        except LUA_MODULE.LuaError as error:
+        except LuaError as error:
             raise SimpleError(
                 f"ERR Error compiling script (new function): {_message(error)}"
             ) from None
         try:
             return run()
-        except LUA_MODULE.LuaError as error:
+        except LuaError as error:
             text = _message(error)
             place = re.match(r"user_script:\d+", text)
             where = place.group() if place else "user_script"

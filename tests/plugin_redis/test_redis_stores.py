@@ -556,8 +556,26 @@ def test_monitor_shows_what_a_script_runs(client: Any) -> None:
                 return
 
 
+def test_a_wait_that_fails_is_its_own_clients_matter(port: int) -> None:
+    store = module("redis_full")
+    with Wire(port) as waiter, Wire(port) as pusher:
+        blocked(store, waiter, "XREAD", "BLOCK", "0", "STREAMS", "s", "$")
+        assert pusher.ask(packed("SET", "s", "no stream")) == b"+OK\r\n"
+        assert waiter.answer().startswith(b"-WRONGTYPE ")
+        blocked(store, waiter, "BLPOP", "q", "0")
+        with store.lock:
+            (one,) = store.databases[0].waiting
+            one.attempt = lambda first: 1 // 0
+        assert pusher.ask(packed("SET", "other", "v")) == b"+OK\r\n"
+        assert waiter.answer() == b"-ERR internal error\r\n"
+        for command in ("XREAD STREAMS other 0", "XREADGROUP GROUP g c STREAMS other >"):
+            assert pusher.ask(packed(*command.split())).startswith(b"-WRONGTYPE ")
+
+
 def test_streams_and_groups(client: Any) -> None:
     client.xgroup_create("s", "g", mkstream=True)
+    with pytest.raises(redis.ResponseError, match=r"\ABUSYGROUP"):
+        client.xgroup_create("s", "g", mkstream=True)
     entry = client.xadd("s", {"f": "v"})
     read = client.xreadgroup("g", "c", {"s": ">"})
     if isinstance(read, dict):
