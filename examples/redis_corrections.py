@@ -57,6 +57,7 @@ def _room() -> dict[str, int]:
 _ROOM = _room()
 _RELATIVE = {"expire": 1000, "pexpire": 1, "expireat": 1000, "pexpireat": 1}
 _SCANS = {"scan": 0, "sscan": 1, "hscan": 1, "zscan": 1}  # where the cursor is
+_MOST_RANDOM = 1_000_000
 _TIMEOUT_FIRST = ("blmpop", "bzmpop")
 _TIMEOUT_LAST = ("blpop", "brpop", "bzpopmin", "bzpopmax", "blmove", "brpoplpush")
 
@@ -112,6 +113,13 @@ def _count(name: str, arguments: list[bytes]) -> None:
         integer(count, "ERR value is out of range, must be positive", least=0)
 
 
+def _random(name: str, arguments: list[bytes]) -> None:
+    # With a negative count members may come again: there are always that many.
+    for count in arguments[1:2]:
+        if integer(count) < -_MOST_RANDOM:
+            raise RedisError("ERR value is out of range")
+
+
 def _flush(name: str, arguments: list[bytes]) -> list[bytes] | None:
     return [] if [word.upper() for word in arguments] == [b"SYNC"] else None
 
@@ -147,6 +155,7 @@ _CHECKS: dict[str, Callable[[str, list[bytes]], list[bytes] | None]] = {
     **dict.fromkeys(_SCANS, _scan),
     **dict.fromkeys((*_TIMEOUT_FIRST, *_TIMEOUT_LAST), _times),
     **dict.fromkeys(("lpop", "rpop", "spop", "zpopmin", "zpopmax"), _count),
+    **dict.fromkeys(("srandmember", "hrandfield", "zrandmember"), _random),
     **dict.fromkeys(("flushall", "flushdb"), _flush),
     "lmove": _sides,
     "evalsha": _evalsha,

@@ -125,7 +125,8 @@ SCRIPTS = {
         SREM s b c | EXISTS s | SADD s one | SMEMBERS s | SMEMBERS x | SPOP s | SPOP s
         SPOP s 2 | SADD s one | SPOP s 5 | SPOP s -1 | SPOP s x | SPOP s 1 2 | SADD s one
         SRANDMEMBER s | SRANDMEMBER x | SRANDMEMBER s 5 | SRANDMEMBER s -3 | SRANDMEMBER x 2
-        SRANDMEMBER s x | SRANDMEMBER s 1 2 | SRANDMEMBER s 0 | SPOP s 0 | SADD t one two
+        SRANDMEMBER s x | SRANDMEMBER s 1 2 | SRANDMEMBER s 0
+        SRANDMEMBER s -9223372036854775808 | SPOP s 0 | SADD t one two
         SINTER s t | SDIFF t s | SINTER s x | SDIFF x s | SUNION s x | SINTERSTORE d s t
         SMEMBERS d | SUNIONSTORE d s t | SCARD d | SDIFFSTORE d t s | SMEMBERS d
         SDIFFSTORE d s t | EXISTS d | SMOVE t s two | SMOVE t s zz | SMOVE x s a | SCARD s
@@ -158,7 +159,9 @@ SCRIPTS = {
         ZREMRANGEBYRANK z 0 0 | ZREMRANGEBYRANK z -1 -1 | ZREMRANGEBYRANK z 5 9
         ZREMRANGEBYSCORE z (2 3 | ZREMRANGEBYSCORE z 9 8 | ZREMRANGEBYSCORE z x 1
         ZREMRANGEBYRANK z x 1 | ZRANGE z 0 -1 | ZREMRANGEBYRANK z 0 -1 | EXISTS z
-        ZADD same 1 c 1 a 1 b | ZRANGE same 0 -1 | ZREVRANGE same 0 -1 | ZADD z 1.5 a 0.25 b
+        ZRANDMEMBER z -9223372036854775808 | ZADD z 1 r | ZRANDMEMBER z -9223372036854775808
+        ZREM z r | ZADD same 1 c 1 a 1 b | ZRANGE same 0 -1 | ZREVRANGE same 0 -1
+        ZADD z 1.5 a 0.25 b
         ZRANGE z 0 -1 WITHSCORES | ZADD z 1e3 k | ZSCORE z k | ZADD z XX 1 no | ZADD z2 XX 1 no
         EXISTS z2 | SET s v | ZADD s 1 a | ZSCORE s a | ZRANGE s 0 -1 | ZPOPMIN s | ZINCRBY s 1 a
         ZREM s a | ZRANGEBYSCORE s 0 1 | ZCARD s | ZADD z | ZRANGE z 0

@@ -534,6 +534,16 @@ def test_what_is_left_out_is_unknown(client: Any, name: str) -> None:
         client.execute_command(name, "k", 0, b"\x80\x04N.")
 
 
+def test_no_number_makes_the_store_fill_the_memory(client: Any) -> None:
+    client.sadd("s", "a")
+    client.hset("h", "f", "v")
+    client.zadd("z", {"a": 1})
+    for command, key in (("SRANDMEMBER", "s"), ("HRANDFIELD", "h"), ("ZRANDMEMBER", "z")):
+        assert len(client.execute_command(command, key, -3)) == 3
+        with pytest.raises(redis.ResponseError, match="out of range"):
+            client.execute_command(command, key, -(2**62))
+
+
 def test_keys_in_no_fixed_place(client: Any) -> None:
     lines = {
         "EVAL script 2 a b c": [b"a", b"b"],
