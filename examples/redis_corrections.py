@@ -18,7 +18,7 @@ from fakeredis._commands import SUPPORTED_COMMANDS, Key, Signature
 from fakeredis._core import CommandItem
 from fakeredis._helpers import SimpleError
 from fakeredis._socket._fakesocket import FakeSocket
-from fakeredis.model import XStream
+from fakeredis.model import XStream, ZSet
 
 from protoserve_redis import NULL_ARRAY, RedisError, integer, real, timeout
 
@@ -116,6 +116,11 @@ def _count(name: str, arguments: list[bytes]) -> None:
 def _random(name: str, arguments: list[bytes]) -> None:
     # With a negative count members may come again: there are always that many.
     for count in arguments[1:2]:
+        if count == b"-9223372036854775808":
+            raise RedisError(
+                "ERR value is out of range, value must between -9223372036854775807 and "
+                "9223372036854775807"
+            )
         if integer(count) < -_MOST_RANDOM:
             raise RedisError("ERR value is out of range")
 
@@ -260,6 +265,11 @@ class Instead:
         self._check_streams(words)
         return super().xreadgroup(*words)  # type: ignore[misc]
 
+    def _zpop(self, key: CommandItem, *options: Any, **more: Any) -> Any:
+        if key.value and not isinstance(key.value, ZSet):
+            raise SimpleError(WRONGTYPE)
+        return super()._zpop(key, *options, **more)  # type: ignore[misc]
+
     def _xrange(self, stream: Any, *bounds: Any, **options: Any) -> Any:
         if not isinstance(stream, (XStream, type(None))):
             # It was one when the client began to wait.
@@ -281,7 +291,10 @@ class Instead:
     def blmove(self, source: bytes, target: bytes, take: bytes, put: bytes, seconds: float) -> Any:
         """That waits: fakeredis' own does not where the source is missing."""
 
-        def attempt(_: bool) -> Any:
+        def attempt(first: bool) -> Any:
+            item = None if first else self._db.get(source)
+            if item is not None and not isinstance(item.value, list):
+                return None  # no list any more
             value = self.run(SUPPORTED_COMMANDS["lmove"], [source, target, take, put])
             if isinstance(value, SimpleError):
                 raise value
@@ -315,6 +328,8 @@ _INVALID_TIME = "ERR invalid expire time in "
 
 def after(name: str, arguments: list[bytes], value: Any) -> Any:
     """The value as Redis has it."""
+    if name in ("hrandfield", "zrandmember") and not value:
+        return [] if len(arguments) > 1 else None
     if value is None:
         counted = len(arguments) > 1 and name in ("lpop", "rpop")
         return NULL_ARRAY if counted or name in _NULL_ARRAYS else None
@@ -328,6 +343,11 @@ def after(name: str, arguments: list[bytes], value: Any) -> Any:
     elif name in _SETS and isinstance(value, list):
         return set(value)
     return value
+
+
+def is_patient(name: str, error: SimpleError) -> bool:
+    """Whether a client goes on waiting where it finds something of another type."""
+    return error.value == WRONGTYPE and name not in ("blmove", "brpoplpush")
 
 
 def is_unchanged(name: str, value: Any) -> bool:

@@ -26,7 +26,15 @@ from fakeredis._helpers import SimpleString as FakeSimpleString
 from fakeredis._socket._fakesocket import FakeSocket
 from fakeredis.model import ExpiringMembersSet, Hash, ZSet, get_command_info
 
-from examples.redis_corrections import SIGNATURES, Instead, after, before, is_unchanged, streams
+from examples.redis_corrections import (
+    SIGNATURES,
+    Instead,
+    after,
+    before,
+    is_patient,
+    is_unchanged,
+    streams,
+)
 from examples.redis_lua import LuaError, Sandbox, close
 from protoserve import empty
 from protoserve_redis import (
@@ -194,8 +202,9 @@ class Waiter:
     """A client that waits until its command has something to return."""
 
     def __init__(
-        self, task: Any, attempt: Callable[[bool], Any], shape: Callable[[Any], Any]
+        self, task: Any, name: str, attempt: Callable[[bool], Any], shape: Callable[[Any], Any]
     ) -> None:
+        self.name = name
         self.session = session_of(task)
         self.attempt = attempt
         self.shape = shape
@@ -210,7 +219,8 @@ class Waiter:
             if value is not None:
                 self.end(self.shape(value))
         except SimpleError as error:
-            self.end(error)
+            if not is_patient(self.name, error):
+                self.end(error)
         except Exception:
             # It is this client's, not of who pushed.
             logger.exception("a command that waited raised")
@@ -285,7 +295,7 @@ def _register(name: str) -> None:
         if store.blocked is None:
             return ours(after(name, arguments, value))
         (seconds, attempt, shape), store.blocked = store.blocked, None
-        return wait(Waiter(task, attempt, shape), seconds)
+        return wait(Waiter(task, name, attempt, shape), seconds)
 
     flags = [flag.decode() for flag in facts[2] if flag != b"script_runner"]  # Redis 8's
     first, last, step = facts[3:6]

@@ -83,6 +83,8 @@ SCRIPTS = {
         HGET x a | HMGET h a x b | HMGET x a | HLEN h | HLEN x | HEXISTS h a | HEXISTS h x
         HSTRLEN h a | HSTRLEN h x | HSETNX h a 9 | HSETNX h d 9 | HMSET h a 1 e 2 | HMSET h a
         HMSET h a 1 e | HKEYS h | HVALS h | HGETALL h | HGETALL x | HKEYS x | HVALS x
+        HRANDFIELD x | HRANDFIELD x 3 | HRANDFIELD x 3 WITHVALUES
+        HRANDFIELD x -9223372036854775808
         HDEL h a x | HDEL h b c d | HGETALL h | HDEL h e | EXISTS h | HINCRBY h n 5
         HINCRBY h n -7 | HINCRBY h n x | HSET h t abc | HINCRBY h t 1
         HSET h big 9223372036854775807 | HINCRBY h big 1 | HINCRBYFLOAT h f 10.5
@@ -159,8 +161,9 @@ SCRIPTS = {
         ZREMRANGEBYRANK z 0 0 | ZREMRANGEBYRANK z -1 -1 | ZREMRANGEBYRANK z 5 9
         ZREMRANGEBYSCORE z (2 3 | ZREMRANGEBYSCORE z 9 8 | ZREMRANGEBYSCORE z x 1
         ZREMRANGEBYRANK z x 1 | ZRANGE z 0 -1 | ZREMRANGEBYRANK z 0 -1 | EXISTS z
-        ZRANDMEMBER z -9223372036854775808 | ZADD z 1 r | ZRANDMEMBER z -9223372036854775808
-        ZREM z r | ZADD same 1 c 1 a 1 b | ZRANGE same 0 -1 | ZREVRANGE same 0 -1
+        ZRANDMEMBER z -9223372036854775808 | ZRANDMEMBER z | ZRANDMEMBER z 3
+        ZADD z 1 r | ZRANDMEMBER z -9223372036854775808 | ZREM z r
+        ZADD same 1 c 1 a 1 b | ZRANGE same 0 -1 | ZREVRANGE same 0 -1
         ZADD z 1.5 a 0.25 b
         ZRANGE z 0 -1 WITHSCORES | ZADD z 1e3 k | ZSCORE z k | ZADD z XX 1 no | ZADD z2 XX 1 no
         EXISTS z2 | SET s v | ZADD s 1 a | ZSCORE s a | ZRANGE s 0 -1 | ZPOPMIN s | ZINCRBY s 1 a
@@ -170,7 +173,9 @@ SCRIPTS = {
         RPUSH l a | HSET h f v | SADD s m | GET l | GET h | SET l v GET | GETSET l v | GETDEL l
         GETEX l | APPEND l v | STRLEN l | GETRANGE l 0 1 | SETRANGE l 0 v | MGET l h | INCR h
         SETNX l v | HGET l f | SADD l m | ZADD l 1 m | LPUSH h v | LPUSH s v | SINTER s l
-        SET l v NX | SET l v | GET l | GETRANGE h x y | LRANGE h 0 -1 | LINDEX h 0
+        BZPOPMIN l 1 | BZPOPMAX h 1 | BZPOPMIN x l 1 | XREAD STREAMS l 0
+        XREADGROUP GROUP g c STREAMS l > | SET l v NX | SET l v | GET l | GETRANGE h x y
+        LRANGE h 0 -1 | LINDEX h 0
     """,
     "transactions": """
         MULTI | SET k 1 | INCR k | GET k | EXEC | EXEC | DISCARD | MULTI | MULTI | DISCARD

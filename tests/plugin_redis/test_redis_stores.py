@@ -569,9 +569,6 @@ def test_monitor_shows_what_a_script_runs(client: Any) -> None:
 def test_a_wait_that_fails_is_its_own_clients_matter(port: int) -> None:
     store = module("redis_full")
     with Wire(port) as waiter, Wire(port) as pusher:
-        blocked(store, waiter, "XREAD", "BLOCK", "0", "STREAMS", "s", "$")
-        assert pusher.ask(packed("SET", "s", "no stream")) == b"+OK\r\n"
-        assert waiter.answer().startswith(b"-WRONGTYPE ")
         blocked(store, waiter, "BLPOP", "q", "0")
         with store.lock:
             (one,) = store.databases[0].waiting
@@ -580,6 +577,19 @@ def test_a_wait_that_fails_is_its_own_clients_matter(port: int) -> None:
         assert waiter.answer() == b"-ERR internal error\r\n"
         for command in ("XREAD STREAMS other 0", "XREADGROUP GROUP g c STREAMS other >"):
             assert pusher.ask(packed(*command.split())).startswith(b"-WRONGTYPE ")
+
+
+@pytest.mark.parametrize("name", [name for name in WAITS if name != "a script"])
+def test_a_key_of_another_type_wakes_nobody(port: int, name: str) -> None:
+    store = module("redis_full")
+    waits, ends, reply = WAITS[name]
+    with Wire(port) as waiter, Wire(port) as pusher:
+        blocked(store, waiter, *waits.split())
+        assert pusher.ask(packed("SET", "q", "something else")) == b"+OK\r\n"
+        assert waiting(store) == 1
+        assert pusher.ask(packed("DEL", "q")) == b":1\r\n"
+        pusher.ask(packed(*ends.split(" ")))
+        assert waiter.answer() == reply
 
 
 def test_streams_and_groups(client: Any) -> None:
