@@ -176,7 +176,11 @@ def test_asyncio_client(port: int, protocol: int) -> None:
             assert sorted(item[1] for item in await asyncio.gather(*waiting)) == [b"0", b"1", b"2"]
             async with client.pubsub() as pubsub:
                 await pubsub.subscribe("c")
-                await client.publish("c", "m")
+                # Two connections: what one sends later may be read first.
+                confirmed = await pubsub.get_message(timeout=PATIENCE)
+                assert confirmed is not None
+                assert confirmed["type"] == "subscribe"
+                assert await client.publish("c", "m") == 1
                 async with asyncio.timeout(PATIENCE):
                     while (await pubsub.get_message(timeout=PATIENCE) or {}).get("data") != b"m":
                         pass
