@@ -80,6 +80,7 @@ class CommScheduler:
         self._ending: list[Engine] = []
         self._services: list[CommService] = []
         self._exhausted_until = 0.0
+        self._kept: Engine | None = None  # the loop of coroutines, while a server is bound
         self.executor = Executor()
 
     @property
@@ -178,9 +179,14 @@ class CommScheduler:
                 return
             self._services.remove(service)
             self._resize_executor()
+            kept = None
+            if not self._services:
+                kept, self._kept = self._kept, None
         engine = service.engine
         assert engine is not None
         self.release(engine)
+        if kept is not None:
+            self.release(kept)
 
     def _resize_executor(self) -> None:
         """One pool for all: as many threads as the most demanding server asks for."""
@@ -220,6 +226,12 @@ class CommScheduler:
         """Run ``coro`` in the loop that is ours, which starts if it has to; see
         :meth:`Engine.run_coroutine`."""
         engine = self.acquire(OWN_LOOP)
+        with self._lock:
+            # What coroutines make, queues and pools, belongs to their loop: it stays as long
+            # as a server does.
+            if self._services and self._kept is None:
+                self._kept = engine
+                engine.holds += 1
 
         def release(error: BaseException | None) -> None:
             try:

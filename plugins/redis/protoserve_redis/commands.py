@@ -133,6 +133,9 @@ class CommandTable:
         """The commands by their name in upper case."""
         self.long_doubles = _version(server_version) < (7, 2)
         self._atomic = atomic
+        self.may_block = not atomic
+        """Whether commands may be expected to block, see ``WFServer``: those that wait for
+        ``lock`` wait for moments."""
         self._guards: list[Guard] = []
         self._around: list[Around] = []
         self._lookup: dict[bytes, Command] = {}  # by the name as clients send it

@@ -63,9 +63,27 @@ class RedisServerTask(WFServerTask[RedisRequest, RedisResponse]):
         if isinstance(parser, RedisParser):
             parser.authenticated = not limited
 
+    def describe(self) -> str:
+        """The command's name, without its arguments."""
+        return self.req.name[:_DESCRIBED]
+
+
+_DESCRIBED: Final = 100
+"""Characters of a name that log lines show."""
 
 WFRedisTask: TypeAlias = RedisServerTask
 """What ``process`` is called with."""
+
+
+def summary(request: RedisRequest, response: RedisResponse) -> dict[str, object]:
+    """The facts of an exchange: the command, how many arguments it had, and whether the
+    reply was an error. No argument is among them, which may be secret or large."""
+    failed = isinstance(response.value, RedisError)
+    return {
+        "command": request.name[:_DESCRIBED],
+        "arguments": len(request.args) - 1,
+        "outcome": str(response.value).partition(" ")[0] if failed else "OK",
+    }
 
 
 def error_response() -> RedisResponse:
@@ -85,6 +103,7 @@ REDIS_SPEC: Final = ProtocolSpec[RedisRequest, RedisResponse](
     response=RedisResponse,
     task=RedisServerTask,
     error_response=error_response,
+    summary=summary,
     handler_key=attrgetter("name"),
     server=make_server,
     params=ServerParams(
