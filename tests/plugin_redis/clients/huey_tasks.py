@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from typing import Any
 
 from huey import PriorityRedisHuey, RedisHuey
 from huey.exceptions import TaskException
@@ -38,6 +40,18 @@ def name(text: str) -> str:
     return text
 
 
+def at_last(result: Any) -> Any:
+    """What a task that is tried again ends with: between two tries it is a failure."""
+    end = time.monotonic() + 30
+    while True:
+        try:
+            return result.get(blocking=True, timeout=30)
+        except TaskException:
+            if time.monotonic() > end:
+                raise
+            result.reset()
+
+
 def run() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "huey.bin.huey_consumer", "clients.huey_tasks.huey", "-w", "2",
@@ -48,7 +62,7 @@ def run() -> None:
         assert [r.get(blocking=True, timeout=30) for r in map(add, range(5), range(5))] == [
             *range(0, 10, 2)
         ]
-        assert third_time().get(blocking=True, timeout=30) == 3
+        assert at_last(third_time()) == 3
         assert add.schedule((1, 1), delay=0.1)(blocking=True, timeout=30) == 2
         result = fail()
         try:
