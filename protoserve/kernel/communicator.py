@@ -406,6 +406,7 @@ class Communicator:
         parser = conn.parser
         unsent_limit = conn.unsent_limit
         threads = self.threads
+        poller = self.poller
         while True:
             if conn.session is not None or conn.ending:
                 if conn.session is not None and conn.readable and reads < _TURN_READS:
@@ -421,13 +422,13 @@ class Communicator:
                 if threads is not None and threads.full and self._wait_for_thread(conn):
                     break
                 if not turn_end:
-                    now = self.clock()
+                    now = poller.now
                     turn_end = now + _TURN_TIME
                 if pulls == _TURN_PULLS or now > turn_end:
                     self.poller.post(self.resume, conn)
                     break
                 pulls += 1
-                now = self._pull(conn, stream, now)
+                poller.now = now = self._pull(conn, stream, now)
                 continue
             if conn.out_size >= unsent_limit:
                 self._flush(conn)
@@ -453,7 +454,7 @@ class Communicator:
                     self._put_back(conn, message)
                     break
                 if not turn_end:
-                    now = self.clock()
+                    now = poller.now
                     turn_end = now + _TURN_TIME
                 elif requests == _TURN_REQUESTS or now > turn_end:
                     self._put_back(conn, message)
@@ -462,6 +463,7 @@ class Communicator:
                 now = self._hand_over(conn, message, now)
                 if not now:
                     break
+                poller.now = now
                 requests += 1
             elif conn.readable and not conn.eof:
                 if reads == _TURN_READS:
@@ -480,7 +482,7 @@ class Communicator:
                 self._flush(conn)
                 if full and not conn.out and conn.more:
                     self.poller.post(self.resume, conn)  # no edge will come for this room
-            self._settle(conn)
+            self._settle(conn, now)
 
     def _stopped_reading(self, conn: CommConnection) -> None:
         """The peer asks and does not read the answers: told once for a connection."""
@@ -1202,9 +1204,10 @@ class Communicator:
             conn.deadline = inf
             conn.send_deadline = None
 
-    def _settle(self, conn: CommConnection, *, used: bool = False) -> None:
-        """Decide what comes next: the state at rest, its deadline, or the end. ``used``:
-        something was pushed, and that is a use of the connection."""
+    def _settle(self, conn: CommConnection, now: float = 0.0, *, used: bool = False) -> None:
+        """Decide what comes next: the state at rest, its deadline, or the end. ``now`` is
+        the time, where it is known. ``used``: something was pushed, and that is a use of the
+        connection."""
         if conn.phase is CLOSED:
             return
         if conn.out:
@@ -1222,7 +1225,8 @@ class Communicator:
         fresh = conn.phase is REPLYING
         if fresh:
             conn.phase = REPLYING.sent
-        now = self.clock()
+        if not now:
+            now = self.clock()
         service = conn.service
         try:
             partial = conn.parser.partial

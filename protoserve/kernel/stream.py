@@ -74,7 +74,7 @@ class IteratorStream(Stream):
 
     def begin(self, communicator: Communicator) -> bool:
         try:
-            first = next(self._pieces, b"")
+            first = self.session.call(next, self._pieces, b"")
         except BaseException:
             communicator.abandon_stream(self)
             raise

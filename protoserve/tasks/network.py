@@ -184,6 +184,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         "_pushed",
         "_stage",
         "_started",
+        "_tell",
         "server",
         "spec",
         "variables",
@@ -228,6 +229,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         self._pushed = False
         self._cancel: Callable[[], object] | None = None
         self._handles: list[CallbackHandle] | None = None
+        self._tell = self._told  # or a callback, or something to take back
 
     def __repr__(self) -> str:
         what = self.describe() if hasattr(self, "req") else ""
@@ -259,21 +261,18 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             if self.server.observers:
                 self._started = time.monotonic()
             self.variables = variables = self.server.variables.copy()
-            variables.run(self._serve)
+            if variables.run(self.run_process):
+                series = self._series
+                if series is None:
+                    self.dispatch()
+                else:
+                    series.first_done()  # type: ignore[attr-defined]
             return
         self.state = state
         self.error = error
         if error == errno.ETIMEDOUT:
             self.timeout_reason = TRANSMIT_TIMEOUT
         self.subtask_done()
-
-    def _serve(self) -> None:
-        if self.run_process():
-            series = self._series
-            if series is None:
-                self.dispatch()
-            else:
-                series.first_done()  # type: ignore[attr-defined]
 
     def call(self, function: Callable[..., Any], *args: object) -> Any:
         """Call user code of this request in its context."""
@@ -303,13 +302,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
 
     def end_quietly(self) -> bool:
         """The reply is sent, and nobody is to be told."""
-        if (
-            self._series is not None
-            or self._callback is not None
-            or self._handles is not None
-            or self._told
-            or self.server.observers
-        ):
+        if self._series is not None or self._tell or self.server.observers:
             return False
         self.state = SUCCESS
         self._stage = _OVER
@@ -466,12 +459,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         if self._series is not None:
             self._series.advance(self)
             return
-        if (
-            self._callback is not None
-            or self._handles is not None
-            or self._told
-            or self.server.observers
-        ):
+        if self._tell or self.server.observers:
             following = self.done()
             series = self._series
             self._stage = _OVER
@@ -550,6 +538,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
         if self._stage == _OVER:
             raise UsageError("this request is over; use the methods of task.connection")
+        self._tell = True
         if self._handles is None:
             self._handles = []
         # In a copy: a coroutine may run in the context itself meanwhile, on another thread.
@@ -577,6 +566,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         elif callback is None and self._callback is not None:
             self.server.release()
         self._callback = callback
+        self._tell = True
 
     # -- failure -----------------------------------------------------------------------
 
