@@ -610,7 +610,7 @@ class WFServerBase(CommService):
         cut = 0
         for conn in self.connections():
             # What has nothing in hand is not cut: all that was asked for is delivered.
-            idle = conn.phase in _IDLE_PHASES and not conn.out
+            idle = conn.phase in _IDLE_PHASES and not (conn.out or conn.more or conn.deferred)
             if conn.communicator.close(conn, CloseReason.CUT) and not idle:
                 cut += 1
         with self._condition:

@@ -54,6 +54,10 @@ RECEIVE_SIZE: Final = 64 * 1024
 JOIN_SIZE: Final = 64 * 1024
 """Up to here several buffers are sent as one copy, which is cheaper than a vector."""
 
+_LOCK_PATIENCE: Final = 0.5
+"""Seconds that code which may hold the lock of *another* connection waits for this one's:
+they are held for moments. Two that wait for each other must not do so for ever."""
+
 DRAIN_TIME: Final = 2.0
 """Seconds that unread input is taken in after a farewell (nginx: ``lingering_time``)."""
 
@@ -91,6 +95,9 @@ _EXPIRED: Final[dict[State, CloseReason]] = {
     DRAINING: CloseReason.NOT_CLOSED,
 }
 """Why a connection was closed when its deadline passed, with nothing to send."""
+
+_LATE_TURNS: Final = 64
+"""Turns of reading what lies in the kernel before a deadline counts."""
 
 _LOOK_AGAIN: Final = 0.05
 """Seconds after which a deadline is looked at again that passed at a bad moment."""
@@ -199,10 +206,18 @@ class Communicator:
     def close(self, conn: CommConnection, reason: CloseReason = CloseReason.CLOSED) -> bool:
         """Close at once; what is unsent is lost. False when it was closed already."""
         if conn.locked_here:
-            # Called by code of the protocol's, or of a collected object, that runs under it.
+            # Called by code of the protocol's, or of a collected object, that runs under it:
+            # close when that is done, after what was given out before.
+            if conn.phase is CLOSED or conn.phase is DRAINING or conn.ending:
+                return False
+            conn.ending = True
+            conn.close_reason = reason
+            conn.phase = conn.phase.reply
             self.poller.post(self._close_posted, (conn, reason))
-            return conn.phase is not CLOSED
-        conn.lock.acquire()
+            return True
+        if not conn.lock.acquire(timeout=_LOCK_PATIENCE):
+            self.poller.post(self._close_posted, (conn, reason))
+            return True
         closed = self._close_locked(conn, reason, errno.ECONNABORTED)
         self._release(conn)
         return closed
@@ -327,13 +342,17 @@ class Communicator:
         phase = conn.phase
         if conn.out or conn.eof or phase not in (CONNECTED, RECEIVING, KEEPALIVE):
             return False
-        before = conn.bytes_in
-        conn.readable = True
-        self._pump(conn)
-        phase = conn.phase
-        if phase is CONNECTED or phase is RECEIVING or phase is KEEPALIVE:
-            return conn.bytes_in != before and conn.deadline > now
-        return True
+        first = conn.bytes_in
+        for _ in range(_LATE_TURNS):
+            before = conn.bytes_in
+            conn.readable = True
+            self._pump(conn)
+            phase = conn.phase
+            if phase is not CONNECTED and phase is not RECEIVING and phase is not KEEPALIVE:
+                return True
+            if conn.bytes_in == before:
+                break
+        return conn.bytes_in != first and conn.deadline > now
 
     def _expire(self, conn: CommConnection) -> None:
         conn.deadline = inf
@@ -372,6 +391,8 @@ class Communicator:
                 self._settle(conn)
             else:
                 self._close_locked(conn, CloseReason.REQUEST_TOO_SLOW, errno.ETIMEDOUT)
+        elif conn.broken:
+            self._close_locked(conn, conn.close_reason, errno.EIO)
         else:
             self._close_locked(conn, _EXPIRED[conn.phase], errno.ETIMEDOUT)
 
@@ -646,13 +667,13 @@ class Communicator:
                     self.poller.post(self._tell_end, conn)
                 if conn.gone and conn.transport.peer_gone():
                     # Both directions are down (and it is not the event of a connection that
-                    # had the descriptor before):: not a client that still waits for replies.
+                    # had the descriptor before): not a client that still waits for replies.
                     self._close_locked(conn, CloseReason.PEER_GONE, errno.ECONNRESET)
                     return
                 conn.parser.feed_eof()
             conn.more = True
         except BaseException:
-            logger.exception("the parser of %r raised in feed(); the connection closes", conn)
+            logger.exception("the parser of %r raised in feed() or feed_eof(); it closes", conn)
             self._flush(conn)  # the answers to good requests
             self._close_locked(
                 conn, CloseReason.PROTOCOL_FAILED, errno.EPROTO, "the parser failed"
@@ -806,7 +827,7 @@ class Communicator:
         """There is no first piece: the session will reply otherwise, if at all."""
         conn = stream.session.connection
         with conn.lock:
-            conn.stream = None
+            self._leave_stream(conn)
 
     def add_piece(self, stream: Stream, piece: Piece) -> bool:
         """One more piece, from a source that is not pulled here. False when the peer is
@@ -883,7 +904,7 @@ class Communicator:
                     error = raised
             if error is not None and not stream.begun:
                 # Nothing but empty pieces so far: the session may still reply otherwise.
-                conn.stream = None
+                self._leave_stream(conn)
                 conn.lock.release()
                 try:
                     stream.close()
@@ -898,23 +919,45 @@ class Communicator:
         stream = conn.stream
         assert stream is not None
         session = stream.session
-        conn.stream = None
         conn.session = None
         conn.unsent.append((session, conn.out_end))
         keep_alive = conn.keep_alive = stream.keep_alive
         if keep_alive == 0:
             conn.ending = True
             conn.close_reason = CloseReason.LAST_REPLY
-        for data in conn.held or ():
+        self._leave_stream(conn)
+
+    def _leave_stream(self, conn: CommConnection) -> None:
+        """No reply in pieces is under way any more: what was pushed meanwhile follows."""
+        conn.stream = None
+        held, conn.held = conn.held, None
+        conn.held_size = 0
+        for data in held or ():
             self._put(conn, data)
-        conn.held = None
 
     def _stream_failed(self, conn: CommConnection, error: BaseException) -> None:
         """A part of the reply is out: the peer can only be told by a reset."""
         assert conn.stream is not None
         logger.error("the reply of %r failed midway", conn.stream.session, exc_info=error)
-        self._flush(conn)  # the replies before it, and what there is of this one
-        self._close_locked(conn, CloseReason.REPLY_FAILED, errno.EIO)
+        self._break_off(conn)
+
+    def _break_off(self, conn: CommConnection) -> None:
+        """End with a reset, which tells the peer that the reply is not all; but after it
+        has what was sent before: a reset drops what is on its way."""
+        stream, conn.stream = conn.stream, None
+        session = conn.session if stream is None else stream.session
+        if session is not None and session is not COMING:
+            conn.finished.append((session, SYS_ERROR, errno.EIO))
+        conn.session = None
+        conn.dropped = stream
+        conn.held = None
+        conn.more = False
+        conn.broken = conn.ending = True
+        conn.close_reason = CloseReason.REPLY_FAILED
+        conn.close_error = errno.EIO
+        if not conn.pumping:
+            self._flush(conn)
+            self._settle(conn)
 
     def _drop_stream(self, conn: CommConnection) -> None:
         """The connection has closed while a reply was under way, and its source rests."""
@@ -940,7 +983,9 @@ class Communicator:
                 "and cannot push: push in the handler, in a callback, or from another thread; "
                 "a parser may return Feedback"
             )
-        conn.lock.acquire()
+        if not conn.lock.acquire(timeout=_LOCK_PATIENCE):
+            self.poller.post(self._push_posted, (conn, bytes(data)))
+            return True
         if session is not None:
             if conn.session is not session or conn.stream is not None:
                 conn.lock.release()
@@ -955,6 +1000,7 @@ class Communicator:
                 if conn.held is None:
                     conn.held = []
                 conn.held.append(bytes(data))
+                conn.held_size += len(conn.held[-1])
                 conn.lock.release()
                 return True
             self._put(conn, data)
@@ -969,6 +1015,9 @@ class Communicator:
         gone = conn.phase is CLOSED
         self._release(conn)
         return not gone
+
+    def _push_posted(self, what: tuple[CommConnection, bytes], _: int) -> None:
+        self.push(*what)
 
     def set_keep_alive(self, conn: CommConnection, seconds: float | None) -> None:
         """How long ``conn`` may stay without a request, from now on. Any thread."""
@@ -1016,8 +1065,9 @@ class Communicator:
         conn = session.connection
         conn.lock.acquire()
         if conn.session is session and conn.phase is not CLOSED:
-            self._flush(conn)
-            self._close_locked(conn, CloseReason.REPLY_FAILED, errno.EIO)
+            conn.session = None  # it ends by itself
+            conn.phase = conn.phase.reply
+            self._break_off(conn)
         self._release(conn)
 
     def _finish_reply(self, conn: CommConnection) -> None:
@@ -1086,7 +1136,7 @@ class Communicator:
             buffers = out
         else:
             raise TypeError(
-                "message_out must give a bytes-like object, or a list or tuple of them, "
+                "what is sent must be a bytes-like object, or a list or tuple of them, "
                 f"not {type(out).__name__}"
             )
         sized: list[Buffer] = []
@@ -1096,7 +1146,7 @@ class Communicator:
                 buffer = buffer.cast("B") if buffer.nbytes else b""
             elif not isinstance(buffer, (bytes, bytearray)):
                 raise TypeError(
-                    "message_out must give bytes-like objects, "
+                    "what is sent must be bytes-like objects, "
                     f"and one of the list is a {type(buffer).__name__}"
                 )
             if buffer:
@@ -1319,10 +1369,15 @@ class Communicator:
     def _end(self, conn: CommConnection) -> None:
         """Everything is sent and the connection is to close: gently, where input that
         nobody read would make the system send a reset over the reply."""
-        if conn.eof or not self._unread(conn):
+        if conn.broken:
+            conn.phase = conn.phase.drain
+            conn.readable = True
+            self._arm(conn, self.poller.time(), DRAIN_TIME)
+            self._drain(conn)
+        elif conn.eof or not self._unread(conn):
             self._close_locked(conn, conn.close_reason, 0)
-            return
-        self._say_no_more(conn)
+        else:
+            self._say_no_more(conn)
 
     def _say_no_more(self, conn: CommConnection) -> None:
         """End our side, and take in what the peer still sends, for a while."""
@@ -1351,6 +1406,13 @@ class Communicator:
             return True
 
     def _drain(self, conn: CommConnection) -> None:
+        if conn.broken:
+            if not conn.transport.unacknowledged():
+                self._close_locked(conn, conn.close_reason, errno.EIO)
+                return
+            now = self.poller.time()
+            if conn.deadline > now + _LOOK_AGAIN:
+                self.poller.call_at(now + _LOOK_AGAIN, self.resume, conn)
         try:
             for _ in range(_TURN_READS):
                 if not conn.recv(RECEIVE_SIZE):
@@ -1380,7 +1442,7 @@ class Communicator:
             conn.timer_at = inf
         if conn.attached:
             self.poller.forget(conn.fd)
-        if error == errno.EIO or conn.reply_is_incomplete:
+        if error == errno.EIO or conn.broken or conn.reply_is_incomplete:
             # An end would tell the peer that this was all of it.
             conn.transport.abort()
         else:
@@ -1410,6 +1472,10 @@ class Communicator:
         User code runs for a connection on one thread at a time: who hands a request over,
         or tells a session of its end, has ``pumping`` set; what ends meanwhile is told then.
         """
+        closed = False
+        if conn.phase is CLOSED and not conn.ended and conn.attached:
+            closed = True
+            self._call_closed(conn)
         if (conn.finished or conn.dropped is not None) and not conn.pumping:
             threads = self.threads
             if threads is None or not threads.full or not self._wait_for_thread(conn):
@@ -1420,10 +1486,8 @@ class Communicator:
                 conn.waiters = None
             else:
                 waiters = None
-        closed = last = False
-        if conn.phase is CLOSED and conn.attached:
-            closed = not conn.ended
-            conn.ended = True
+        last = False
+        if conn.ended:
             # A session that still runs gives the reference back itself: forget().
             last = (
                 conn.session is None
@@ -1457,25 +1521,38 @@ class Communicator:
                     logger.exception("a session of %r raised after its reply", conn)
             lock.acquire()
         conn.pumping = False
-        if conn.phase is not CLOSED and (
-            conn.more
-            or conn.readable
-            or conn.out
-            or conn.unsent
-            or conn.ending
-            or conn.eof
-            or conn.stream is not None
-            or conn.service.stopping
-        ):
-            # Left to us by those who saw us at work.
-            self.poller.post(self.resume, conn)
+        if conn.phase is not CLOSED and conn.attached:
+            if conn.more or conn.readable or conn.out or conn.unsent or conn.stream is not None:
+                # Left to us by those who saw us at work.
+                self.poller.post(self.resume, conn)
+            else:
+                self._settle(conn)
+
+    @staticmethod
+    def _call_closed(conn: CommConnection) -> None:
+        """The socket is closed: call what waits for that, before a session is told that it
+        could not reply. With the lock, which is let go meanwhile."""
+        conn.ended = True
+        # Nobody adds to them any more, see CommConnection.on_close.
+        callbacks, conn.close_callbacks = conn.close_callbacks, None
+        service = conn.service
+        service.retain()  # it must not be gone while they run
+        conn.lock.release()
+        service.remove_connection(conn)
+        before = CURRENT.service
+        CURRENT.service = service
+        for callback in (callbacks or {}).values():
+            try:
+                callback(conn)
+            except BaseException:
+                logger.exception("an on_close callback of %r raised", conn)
+        CURRENT.service = before
+        service.release()
+        conn.lock.acquire()
 
     @staticmethod
     def _report_closed(conn: CommConnection) -> None:
         service = conn.service
-        service.remove_connection(conn)
-        before = CURRENT.service
-        CURRENT.service = service
         if service.observers:
             service.emit(
                 ConnectionClosed(
@@ -1487,11 +1564,3 @@ class Communicator:
                     conn.close_detail,
                 )
             )
-        # Nobody adds to them any more, see CommConnection.on_close.
-        callbacks, conn.close_callbacks = conn.close_callbacks, None
-        for callback in (callbacks or {}).values():
-            try:
-                callback(conn)
-            except BaseException:
-                logger.exception("an on_close callback of %r raised", conn)
-        CURRENT.service = before

@@ -142,6 +142,7 @@ class CommConnection:
     __slots__ = (
         "__weakref__",
         "attached",
+        "broken",
         "bytes_before",
         "bytes_in",
         "bytes_out",
@@ -166,6 +167,7 @@ class CommConnection:
         "gone",
         "hangup",
         "held",
+        "held_size",
         "idle_since",
         "keep_alive",
         "keep_alive_limit",
@@ -246,11 +248,13 @@ class CommConnection:
         self.session: CommSession | None = None  # handed over and not answered
         self.stream: Stream | None = None  # a reply in pieces is under way
         self.held: list[Buffer] | None = None  # pushed meanwhile
+        self.held_size = 0
         self.waiters: list[Callable[[], object]] | None = None  # for room in out
         self.pumping = False  # a thread is handing requests over
         self.unsent: list[tuple[CommSession, int]] = []  # and where in out each one ends
         self.finished: list[tuple[CommSession, TaskState, int]] = []
         self.ending = False  # close when everything in out is sent
+        self.broken = False  # ... with a reset, in the middle of a reply
         self.farewell = False  # ... and take in what the peer still sends
         self.ended = False  # the socket is closed and the callbacks were taken
         self.forgotten = False  # ... and nothing runs for it any more
@@ -389,7 +393,9 @@ class CommConnection:
         for name, seconds in (("keep_alive", keep_alive), ("receive", receive)):
             if isinstance(seconds, _Unchanged) or seconds is None:
                 continue
-            if isinstance(seconds, bool) or not 0 < seconds <= YEAR:
+            if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+                raise ValueError(f"set_timeout({name}={seconds!r}): expected seconds as a number")
+            if not 0 < seconds <= YEAR:
                 raise ValueError(
                     f"set_timeout({name}={seconds!r}): expected seconds above 0, a year at most, "
                     "or None for no limit"
@@ -414,7 +420,7 @@ class CommConnection:
         :class:`~protoserve.errors.UsageError` in a parser or ``message_out``, which run in
         the middle of the connection's work.
         """
-        if self.out_size > OUTPUT_LIMIT and self.out_size > self.unsent_limit:
+        if self.out_size + self.held_size > max(OUTPUT_LIMIT, self.unsent_limit):
             self.communicator.close(self, CloseReason.PUSH_NOT_TAKEN)
         return self.communicator.push(self, data)
 

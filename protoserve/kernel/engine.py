@@ -90,6 +90,11 @@ class Engine(ABC):
         """The same, for signal handlers: without a lock, and never at once. False when that
         is impossible, since the engine's loop is closed. The caller holds the engine."""
 
+    def forget_in_child(self) -> None:
+        """In a process that was just forked, where nothing of this runs: a handler that
+        returns there must not go on to poll what the two processes share."""
+        self.poller.close_copy()
+
     def service_here(self) -> CommService | None:
         """The service for which the current coroutine runs, as (a part of) a request; not a
         task that one of those made. In a thread of the engine's."""
@@ -133,6 +138,7 @@ class ThreadEngine(Engine):
             threads=threads,
             on_blocked=self._on_blocked,
             on_exhausted=scheduler.on_exhausted,
+            on_refused=scheduler.on_refused,
             on_error=log_callback_error,
         )
 
@@ -155,6 +161,9 @@ class ThreadEngine(Engine):
 
     def stop(self, timeout: float | None) -> bool:
         return self._threads.stop(timeout)
+
+    def forget_in_child(self) -> None:
+        self._threads.forget_in_child()
 
     def abandon(self) -> None:
         self._threads.stop()  # the leader works already where only the monitor was refused

@@ -68,8 +68,9 @@ class LeaderFollowers:
     ``on_blocked(argument, waits)`` is called on the new leader with the argument of the
     event whose handler keeps its thread; ``waits`` tells whether it was seen to be off the
     CPU meanwhile. ``on_exhausted(threads)`` is called when the last thread that may run
-    handlers has begun to; ``on_error()`` inside an ``except`` block when a callback raised.
-    Everything may be called from any thread.
+    handlers has begun to; ``on_refused()`` when the system refuses a thread; ``on_error()``
+    inside an ``except`` block when a callback raised. Everything may be called from any
+    thread.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class LeaderFollowers:
         threads: int,
         on_blocked: Callable[[Any, bool], None],
         on_exhausted: Callable[[int], None],
+        on_refused: Callable[[], None],
         on_error: Callable[[], None],
         block_threshold: float = BLOCK_THRESHOLD,
     ) -> None:
@@ -86,10 +88,12 @@ class LeaderFollowers:
         self.full = False
         """Whether all threads but the leader are in handlers, so that it must run none.
         Written with the mutex held; the leader, which alone has to obey it, reads it without:
-        only what the leader does, or what is done to it, makes it true."""
+        only what is done to the leader makes it true, and a handler that takes its place
+        back, see ``_overtaken``."""
         self._poller = poller
         self._on_blocked = on_blocked
         self._on_exhausted = on_exhausted
+        self._on_refused = on_refused
         self._on_error = on_error
         self._threshold = block_threshold
         self._baton = threading.Lock()
@@ -99,8 +103,12 @@ class LeaderFollowers:
         self._workers: set[_Worker] = set()
         self._queue: deque[Ready] = deque()  # handlers that wait for a free thread
         self._lent = 0  # handlers that wait for the engine's own work, see lend()
+        # The leader of the moment when a lent place was taken back: it may have begun to run a
+        # handler when that was allowed, and then nobody polls.
+        self._overtaken: _Worker | None = None
         self._idents: set[int] = set()
         self._named = 0
+        self._refused = False  # a thread, by the system; not reported yet
         self._stopping = False
         self._parked = False
         self._park = threading.Lock()
@@ -203,7 +211,21 @@ class LeaderFollowers:
             if lent:
                 with self._mutex:
                     self._lent -= 1
+                    before = self.full
                     self._count_locked()
+                    if self.full and not before:
+                        self._overtaken = self._leader
+
+    def forget_in_child(self) -> None:
+        """In a process that was just forked, by one of the threads or another: it has none
+        of the others, and must not touch what the two processes share."""
+        self._stopping = True
+        self._leader = None
+        self._mutex = threading.Lock()
+        self._baton = threading.Lock()
+        self._queue.clear()
+        self._idle.clear()
+        self._poller.close_copy()
 
     # -- handler threads ---------------------------------------------------------------
 
@@ -270,33 +292,32 @@ class LeaderFollowers:
         time to end."""
         while True:
             with self._mutex:
-                if self._stopping:
-                    return False
-                if self._leader is None:
-                    # Nobody polls, because the system refused a thread: the first to be
-                    # free leads.
-                    self._baton.acquire()
-                    self._leader = worker
-                    self._count_locked()
-                    return True
                 if not self._queue:
-                    if len(self._workers) > self.max_threads + 1 + self._lent:
+                    if self._stopping:
+                        return False
+                    if len(self._workers) > self._most:
                         return False  # one that was hired while others waited
                     self._idle.append(worker)
                     self._count_locked()
-                    break
-                callback, argument, mask = self._queue.popleft()
-            try:
-                callback(argument, mask)
-            except BaseException:
-                self._on_error()
-            del callback, argument
-        worker.turn.acquire()
-        # Promoted with the baton held on our behalf, or told to end without it.
-        return self._leader is worker
+                    job = None
+                else:
+                    job = self._queue.popleft()
+            if job is not None:
+                callback, argument, mask = job
+                try:
+                    callback(argument, mask)
+                except BaseException:
+                    self._on_error()
+                del callback, argument, job
+                continue
+            worker.turn.acquire()
+            if self._leader is worker:
+                return True  # promoted, with the baton held on our behalf
+            # Woken for what waits, or to end.
 
-    def _promote_locked(self) -> bool:
-        """Hand the baton, which the caller holds, to a follower or a new thread."""
+    def _promote_locked(self, *, beyond: bool = False) -> bool:
+        """Hand the baton, which the caller holds, to a follower or a new thread; ``beyond``:
+        even to one more than there may be."""
         if self._idle:
             worker = self._idle.pop()
             self._leader = worker
@@ -306,7 +327,7 @@ class LeaderFollowers:
         before = self._leader
         worker = _Worker(leads=True)
         self._leader = worker
-        if self._hire_locked(worker):
+        if self._hire_locked(worker, beyond=beyond):
             return True
         self._leader = before
         return False
@@ -315,12 +336,17 @@ class LeaderFollowers:
         """More handlers may run: have threads for those that wait."""
         self._count_locked()
         for _ in range(len(self._queue)):
-            if self.full or self._stopping or not self._hire_locked(_Worker(leads=False)):
+            if self.full or self._stopping:
+                break
+            if self._idle:  # one that was hired before
+                self._idle.pop().turn.release()
+                self._count_locked()
+            elif not self._hire_locked(_Worker(leads=False)):
                 break
 
-    def _hire_locked(self, worker: _Worker) -> bool:
+    def _hire_locked(self, worker: _Worker, *, beyond: bool = False) -> bool:
         """Start a thread; False when there may be no more of them."""
-        if len(self._workers) > self.max_threads + self._lent:
+        if len(self._workers) >= self._most and not beyond:
             return False
         self._named += 1
         worker.thread = threading.Thread(
@@ -333,11 +359,17 @@ class LeaderFollowers:
         self._count_locked()  # before it leads, and looks whether it may run handlers
         try:
             worker.thread.start()
-        except RuntimeError:  # the system has no more threads
+        except (RuntimeError, MemoryError):  # the system has no more threads
             self._workers.discard(worker)
             self._count_locked()
+            self._refused = True
             return False
         return True
+
+    @property
+    def _most(self) -> int:
+        """How many threads there may be: one beyond those in handlers."""
+        return self.max_threads + 1 + self._lent
 
     def _count_locked(self) -> None:
         """Bring ``full`` up to date."""
@@ -391,26 +423,35 @@ class LeaderFollowers:
     def _take_over(self, mark: tuple[int, int, _Worker | None], waits: bool) -> bool:
         """Promote a follower if the leader still runs that handler. Returns whether it was
         to be replaced."""
-        exhausted = 0
+        exhausted = refused = False
         with self._mutex:
-            if self._stopping or self._leader is None or not self._baton.acquire(False):
+            leader = self._leader
+            overtaken = leader is self._overtaken
+            if self._stopping or leader is None or (self.full and not overtaken):
+                # One that runs no handlers is slow for other reasons, and goes on.
+                return False
+            if not self._baton.acquire(False):
                 return False
             poller = self._poller
-            if mark != (poller.turns, len(poller.ready), self._leader):
+            if mark != (poller.turns, len(poller.ready), leader):
                 self._baton.release()
                 return False
             poller.ready.appendleft((self._call_blocked, (self.current, waits), 0))
-            if self._promote_locked():
-                if self.full:
-                    exhausted = self.max_threads
+            if self._promote_locked(beyond=overtaken):
+                self._overtaken = None
+                exhausted = self.full
             else:
-                exhausted = len(self._workers)
-                self._leader = None
-                self._count_locked()
+                # It goes on to lead, and we look again.
                 poller.ready.popleft()
                 self._baton.release()
+                refused, self._refused = self._refused, False
         if exhausted:
-            self._report(exhausted)
+            self._report(self.max_threads)
+        if refused:
+            try:
+                self._on_refused()
+            except BaseException:
+                self._on_error()
         return True
 
     def _call_blocked(self, blocked: tuple[Any, bool], _: int) -> None:

@@ -326,6 +326,13 @@ class Poller:
         """A descriptor that is readable while events wait, for embedding in a loop."""
         return self._readiness.fileno()
 
+    def close_copy(self) -> None:
+        """In a process that was just forked: give back its copies. What is watched, and the
+        other process's waiting, stays as it is. Takes no lock of before the fork."""
+        self._lock = threading.Lock()
+        self.ready.clear()
+        self.close()
+
     def close(self) -> None:
         """Give back the descriptors. Nobody may be waiting. Safe to call twice."""
         with self._lock:

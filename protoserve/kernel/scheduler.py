@@ -18,6 +18,7 @@ from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.engine import Engine, ThreadEngine
 from protoserve.kernel.executor import Executor
 from protoserve.kernel.session import CommService
+from protoserve.log import logger
 from protoserve.params import COMPUTE_THREADS, SERVER_PARAMS_DEFAULT
 
 _PATCHERS: Final = {
@@ -80,6 +81,7 @@ class CommScheduler:
         self._ending: list[Engine] = []
         self._services: list[CommService] = []
         self._exhausted_until = 0.0
+        self._refused_until = 0.0
         self._kept: Engine | None = None  # the loop of coroutines, while a server is bound
         self.executor = Executor()
 
@@ -245,6 +247,25 @@ class CommScheduler:
             engine.release()
             raise
 
+    def forget_in_child(self) -> None:
+        """In a process that was just forked: its engines do nothing more."""
+        for engine in (*self._engines.values(), *self._ending):
+            engine.forget_in_child()
+
+    def on_refused(self) -> None:
+        """The system refuses a handler thread, while another is in a handler. Told once a
+        minute."""
+        now = self._clock()
+        with self._lock:
+            if now < self._refused_until:
+                return
+            self._refused_until = now + _REPORT_INTERVAL
+        logger.warning(
+            "the system refuses one more handler thread: nothing is served until the handler "
+            "that runs has ended, or the system has threads again (ulimit -u, or the "
+            "container's limit)"
+        )
+
     def on_exhausted(self, threads: int) -> None:
         """Every handler thread is in a handler. Told once a minute: under load it comes
         and goes all the time."""
@@ -268,7 +289,9 @@ def _forget_in_child() -> None:
     """A forked process has none of the threads, and must not touch what it shares."""
     global _lock, _scheduler
     _lock = threading.Lock()
-    _scheduler = None
+    scheduler, _scheduler = _scheduler, None
+    if scheduler is not None:
+        scheduler.forget_in_child()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

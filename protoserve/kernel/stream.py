@@ -109,8 +109,12 @@ class AsyncIteratorStream(Stream):
     def begin(self, communicator: Communicator) -> bool:
         self._communicator = communicator
         assert communicator.engine is not None
-        self._cancel = communicator.engine.run_coroutine(
-            self._send(), self._ended, self.session.connection.service
+        # In the request's context variables, of which the new task takes a copy.
+        self._cancel = self.session.call(
+            communicator.engine.run_coroutine,
+            self._send(),
+            self._ended,
+            self.session.connection.service,
         )
         if self.session.connection.closed:
             self._cancel()

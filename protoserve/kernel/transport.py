@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import select
 import socket
+import sys
+import termios
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
@@ -20,6 +23,10 @@ _PROBES: Final = tuple(
     if hasattr(socket, name)
 )
 """Seconds between the system's probes of a peer that ended its sending side."""
+
+
+_SO_NWRITE: Final = 0x1024
+"""macOS' option for the same; Python has no name for it."""
 
 
 class Transport(Protocol):
@@ -45,6 +52,10 @@ class Transport(Protocol):
     def probe_peer(self) -> None:
         """The peer has ended its sending side: find out, in time, whether it is still there
         to read. One that is not will show as a failure of the socket."""
+
+    def unacknowledged(self) -> int:
+        """Bytes that were taken by ``send`` and have not reached the peer; 0 where that is
+        not known. Must not block."""
 
     def shutdown_write(self) -> None:
         """Tell the peer that no more will be sent."""
@@ -90,6 +101,16 @@ class SocketTransport:
             for option, value in _PROBES:
                 self.sock.setsockopt(socket.IPPROTO_TCP, option, value)
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def unacknowledged(self) -> int:
+        try:
+            if sys.platform == "linux":
+                return int.from_bytes(
+                    fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder
+                )
+            return self.sock.getsockopt(socket.SOL_SOCKET, _SO_NWRITE)
+        except OSError:
+            return 0
 
     def shutdown_write(self) -> None:
         # The peer may be gone already; closing follows in any case.

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import Context
-from typing import TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
-def run_in(context: Context, function: Callable[..., T], *args: object) -> T:
+class _Call:
+    """A call that knows whether it was made."""
+
+    __slots__ = ("_args", "_function", "made")
+
+    def __init__(self, function: Callable[..., Any], args: tuple[object, ...]) -> None:
+        self._function = function
+        self._args = args
+        self.made = False
+
+    def make(self) -> Any:
+        self.made = True
+        return self._function(*self._args)
+
+
+def run_in(context: Context, function: Callable[..., Any], *args: object) -> Any:
     """Call ``function(*args)`` in ``context``; in a copy of it where the context is in use
-    at the moment: by the caller itself, or on another thread. Any thread."""
+    at the moment, by the caller itself or on another thread. Any thread."""
+    call = _Call(function, args)
     try:
-        return context.run(function, *args)
-    except RuntimeError as error:
-        traceback = error.__traceback__
-        if traceback is not None and traceback.tb_next is not None:
-            raise  # the function's, not that of run()
+        return context.run(call.make)
+    except RuntimeError:
+        if call.made:
+            raise
     return context.copy().run(function, *args)

@@ -103,6 +103,8 @@ class WFNetworkTask(SubTask, CommSession, Generic[REQ, RESP]):
     def set_keep_alive(self, seconds: float | None) -> None:
         """Keep the connection for ``seconds`` after this reply; 0 closes it, None keeps
         it without limit. Raises ``ValueError`` for a negative time, or one beyond a year."""
+        if isinstance(seconds, bool):
+            raise ValueError(f"keep-alive of {seconds!r}: expected seconds as a number, or None")
         if seconds is not None and not 0 <= seconds <= YEAR:
             raise ValueError(
                 f"keep-alive of {seconds!r} s: expected 0, more, or None for no limit; "
@@ -145,7 +147,7 @@ class ServerSeries(SeriesWork):
         else:
             super().__init__(task)
         self.engine = task.connection.communicator.engine
-        self.variables = task.variables
+        self.variables = task.own_variables()
         self.service = task.server
         # The first task runs already, without a series: that is why we are made.
         self._current = self._queue.popleft()
@@ -160,6 +162,7 @@ class ServerSeries(SeriesWork):
     def _finish(self) -> None:
         super()._finish()
         server = self._task.server
+        self._task.drop_handles()
         # The task has the series; and tracebacks, once logged, only keep frames alive.
         del self._task
         if self._failure is not None:
@@ -261,6 +264,8 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             if self.server.observers:
                 self._started = time.monotonic()
             self.variables = variables = self.server.variables.copy()
+            if self._series is not None:  # somebody asked for it before
+                self._series.variables = variables
             if variables.run(self.run_process):
                 series = self._series
                 if series is None:
@@ -276,7 +281,16 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
 
     def call(self, function: Callable[..., Any], *args: object) -> Any:
         """Call user code of this request in its context."""
-        return run_in(self.variables, function, *args)
+        if self._series is not None and self._series.runs_here:
+            return function(*args)
+        return run_in(self.own_variables(), function, *args)
+
+    def own_variables(self) -> Context:
+        """Those of this request; before its handler is called, what they will begin with."""
+        try:
+            return self.variables
+        except AttributeError:
+            return self.server.variables.copy()
 
     def handler_key(self) -> Hashable:
         """The protocol's, from the request."""
@@ -284,9 +298,13 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         if key is None:
             return None
         try:
-            return key(self.req)
+            found = key(self.req)
+            hash(found)
+            return found
         except BaseException:
-            logger.exception("handler_key of %r raised", self.spec.name)
+            logger.exception(
+                "handler_key of %r raised, or gave what cannot be hashed", self.spec.name
+            )
             return None
 
     def summary(self) -> Mapping[str, object]:
@@ -435,16 +453,13 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
                     self.summary(),
                 )
             )
-        handles, self._handles = self._handles, None
-        for handle in handles or ():
-            handle.cancel()
         callback = self._callback
         if callback is not None:
             self._callback = None
             before = CURRENT.service
             CURRENT.service = self.server
             try:
-                outcome = run_in(self.variables, callback, self)
+                outcome = self.call(callback, self)
                 if outcome is not None and isinstance(outcome, Coroutine):
                     self.series.push_back(CoroutineTask(outcome))
             except BaseException:
@@ -465,6 +480,8 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             self._stage = _OVER
             if series is not None:
                 series._run(series._proceed(following))
+            else:
+                self.drop_handles()
             return
         self._stage = _OVER
 
@@ -542,9 +559,15 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         if self._handles is None:
             self._handles = []
         # In a copy: a coroutine may run in the context itself meanwhile, on another thread.
-        handle = register(lambda _: self.variables.copy().run(callback, self))
+        handle = register(lambda _: self.own_variables().copy().run(callback, self))
         self._handles.append(handle)
         return handle
+
+    def drop_handles(self) -> None:
+        """The request is over: what was to be called before is not any more."""
+        handles, self._handles = self._handles, None
+        for handle in handles or ():
+            handle.cancel()
 
     def noreply(self) -> None:
         """Send no reply: the connection closes where it would have gone."""

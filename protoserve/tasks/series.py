@@ -45,6 +45,7 @@ class SeriesWork:
         "_lock",
         "_queue",
         "_running",
+        "_thread",
         "context",
         "engine",
         "service",
@@ -73,6 +74,7 @@ class SeriesWork:
         self.service: CommService | None = None  # it waits for the end of this series
         self.context: Any = None
         self.variables = copy_context()
+        self._thread = 0  # that runs it
         self._adopt(first)
         if last is not None:
             self._adopt(last)
@@ -179,10 +181,18 @@ class SeriesWork:
     def _run_here(self, task: SubTask | None, ended: SubTask | None) -> None:
         before = CURRENT.service
         CURRENT.service = self.service
+        ident = self._thread = threading.get_ident()
         try:
             self._run_tasks(task if ended is None else self._next(ended))
         finally:
             CURRENT.service = before
+            if self._thread == ident:  # else another thread goes on with it already
+                self._thread = 0
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the calling thread runs the series, in its context variables."""
+        return self._thread == threading.get_ident()
 
     def _run_tasks(self, task: SubTask | None) -> None:
         """The trampoline: dispatch until a task does not end at once."""

@@ -100,6 +100,8 @@ class MemoryPeer:
         """The server has closed its socket."""
         self.aborted = False
         """... with a reset."""
+        self.under_way = 0
+        """Bytes that the server's system has not brought to us, as far as it knows."""
         self.probed = False
         """The server asks its system whether we are still there."""
         self.before_send: Callable[[], object] | None = None
@@ -206,6 +208,9 @@ class MemoryTransport:
 
     def peer_gone(self) -> bool:
         return True  # a test that says so means it
+
+    def unacknowledged(self) -> int:
+        return self.peer.under_way
 
     def probe_peer(self) -> None:
         self.peer.probed = True

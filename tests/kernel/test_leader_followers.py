@@ -28,12 +28,14 @@ class Pool:
         self.blocked: list[Any] = []
         self.waiting: list[bool] = []
         self.exhausted: list[int] = []
+        self.refused: list[str] = []
         self.errors: list[str] = []
         self.threads = LeaderFollowers(
             self.poller,
             threads=threads,
             on_blocked=self.note_blocked,
             on_exhausted=self.exhausted.append,
+            on_refused=lambda: self.refused.append("refused"),
             on_error=lambda: self.errors.append("error"),
         )
         self.threads.start()
@@ -280,7 +282,7 @@ def test_the_system_has_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         blocking = pool.call(gate.wait)
-        wait_until(lambda: pool.exhausted)
+        wait_until(lambda: pool.refused)
         other = pool.call(nothing)
         gate.set()
         assert other.ended.wait(PATIENCE)
@@ -291,6 +293,7 @@ def test_the_system_has_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None
                 threads=1,
                 on_blocked=lambda argument, waits: None,
                 on_exhausted=print,
+                on_refused=print,
                 on_error=lambda: None,
             ).start()
     assert pool.threads.stop(PATIENCE)

@@ -6,7 +6,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -73,6 +73,35 @@ _INTERNAL: Final = RedisError("ERR internal error")
 def wrong_arity(command: Command) -> RedisError:
     """Too few or too many arguments, in Redis' words."""
     return RedisError(f"ERR wrong number of arguments for '{command.full_name}' command")
+
+
+class Finishing(Coroutine[Any, Any, None]):
+    """The coroutine of an async command, within the one that makes a reply of its outcome:
+    both are closed where it never begins."""
+
+    __slots__ = ("_command", "_outer")
+
+    def __init__(
+        self, outer: Coroutine[Any, Any, None], command: Coroutine[Any, Any, Any]
+    ) -> None:
+        self._outer = outer
+        self._command = command
+
+    def send(self, value: Any) -> Any:
+        """See ``Coroutine``."""
+        return self._outer.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """See ``Coroutine``."""
+        return self._outer.throw(*error)
+
+    def close(self) -> None:
+        """See ``Coroutine``."""
+        self._outer.close()
+        self._command.close()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._outer.__await__()
 
 
 class CommandTable:
@@ -340,7 +369,7 @@ class CommandTable:
             except Exception as error:
                 value = self.error_value(task, command, error)
             if value.__class__ is CoroutineType:
-                return self._finish(task, session, command, value)
+                return Finishing(self._finish(task, session, command, value), value)
             if session.special:
                 self._reply(task, session, value)
                 return None
@@ -442,7 +471,7 @@ class CommandTable:
         if tracked is not None and session.transaction is None:
             tracked.command_ended(command)
         if inspect.iscoroutine(value):
-            return self._finish(task, session, command, value)
+            return Finishing(self._finish(task, session, command, value), value)
         self._reply(task, session, value)
         return None
 
