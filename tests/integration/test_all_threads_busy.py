@@ -15,7 +15,17 @@ from typing import Any
 import pytest
 from loopback import PATIENCE, RawClient, eventually, get
 
-from protoserve import ServerParams, WaitGroup, timer
+from protoserve import (
+    NEED_DATA,
+    MessageParser,
+    NeedData,
+    ProtocolSpec,
+    ServerParams,
+    WaitGroup,
+    WFServer,
+    WFServerTask,
+    timer,
+)
 from protoserve.events import HandlersBlocked
 from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
@@ -332,3 +342,167 @@ def test_it_is_reported_once_a_minute() -> None:
         for client in clients:
             client.close()
     assert sum(isinstance(event, HandlersBlocked) for event in events) <= 1
+
+
+def test_the_thread_beyond_is_not_replaced_where_parsing_is_slow() -> None:
+    """It runs no handlers, so that it is slow for other reasons: it must stay what it is."""
+
+    class Slow(MessageParser[bytes]):
+        def __init__(self, params: ServerParams) -> None:
+            self.held = b""
+
+        def feed(self, data: bytes) -> None:
+            self.held += data
+
+        def next_message(self) -> bytes | NeedData:
+            end = time.monotonic() + 0.03
+            while time.monotonic() < end:
+                pass
+            line, newline, rest = self.held.partition(b"\n")
+            if not newline:
+                return NEED_DATA
+            self.held = rest
+            return line
+
+        @property
+        def partial(self) -> bool:
+            return bool(self.held)
+
+    running = most = 0
+    lock = threading.Lock()
+
+    def process(task: WFServerTask[bytes, bytearray]) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        for _ in range(100):
+            task.push(bytes(65536))
+        with lock:
+            running -= 1
+
+    spec = ProtocolSpec(
+        name="slow",
+        message_in=Slow,
+        message_out=bytes,
+        response=bytearray,
+        params=ServerParams(handler_threads=2, peer_response_timeout=5),
+    )
+    with WFServer(spec, process).start("127.0.0.1", 0) as server:
+        clients = [RawClient(server.address, receive_buffer=4096) for _ in range(5)]
+        for client in clients:
+            client.send(b"go\n")
+            time.sleep(0.02)
+        received = [0] * len(clients)
+
+        def read(number: int) -> None:
+            while received[number] < 6_553_600:
+                received[number] += len(clients[number].sock.recv(1 << 20)) or 10**9
+
+        readers = [threading.Thread(target=read, args=(i,)) for i in range(len(clients))]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join(25)
+            assert not reader.is_alive()
+        for client in clients:
+            client.close()
+    assert received == [6_553_600] * 5
+    assert most <= 2
+
+
+def test_a_place_that_was_lent_and_is_taken_back_leaves_somebody_to_poll() -> None:
+    group = WaitGroup(1)
+    entered = threading.Event()
+
+    def process(task: WFHttpTask) -> None:
+        if task.req.path == "/lend":
+            entered.set()
+            group.wait(PATIENCE)
+        elif task.req.path == "/done":
+            group.done()
+        if task.req.path != "/here":
+            while True:  # until the peer, which does not read, is cut
+                task.push(bytes(65536))
+        task.resp.write("here")
+
+    with WFHttpServer(process, params(1, peer_response_timeout=0.3)).start(
+        "127.0.0.1", 0
+    ) as server:
+        clients = [RawClient(server.address, receive_buffer=4096) for _ in range(2)]
+        clients[0].send(get("/lend"))
+        assert entered.wait(PATIENCE)
+        clients[1].send(get("/done"))
+        with RawClient(server.address) as other:
+            assert other.ask("/here").body == b"here"
+        for client in clients:
+            client.close()
+
+
+def test_an_idle_thread_takes_what_waits_when_a_place_is_lent() -> None:
+    def process(task: WFHttpTask) -> None:
+        if task.req.path == "/wait":
+            for pause in 0.0, 0.1:
+                group = WaitGroup(1)
+                timer(0.05 if not pause else 0.0, lambda t, g=group: g.done()).start()
+                time.sleep(pause)
+                assert group.wait(PATIENCE)
+
+    with (
+        WFHttpServer(process, params(1)).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as first,
+        RawClient(server.address) as second,
+    ):
+        first.send(get("/wait"))
+        time.sleep(0.02)
+        assert second.ask().status == 200
+        assert first.reply().status == 200
+
+
+def test_what_waits_for_a_thread_is_not_lost_by_a_stop_that_cuts() -> None:
+    closed = threading.Event()
+    opened, entered = threading.Event(), threading.Event()
+
+    def body() -> Iterator[bytes]:
+        try:
+            while True:
+                yield b"x"
+                time.sleep(0.002)
+        finally:
+            closed.set()
+
+    def process(task: WFHttpTask) -> None:
+        if task.req.path == "/stream":
+            task.resp.body = body()
+            return
+        entered.set()
+        opened.wait(PATIENCE)
+
+    server = WFHttpServer(process, params(1, shutdown_timeout=0.2)).start("127.0.0.1", 0)
+    with RawClient(server.address) as stream, RawClient(server.address) as block:
+        stream.send(get("/stream"))
+        stream.sock.recv(1)
+        block.send(get("/block"))
+        assert entered.wait(PATIENCE)
+        assert server.stop() >= 2
+        opened.set()
+        assert closed.wait(PATIENCE)
+    eventually(lambda: server._references == 0)
+    with server.start("127.0.0.1", 0):
+        pass
+    assert server.stop() == 0
+
+
+def test_requests_that_wait_for_a_thread_count_as_cut() -> None:
+    opened = threading.Event()
+    gate = Gate()
+    gate.opened = opened
+    server = WFHttpServer(gate, params(1, shutdown_timeout=0.2)).start("127.0.0.1", 0)
+    clients = [RawClient(server.address) for _ in range(4)]
+    for client in clients:
+        client.send(get("/wait"))
+    eventually(lambda: sum(c.deferred for c in server.connections()) == 3)
+    assert server.stop() >= 4
+    opened.set()
+    for client in clients:
+        client.close()

@@ -142,3 +142,37 @@ with socket.socket() as sock:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_shared_socket_is_not_shut_down() -> None:
     assert run_alone(ADOPTED).lines == ["child"] * 3
+
+
+RETURNING = """
+import os, warnings
+from loopback import RawClient
+from protoserve_http import WFHttpServer
+
+warnings.simplefilter("ignore", DeprecationWarning)
+children = []
+
+
+def process(task):
+    if task.req.path == "/fork":
+        child = os.fork()
+        if child == 0:
+            return  # as code does that forgets os._exit()
+        children.append(child)
+    task.resp.write(task.req.path)
+
+
+with WFHttpServer(process).start("127.0.0.1", 0) as server, RawClient(server.address) as client:
+    for _ in range(3):
+        assert client.ask("/fork").body == b"/fork"
+        for _ in range(50):
+            assert client.ask("/more").body == b"/more"
+    for child in children:
+        assert os.waitpid(child, 0)[0] == child
+print("ended")
+"""
+
+
+def test_a_child_that_returns_into_the_engine_ends_there() -> None:
+    """It must not poll what it shares with its parent, and take the parent's events."""
+    assert run_alone(RETURNING).lines == ["ended"]

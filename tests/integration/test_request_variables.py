@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -176,3 +176,43 @@ def test_on_close_sees_them() -> None:
         eventually(lambda: seen)
         opened.set()
     assert seen == ["mine"]
+
+
+def test_they_carry_through_one_series() -> None:
+    seen: list[str] = []
+
+    def process(task: WFHttpTask) -> None:
+        task.series.push_back(empty(lambda t: user.set("by the first") and None))
+        task.series.push_back(empty(lambda t: seen.append(user.get())))
+        task.series.push_back(timer(0.001, lambda t: seen.append(user.get())))
+        task.set_callback(lambda t: seen.append(user.get()))
+
+    with (
+        WFHttpServer(process).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as client,
+    ):
+        assert client.ask().status == 200
+        eventually(lambda: len(seen) == 3)
+    assert seen == ["by the first"] * 3
+
+
+@pytest.mark.parametrize("kind", ["generator", "async generator"])
+@pytest.mark.parametrize("place", PLACES)
+def test_the_pieces_after_a_coroutine_that_waited(place: str, kind: str) -> None:
+    def pieces() -> Iterator[str]:
+        yield user.get()
+        yield user.get()
+
+    async def async_pieces() -> AsyncIterator[str]:
+        yield user.get()
+        await asyncio.sleep(0.001)
+        yield user.get()
+
+    async def process(task: WFHttpTask) -> None:
+        user.set("mine")
+        await asyncio.sleep(0.001)
+        task.resp.headers["Content-Length"] = "8"
+        task.resp.body = pieces() if kind == "generator" else async_pieces()
+
+    with serving(place, process) as server, RawClient(server.address) as client:
+        assert client.ask().body == b"minemine"

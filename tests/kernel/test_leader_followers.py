@@ -405,3 +405,21 @@ def test_growing_serves_what_waits(pools: Callable[..., Pool]) -> None:
     assert all(call.began.wait(PATIENCE) for call in waiting)
     gate.set()
     assert all(call.ended.wait(PATIENCE) for call in (blocking, *waiting))
+
+
+def test_no_memory_for_a_thread_is_as_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(4)
+    gate = threading.Event()
+
+    def refuse(self: threading.Thread) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        pool.call(gate.wait)
+        wait_until(lambda: pool.refused)
+        other = pool.call(nothing)
+    # There is one again: it is tried again, while the handler still runs.
+    assert other.ended.wait(PATIENCE)
+    gate.set()
+    assert pool.threads.stop(PATIENCE)

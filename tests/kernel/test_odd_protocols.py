@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import gc
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from protoserve import (
     NeedData,
     ProtocolError,
     ServerParams,
+    TaskState,
     UsageError,
 )
 from protoserve.events import LimitReached
@@ -671,3 +673,171 @@ def test_a_slow_reader_that_asks_for_no_more_is_nothing_to_tell(engine: MemoryEn
     engine.run()
     assert len(peer.received) == 5000
     assert seen == []
+
+
+def test_two_serialisers_that_use_each_other_s_connection_do_not_lock_each_other() -> None:
+    """Each has the lock of its own connection; afterwards both go on."""
+    engines = [MemoryEngine(), MemoryEngine()]
+    services: list[LineService] = []
+    barrier = threading.Barrier(2)
+
+    class Session(LineSession):
+        def message_out(self) -> Any:
+            barrier.wait(10)
+            other = connection_of(services[1 - services.index(self.service)])
+            other.push(b"from the other\n")
+            return b"out\n"
+
+    class Service(LineService):
+        def new_session(self, seq: int, conn: CommConnection) -> Any:
+            return Session(self, seq, conn)
+
+    services += [Service(echo), Service(echo)]
+    peers = [engine.connect(service) for engine, service in zip(engines, services, strict=True)]
+    for peer in peers:
+        peer.send(b"a\n")
+    threads = [threading.Thread(target=engine.run) for engine in engines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    for engine in engines:
+        engine.run()
+        engine.close()
+    for peer in peers:
+        assert sorted(bytes(peer.received).splitlines()) == [b"from the other", b"out"]
+
+
+def test_the_keep_alive_time_runs_after_a_push_from_a_callback(engine: MemoryEngine) -> None:
+    service = LineService(keep_alive_timeout=60)
+    service.on_result = lambda session: session.connection.push(b"news\n")
+    peer = engine.connect(service)
+    peer.send(b"a\n")
+    engine.run()
+    assert bytes(peer.received) == b"a\nnews\n"
+    assert connection_of(service).idle
+    engine.advance(59)
+    assert not peer.eof
+    engine.advance(2)
+    assert peer.eof
+
+
+def test_a_callback_of_closing_may_take_back_another(engine: MemoryEngine) -> None:
+    seen: list[str] = []
+    service = LineService()
+    peer = engine.connect(service)
+    conn = connection_of(service)
+    conn.on_close(lambda c: seen.append(f"first {handle.cancel()}"))
+    handle = conn.on_close(lambda c: seen.append("second"))
+    peer.reset()
+    engine.run()
+    assert seen == ["first False", "second"]
+    finish(engine, service)
+
+
+def test_a_large_request_that_came_in_time_is_read_whole(engine: MemoryEngine) -> None:
+    service = LineService(receive_timeout=10, receive_rate=None, peer_response_timeout=None)
+    peer = engine.connect(service)
+    peer.send(b"x")
+    engine.run()
+    peer.send(b"x" * 3_000_000 + b"\n")
+    engine.readiness._edges.clear()  # not announced yet
+    engine.clock.advance(11)
+    engine.communicator.on_deadline(connection_of(service), 0)
+    engine.run()
+    assert len(peer.received) == 3_000_002
+
+
+def test_what_is_pushed_while_a_reply_that_fails_has_not_begun_is_sent(
+    engine: MemoryEngine,
+) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b""
+        connection_of(service).push(b"news\n")
+        raise ValueError("a fault")
+
+    class Session(LineSession):
+        def reply_failed(self, error: BaseException | None) -> None:
+            self.reply(b"failed\n")
+
+    class Service(LineService):
+        def new_session(self, seq: int, conn: CommConnection) -> Any:
+            return Session(self, seq, conn)
+
+    service = Service(lambda session: session.reply(pieces()))
+    peer = engine.connect(service)
+    peer.send(b"a\n")
+    engine.run()
+    assert bytes(peer.received) == b"news\nfailed\n"
+
+
+def test_a_broken_reply_s_reset_waits_for_what_is_under_way(engine: MemoryEngine) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"begun"
+        raise ValueError("a fault")
+
+    service = LineService(
+        lambda session: session.reply(pieces() if session.line == "broken" else b"good\n")
+    )
+    peer = engine.connect(service)
+    peer.under_way = 5
+    peer.send(b"good\nbroken\n")
+    engine.run()
+    assert bytes(peer.received) == b"good\nbegun"
+    assert not peer.closed
+    assert service.sessions[1].states[-1] == (TaskState.SYS_ERROR, errno.EIO)
+    peer.under_way = 0
+    engine.advance(1)
+    assert peer.aborted
+    assert service.reasons == ["the reply failed midway"]
+    finish(engine, service)
+
+
+def test_a_broken_reply_s_reset_does_not_wait_for_ever(engine: MemoryEngine) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"begun"
+        raise ValueError("a fault")
+
+    service = LineService(lambda session: session.reply(pieces()))
+    peer = engine.connect(service)
+    peer.under_way = 5
+    peer.send(b"a\n")
+    engine.run()
+    engine.advance(3)
+    assert peer.aborted
+
+
+def test_a_stop_iteration_within_a_reply_s_generator_breaks_it_off(engine: MemoryEngine) -> None:
+    """``next`` of such a generator raises a RuntimeError of the interpreter's own."""
+
+    def pieces() -> Iterator[bytes]:
+        yield b"part"
+        next(iter(()))
+        yield b"never"
+
+    service = LineService(lambda session: session.reply(pieces()))
+    peer = engine.connect(service)
+    peer.send(b"a\n")
+    engine.run()
+    assert bytes(peer.received) == b"part"
+    assert peer.aborted
+
+
+def test_closing_in_the_serialiser_ends_with_this_reply(engine: MemoryEngine) -> None:
+    class Session(LineSession):
+        def message_out(self) -> Any:
+            self.connection.close()
+            return b"out\n"
+
+    class Service(LineService):
+        def new_session(self, seq: int, conn: CommConnection) -> Any:
+            return Session(self, seq, conn)
+
+    service = Service(echo)
+    peer = engine.connect(service)
+    peer.send(b"a\nb\nc\n")
+    engine.run()
+    assert bytes(peer.received) == b"out\n"
+    assert service.lines == ["a"]
+    assert peer.closed

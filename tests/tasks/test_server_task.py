@@ -871,3 +871,75 @@ def test_noreply_after_pushes_ends_in_order(engine: MemoryEngine) -> None:
     assert peer.closed
     assert not peer.aborted
     assert ended(engine, server)
+
+
+def test_the_series_may_be_asked_for_in_new_session(engine: MemoryEngine) -> None:
+    notes: list[str] = []
+
+    class Early(LineServer):
+        def new_session(self, seq: int, conn: CommConnection) -> Task:
+            task = super().new_session(seq, conn)
+            task.series.push_back(Step(notes, "pushed"))
+            task.on_close(lambda t: notes.append("closed"))
+            return task
+
+    server = Early(echo)
+    peer = ask(engine, server)
+    assert bytes(peer.received) == b"hello\n"
+    assert notes == ["pushed"]
+    assert ended(engine, server)
+
+
+def test_on_close_in_a_task_s_callback_ends_with_the_request(engine: MemoryEngine) -> None:
+    pending: list[Pending] = []
+
+    def callback(task: Task) -> None:
+        task.on_close(lambda t: None)
+        if task.req == "series":
+            pending.append(Pending())
+            task.series.push_back(pending[0])
+
+    server = LineServer(in_turn(echo, lambda task: task.set_callback(callback)))
+    peer = engine.connect(server)
+    for _ in range(50):
+        peer.send(b"a\n")
+        engine.run()
+    (conn,) = server.connections()
+    assert not conn.close_callbacks
+    peer.send(b"series\n")
+    engine.run()
+    assert len(conn.close_callbacks or {}) == 1  # its series runs
+    pending[0].subtask_done()
+    assert not conn.close_callbacks
+    assert ended(engine, server)
+
+
+def test_on_close_is_called_before_a_task_learns_that_it_could_not_reply(
+    engine: MemoryEngine,
+) -> None:
+    notes: list[str] = []
+
+    def process(task: Task) -> None:
+        task.on_close(lambda t: notes.append("closed"))
+        task.set_callback(lambda t: notes.append(t.state.name))
+        task.resp.text = "x" * 1000
+
+    server = LineServer(process)
+    peer = engine.connect(server, room=10)
+    peer.send(b"a\n")
+    engine.run()
+    peer.reset()
+    engine.run()
+    assert notes == ["closed", "SYS_ERROR"]
+    assert ended(engine, server)
+
+
+def test_a_key_that_cannot_be_hashed_is_logged_and_not_used(
+    engine: MemoryEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks: list[Task] = []
+    server = LineServer(in_turn(echo, tasks.append), line_spec(handler_key=lambda req: [req]))
+    ask(engine, server)
+    assert tasks[0].handler_key() is None
+    assert "cannot be hashed" in caplog.text
+    assert ended(engine, server)
