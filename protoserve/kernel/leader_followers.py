@@ -100,6 +100,9 @@ class LeaderFollowers:
         self._mutex = threading.Lock()  # guards what follows; taken before the baton
         self._leader: _Worker | None = None  # written with the baton held
         self._idle: list[_Worker] = []
+        # Promoted, and not awake yet: until it is, leadership can be taken back, and given to
+        # it again, without another wake-up.
+        self._waking: _Worker | None = None
         self._workers: set[_Worker] = set()
         self._queue: deque[Ready] = deque()  # handlers that wait for a free thread
         self._lent = 0  # handlers that wait for the engine's own work, see lend()
@@ -225,6 +228,7 @@ class LeaderFollowers:
         self._baton = threading.Lock()
         self._queue.clear()
         self._idle.clear()
+        self._waking = None
         self._poller.close_copy()
 
     # -- handler threads ---------------------------------------------------------------
@@ -236,7 +240,7 @@ class LeaderFollowers:
                 worker.clock = time.pthread_getcpuclockid(ident)
         self._idents.add(ident)
         try:
-            leads = worker.leads or self._follow(worker)
+            leads = (worker.leads and self._awake(worker)) or self._follow(worker)
             while leads:
                 self._lead(worker)
                 leads = self._follow(worker)
@@ -271,6 +275,8 @@ class LeaderFollowers:
             except BaseException:
                 self._on_error()
             if self._leader is not me:
+                if self._take_back(me):
+                    continue
                 return
             if not pick_up(False) and not self._pick_up_late(me):
                 return
@@ -279,6 +285,24 @@ class LeaderFollowers:
                 return
         self._leader = None
         lay_down()
+
+    def _take_back(self, me: _Worker) -> bool:
+        """The handler before which another thread was promoted has ended before that is
+        awake: go on to lead, with the baton that is held on its behalf."""
+        with self._mutex:
+            if self._waking is None or self._leader is not self._waking or self._stopping:
+                return False
+            self._leader = me
+            self._count_locked()
+            return True
+
+    def _awake(self, worker: _Worker) -> bool:
+        """A thread that was woken has begun to run. Returns whether it leads."""
+        with self._mutex:
+            if self._waking is worker:
+                self._waking = None
+                self._count_locked()
+            return self._leader is worker
 
     def _pick_up_late(self, me: _Worker) -> bool:
         """The monitor holds the baton this moment: wait for what it decides."""
@@ -311,25 +335,30 @@ class LeaderFollowers:
                 del callback, argument, job
                 continue
             worker.turn.acquire()
-            if self._leader is worker:
-                return True  # promoted, with the baton held on our behalf
-            # Woken for what waits, or to end.
+            if self._awake(worker):
+                return True  # with the baton held on our behalf
+            # Woken for what waits, or to end; or it is not needed any more.
 
     def _promote_locked(self, *, beyond: bool = False) -> bool:
         """Hand the baton, which the caller holds, to a follower or a new thread; ``beyond``:
         even to one more than there may be."""
+        before = self._leader
+        if self._waking is not None:
+            self._leader = self._waking
+            self._count_locked()
+            return True
         if self._idle:
             worker = self._idle.pop()
-            self._leader = worker
+            self._leader = self._waking = worker
             self._count_locked()
             worker.turn.release()
             return True
-        before = self._leader
         worker = _Worker(leads=True)
-        self._leader = worker
+        self._leader = self._waking = worker
         if self._hire_locked(worker, beyond=beyond):
             return True
         self._leader = before
+        self._waking = None
         return False
 
     def _staff_locked(self) -> None:
@@ -375,6 +404,8 @@ class LeaderFollowers:
         """Bring ``full`` up to date."""
         busy = len(self._workers) - len(self._idle) - self._lent
         if self._leader is not None:
+            busy -= 1
+        if self._waking is not None and self._waking is not self._leader:
             busy -= 1
         self.full = busy >= self.max_threads
 
