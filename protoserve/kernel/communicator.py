@@ -358,10 +358,13 @@ class Communicator:
         conn.deadline = inf
         if conn.out:
             # A slow reader makes room long before the system announces it.
-            sent = conn.bytes_out
             self._flush(conn)
+            if conn.phase is CLOSED:
+                return
+            # What the system has taken since is no news: the peer has to.
+            progress = conn.bytes_out - conn.transport.unacknowledged() > conn.acked
             late = conn.send_deadline is not None and conn.send_deadline <= self.poller.time()
-            if conn.bytes_out > sent and not (late and conn.out):
+            if progress and not (late and conn.out):
                 self.poller.post(self.resume, conn)
             else:
                 detail = ""
@@ -1344,6 +1347,7 @@ class Communicator:
         if conn.send_mark == conn.bytes_out and conn.deadline != inf:
             return
         conn.send_mark = conn.bytes_out
+        conn.acked = conn.bytes_out - conn.transport.unacknowledged()
         now = self.poller.time()
         params = conn.service.params
         if conn.send_deadline is None:

@@ -141,6 +141,7 @@ class CommConnection:
 
     __slots__ = (
         "__weakref__",
+        "acked",
         "attached",
         "broken",
         "bytes_before",
@@ -275,6 +276,7 @@ class CommConnection:
         self.timer_at = inf  # when the poller will look at the deadline
         self.receive_deadline: float | None = None
         self.send_deadline: float | None = None
+        self.acked = 0  # bytes that had reached the peer then
         self.send_mark = -1  # bytes_out when the deadline of a step was last set
         # Since when it waits for a request, or the rest of one.
         self.idle_since = communicator.poller.time()

@@ -403,3 +403,31 @@ def test_a_whole_request_s_deadline_grows_with_what_arrives(
         assert engine.clock.now < began + 1000
     assert seconds - 5 < engine.clock.now - began < seconds + 9
     assert bytes(peer.received) == b"TIMEOUT\n"
+
+
+def test_what_the_system_takes_for_a_stalled_peer_is_no_progress(engine: MemoryEngine) -> None:
+    service = LineService(lambda session: session.reply(b"x" * 1000), peer_response_timeout=10)
+    peer = engine.connect(service, room=100)
+    peer.under_way = 100
+    peer.send(b"a\n")
+    engine.run()
+    peer.room = 300  # the system's buffer has grown, and nobody has read
+    peer.under_way = 400
+    engine.advance(10.1)
+    assert peer.aborted
+    assert service.reasons == ["the peer did not take the reply in time"]
+
+
+def test_what_a_slow_peer_takes_is_progress(engine: MemoryEngine) -> None:
+    service = LineService(lambda session: session.reply(b"x" * 1000), peer_response_timeout=10)
+    peer = engine.connect(service, room=100)
+    peer.under_way = 100
+    peer.send(b"a\n")
+    engine.run()
+    for _ in range(5):
+        peer.room = 100
+        peer.under_way = 50
+        engine.advance(9.9)
+        assert not peer.aborted
+        engine.advance(0.2)
+        assert not peer.aborted
