@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 
+from protoserve.events import RequestRefused
 from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask, plugin
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -237,3 +238,24 @@ def test_two_servers_example() -> None:
             assert program.wait(timeout=20) == 0
         finally:
             program.kill()
+
+
+def test_a_refusal_tells_nothing_of_what_the_client_sent() -> None:
+    events: list[RequestRefused] = []
+    server = WFHttpServer(lambda task: None)
+    server.subscribe(lambda e: events.append(e) if isinstance(e, RequestRefused) else None)
+    odd = b"\x9b31m\x85 GET /admin 200"
+    with server.start("127.0.0.1", 0):
+        for data in (
+            b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: %b, chunked\r\n\r\n" % odd,
+            b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % odd,
+            b"GET / HTTP/1.1\r\nHost: a\r\nExpect: %b\r\n\r\n" % odd,
+            b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % odd,
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %b\r\n\r\n" % odd,
+            b"%b / HTTP/1.1\r\nHost: a\r\n\r\n" % odd,
+        ):
+            with socket.create_connection(server.address, timeout=10) as client:
+                client.sendall(data)
+                assert b"admin" not in client.makefile("rb").read()
+    assert len(events) == 6
+    assert all(event.message.isprintable() and event.message.isascii() for event in events)
