@@ -121,8 +121,11 @@ def judge_fields(headers: CIMultiDictProxy[str], *, modern: bool) -> Framing:
         if codings[-1:] != ["chunked"] or codings.count("chunked") > 1:
             raise RequestError(400, "the last transfer coding of a request must be chunked")
         if len(codings) > 1:
-            # Not its name: what a client sent has no place in a log line.
-            raise RequestError(501, "no transfer coding but chunked is implemented")
+            coding = codings[0]
+            # What a client makes up has no place in a log line.
+            named = coding.isascii() and coding.isalnum() and len(coding) <= 16
+            name = coding if named else "before chunked"
+            raise RequestError(501, f"the transfer coding {name} is not implemented")
     else:
         # llhttp has seen to it that there is one length, and that it is a number.
         length = int(headers.get(CONTENT_LENGTH, "0"))
