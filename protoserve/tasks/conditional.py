@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from protoserve.errors import UsageError
 from protoserve.kernel.subtask import SubTask
-from protoserve.tasks.names import Names, at_most
-from protoserve.tasks.result import ResultTask
+from protoserve.tasks.names import NamedTask, Names, at_most
+from protoserve.tasks.series import check_task
 
 T = TypeVar("T")
 
-_names: Names[ConditionalTask[Any]] = Names()
 
-
-class ConditionalTask(ResultTask[T], Generic[T]):
+class ConditionalTask(NamedTask[T], Generic[T]):
     """Waits for a signal, and then runs the task that it was given (the article's
     framework calls it ``WFConditional``). Its result is what came with the signal."""
 
-    __slots__ = ("_task", "name")
+    __slots__ = ("_task",)
+
+    names: ClassVar[Names[ConditionalTask[Any]]] = Names()
 
     def __init__(
         self,
@@ -29,36 +27,15 @@ class ConditionalTask(ResultTask[T], Generic[T]):
         *,
         name: str | None = None,
     ) -> None:
-        if not isinstance(task, SubTask):
-            hint = "; wrap it: coroutine(...)" if inspect.iscoroutine(task) else ""
-            if inspect.iscoroutine(task):
-                task.close()
-            raise TypeError(f"conditional() takes a task, not {type(task).__name__}{hint}")
-        if task._series is not None:
-            raise UsageError(
-                f"{type(task).__name__} is in a series already; make a new task for each"
-            )
-        super().__init__(callback)
+        check_task(task, "conditional() takes a task")
         self._task: SubTask | None = task
-        self.name = name
-        _names.add(name, self)
+        super().__init__(callback, name)
 
     def signal(self, value: T | None = None) -> bool:
         """Let the task run. Any thread; also before the conditional's turn, and then the
         task runs when that comes. False when there was a signal before, or the series was
         cancelled."""
         return self.complete(value)
-
-    def complete(
-        self,
-        result: Any = None,
-        exception: BaseException | None = None,
-        *,
-        canceled: bool = False,
-    ) -> bool:
-        """Ends the wait once, and the name."""
-        _names.discard(self.name, self)
-        return super().complete(result, exception, canceled=canceled)
 
     def discard(self) -> None:
         """The series was cancelled before this one's turn: the task's never comes."""
@@ -94,4 +71,4 @@ def conditional(
 def signal_by_name(name: str, value: object = None, max: int | None = None) -> int:  # noqa: A002 - Workflow's
     """Signal every conditional of that name, or the first ``max`` that were made, with
     ``value``. Returns how many. Any thread."""
-    return at_most(max, _names.find(name), lambda task: task.signal(value))
+    return at_most(max, ConditionalTask.names.find(name), lambda task: task.signal(value))

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from protoserve.errors import ConfigError
-from protoserve.tasks.names import Names, at_most
-from protoserve.tasks.result import ResultTask
+from protoserve.tasks.names import NamedTask, Names, at_most
+from protoserve.tasks.numbers import check_number
 
 T = TypeVar("T")
 
 _lock = threading.Lock()  # guards the counts
-_names: Names[CounterTask] = Names()
-_mailboxes: Names[MailboxTask[Any]] = Names()
 
 
-def _check_number(what: str, number: object) -> None:
-    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-        raise ConfigError(f"{what}({number!r}): expected a whole number from 0 on")
-
-
-class CounterTask(ResultTask[None]):
+class CounterTask(NamedTask[None]):
     """Ends when it was counted to its target."""
 
-    __slots__ = ("_left", "name")
+    __slots__ = ("_left",)
+
+    names: ClassVar[Names[CounterTask]] = Names()
 
     def __init__(
         self,
@@ -34,35 +28,21 @@ class CounterTask(ResultTask[None]):
         *,
         name: str | None = None,
     ) -> None:
-        _check_number("counter", target)
-        super().__init__(callback)
+        check_number(f"counter({target!r})", target)
         self._left = target
-        self.name = name
+        super().__init__(callback, name)
         if target == 0:
             self.complete()
-        else:
-            _names.add(name, self)
 
     def count(self, n: int = 1) -> None:
         """Count ``n`` more, from any thread; more than the target does no harm. Raises
         :class:`~protoserve.errors.ConfigError` for a number that is none."""
-        _check_number("count", n)
+        check_number(f"count({n!r})", n)
         with _lock:
             self._left -= n
             ended = self._left <= 0
         if ended:
             self.complete()
-
-    def complete(
-        self,
-        result: object = None,
-        exception: BaseException | None = None,
-        *,
-        canceled: bool = False,
-    ) -> bool:
-        """Ends the task once, and its name."""
-        _names.discard(self.name, self)
-        return super().complete(result, exception, canceled=canceled)
 
 
 def counter(
@@ -82,10 +62,10 @@ def count_by_name(name: str, n: int = 1) -> int:
     target, with what is left the next, and so on, as Workflow does. Returns how many reached
     their target by it. Any thread. Raises :class:`~protoserve.errors.ConfigError` for a
     number that is none."""
-    _check_number("count_by_name", n)
+    check_number(f"count_by_name({n!r})", n)
     ended = []
     with _lock:
-        for task in _names.find(name):
+        for task in CounterTask.names.find(name):
             if task._left <= 0:
                 continue  # ends on another thread at this moment
             counted = min(n, task._left)
@@ -99,10 +79,12 @@ def count_by_name(name: str, n: int = 1) -> int:
     return len(ended)
 
 
-class MailboxTask(ResultTask[T], Generic[T]):
+class MailboxTask(NamedTask[T], Generic[T]):
     """Ends when a value arrives."""
 
-    __slots__ = ("name",)
+    __slots__ = ()
+
+    names: ClassVar[Names[MailboxTask[Any]]] = Names()
 
     def __init__(
         self,
@@ -110,9 +92,7 @@ class MailboxTask(ResultTask[T], Generic[T]):
         *,
         name: str | None = None,
     ) -> None:
-        super().__init__(callback)
-        self.name = name
-        _mailboxes.add(name, self)
+        super().__init__(callback, name)
 
     def send(self, value: T) -> bool:
         """End the task with ``value`` as its result. Any thread, a foreign event loop's
@@ -126,17 +106,6 @@ class MailboxTask(ResultTask[T], Generic[T]):
             raise TypeError(f"fail() takes an exception, not {type(exception).__name__}")
         return self.complete(exception=exception)
 
-    def complete(
-        self,
-        result: Any = None,
-        exception: BaseException | None = None,
-        *,
-        canceled: bool = False,
-    ) -> bool:
-        """Ends the task once, and its name."""
-        _mailboxes.discard(self.name, self)
-        return super().complete(result, exception, canceled=canceled)
-
 
 def mailbox(
     callback: Callable[[MailboxTask[T]], object] | None = None, *, name: str | None = None
@@ -149,4 +118,4 @@ def mailbox(
 def send_by_name(name: str, value: object, max: int | None = None) -> int:  # noqa: A002 - Workflow's
     """Send ``value`` to every mailbox of that name, or to the first ``max`` that were made.
     Returns how many. Any thread."""
-    return at_most(max, _mailboxes.find(name), lambda task: task.send(value))
+    return at_most(max, MailboxTask.names.find(name), lambda task: task.send(value))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from protoserve.errors import ConfigError
+from protoserve.tasks.numbers import check_number
 from protoserve.tasks.result import ResultTask
 
+T = TypeVar("T")
 TASK = TypeVar("TASK", bound=ResultTask[Any])
 
 
@@ -42,14 +43,42 @@ class Names(Generic[TASK]):
             return list(self._named.get(name, ()))
 
 
+class NamedTask(ResultTask[T], Generic[T]):
+    """A task that others find by its name, if it has one, until it ends.
+
+    They may from within ``__init__`` on: a subclass calls that when it is ready for them.
+    """
+
+    __slots__ = ("name",)
+
+    names: ClassVar[Names[Any]]
+    """Those of this kind of tasks."""
+
+    def __init__(
+        self, callback: Callable[[Any], object] | None = None, name: str | None = None
+    ) -> None:
+        super().__init__(callback)
+        self.name = name
+        self.names.add(name, self)
+
+    def complete(
+        self,
+        result: Any = None,
+        exception: BaseException | None = None,
+        *,
+        canceled: bool = False,
+    ) -> bool:
+        """Ends the task once, and its name."""
+        self.names.discard(self.name, self)
+        return super().complete(result, exception, canceled=canceled)
+
+
 def at_most(number: int | None, tasks: Iterable[TASK], end: Callable[[TASK], bool]) -> int:
     """End the tasks, in their order, until that was done to ``number`` of them; ``None`` is no
     limit. Returns how many it was done to: not to those that end at this moment by themselves.
     Raises :class:`~protoserve.errors.ConfigError` for a number that is none."""
-    if number is not None and (
-        isinstance(number, bool) or not isinstance(number, int) or number < 0
-    ):
-        raise ConfigError(f"max={number!r}: expected a whole number from 0 on, or None for all")
+    if number is not None:
+        check_number(f"max={number!r}", number, otherwise=", or None for all")
     ended = 0
     for task in tasks:
         if ended == number:

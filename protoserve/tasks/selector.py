@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from protoserve.errors import ConfigError
+from protoserve.tasks.numbers import check_number
 from protoserve.tasks.result import ResultTask
 
 T = TypeVar("T")
@@ -30,8 +30,7 @@ class SelectorTask(ResultTask[T], Generic[T]):
         candidates: int,
         callback: Callable[[SelectorTask[T]], object] | None = None,
     ) -> None:
-        if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
-            raise ConfigError(f"selector({candidates!r}): expected a whole number from 1 on")
+        check_number(f"selector({candidates!r})", candidates, 1)
         super().__init__(callback)
         self.candidates = candidates
         self._left = candidates

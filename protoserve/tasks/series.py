@@ -259,15 +259,7 @@ class SeriesWork:
                 logger.exception("the task that has a series as its part raised")
 
     def _adopt(self, task: SubTask) -> None:
-        if not isinstance(task, SubTask):
-            hint = "; wrap it: coroutine(...)" if inspect.iscoroutine(task) else ""
-            if inspect.iscoroutine(task):
-                task.close()
-            raise TypeError(f"a series takes SubTasks, not {type(task).__name__}{hint}")
-        if task._series is not None:
-            raise UsageError(
-                f"{type(task).__name__} is in a series already; make a new task for each"
-            )
+        check_task(task, "a series takes SubTasks")
         task._series = self
 
     def _push(self, task: SubTask, *, front: bool) -> None:
@@ -285,6 +277,19 @@ class SeriesWork:
                     self._queue.append(task)
         if canceled:
             task.discard()
+
+
+def check_task(task: object, expected: str) -> None:
+    """Raise ``TypeError``, which begins with what was ``expected``, for what is no task, and
+    :class:`~protoserve.errors.UsageError` for one that is in a series."""
+    if not isinstance(task, SubTask):
+        hint = ""
+        if inspect.iscoroutine(task):
+            task.close()
+            hint = "; wrap it: coroutine(...)"
+        raise TypeError(f"{expected}, not {type(task).__name__}{hint}")
+    if task._series is not None:
+        raise UsageError(f"{type(task).__name__} is in a series already; make a new task for each")
 
 
 def series_of(task: SubTask) -> SeriesWork:

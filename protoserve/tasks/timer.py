@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import ClassVar
 
 from protoserve.errors import ConfigError
 from protoserve.kernel.engine import Engine
 from protoserve.kernel.poller import TimerEntry
 from protoserve.kernel.scheduler import get_scheduler
-from protoserve.tasks.names import Names, at_most
-from protoserve.tasks.result import ResultTask
-
-_names: Names[TimerTask] = Names()
+from protoserve.tasks.names import NamedTask, Names, at_most
 
 
-class TimerTask(ResultTask[None]):
+class TimerTask(NamedTask[None]):
     """Ends after some seconds, or when it is cancelled."""
 
-    __slots__ = ("_engine", "_entry", "name", "seconds")
+    __slots__ = ("_engine", "_entry", "seconds")
+
+    names: ClassVar[Names[TimerTask]] = Names()
 
     def __init__(
         self,
@@ -31,19 +31,17 @@ class TimerTask(ResultTask[None]):
             raise ConfigError(f"timer({seconds!r}): expected seconds as a number")
         if not 0 <= seconds <= sys.float_info.max:
             raise ConfigError(f"timer({seconds!r}): expected 0 seconds or more, a finite number")
-        super().__init__(callback)
         self.seconds = seconds
-        self.name = name
         self._engine: Engine | None = None
         self._entry: TimerEntry | None = None
-        _names.add(name, self)
+        super().__init__(callback, name)
 
     def begin(self) -> None:
         """Set the clock."""
         try:
             engine = get_scheduler().hold(self.series.engine)
         except BaseException:  # the system has no thread or descriptor for it
-            _names.discard(self.name, self)
+            self.names.discard(self.name, self)
             raise
         self._engine = engine
         poller = engine.poller
@@ -62,17 +60,6 @@ class TimerTask(ResultTask[None]):
     def interrupt(self) -> None:
         """The series was cancelled."""
         self.cancel()
-
-    def complete(
-        self,
-        result: object = None,
-        exception: BaseException | None = None,
-        *,
-        canceled: bool = False,
-    ) -> bool:
-        """Ends the task once, and its name."""
-        _names.discard(self.name, self)
-        return super().complete(result, exception, canceled=canceled)
 
     def _ring(self, _: object, __: int) -> None:
         engine = self._engine
@@ -108,4 +95,4 @@ def timer(
 def cancel_by_name(name: str, max: int | None = None) -> int:  # noqa: A002 - Workflow's
     """Cancel every timer of that name, begun or not, or the first ``max`` that were made.
     Returns how many. Any thread."""
-    return at_most(max, _names.find(name), TimerTask.cancel)
+    return at_most(max, TimerTask.names.find(name), TimerTask.cancel)
