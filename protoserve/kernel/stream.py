@@ -141,10 +141,10 @@ class AsyncIteratorStream(Stream):
         pieces = self._pieces
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
-        if self.session.connection.closed:
-            # It closed a moment ago, when there was no task to cancel.
-            raise ConnectionResetError
         try:
+            if self.session.connection.closed:
+                # It closed a moment ago, when there was no task to cancel.
+                raise ConnectionResetError
             first = await anext(pieces, b"")
             self._accepted = communicator.begin_stream(self, first, busy=True)
             if self._accepted:
