@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -133,6 +134,98 @@ def test_no_body_is_sent_where_there_is_none(kind: str, status: int) -> None:
         for _ in range(2):
             assert client.reply(head_only=True).status == status
         assert client.open
+
+
+class Source:
+    """An async iterator that is no generator, and what was done with it."""
+
+    def __init__(self, fault: bool = False) -> None:
+        self.given = 0
+        self.closed = threading.Semaphore(0)
+        self.fault = fault
+
+    def __aiter__(self) -> Source:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await asyncio.sleep(0)
+        if self.given == 2:
+            raise StopAsyncIteration
+        self.given += 1
+        return b"x"
+
+    async def aclose(self) -> None:
+        await asyncio.sleep(0)
+        self.closed.release()
+        if self.fault:
+            raise ValueError("a fault")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(("method", "status"), [("GET", 200), ("HEAD", 200), ("GET", 204)])
+def test_an_async_source_is_closed_once(method: str, status: int, asynchronous: bool) -> None:
+    sources: list[Source] = []
+
+    def function(task: WFHttpTask) -> None:
+        sources.append(Source())
+        task.resp.status = status
+        task.resp.headers["Content-Length"] = "2"
+        task.resp.body = sources[-1]
+
+    async def process(task: WFHttpTask) -> None:
+        function(task)
+
+    with (
+        WFHttpServer(process if asynchronous else function).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as client,
+    ):
+        without_body = (method, status) != ("GET", 200)
+        for _ in range(2):
+            client.send(get().replace(b"GET", method.encode()))
+            reply = client.reply(head_only=without_body)
+            assert reply.status == status
+            assert sources[-1].closed.acquire(timeout=PATIENCE)
+            assert sources[-1].given == (0 if without_body else 2)
+        assert client.open
+    assert not any(source.closed.acquire(blocking=False) for source in sources)
+
+
+def test_an_async_source_that_cannot_be_closed_before_the_reply(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def process(task: WFHttpTask) -> None:
+        task.resp.body = Source(fault=True)
+
+    with serving("own uvloop", process) as server, RawClient(server.address) as client:
+        client.send(get().replace(b"GET", b"HEAD"))
+        assert client.reply(head_only=True).status == 500
+        assert client.open
+    assert "ValueError: a fault" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["own asyncio", "running uvloop"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_an_async_source_whose_client_left_a_moment_ago(place: str, method: str) -> None:
+    """Before the reply has begun."""
+    source = Source()
+    states: list[object] = []
+
+    async def process(task: WFHttpTask) -> None:
+        await asyncio.sleep(0)
+        task.resp.body = source
+        task.set_callback(lambda t: states.append((t.state.name, t.error)))
+        # After the handler, and before the coroutine that sends.
+        asyncio.get_running_loop().call_soon(task.connection.close)
+
+    with serving(place, process) as server, RawClient(server.address) as client:
+        client.send(get().replace(b"GET", method.encode()))
+        with contextlib.suppress(ConnectionError):
+            assert client.rest() == b""
+        assert source.closed.acquire(timeout=PATIENCE)
+        eventually(lambda: states)
+    assert source.given == 0
+    assert states == [("SYS_ERROR", errno.ENOENT)]
+    assert not source.closed.acquire(blocking=False)
 
 
 def test_no_pieces_at_all(kind: str) -> None:

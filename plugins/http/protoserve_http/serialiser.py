@@ -271,20 +271,71 @@ def _frames(framer: _Framer, pieces: Iterator[Data]) -> Iterator[Piece]:
         close_stream(pieces)
 
 
-async def _async_frames(framer: _Framer, pieces: AsyncIterator[Data]) -> AsyncIterator[Piece]:
-    try:
-        async for piece in pieces:
-            yield framer.frame(piece)
-        yield framer.end()
-    finally:
+class _AsyncSource:
+    """An async iterator of pieces, which is closed once, whether it has begun or not. (An
+    async generator around it would not close it before it has begun itself.)"""
+
+    __slots__ = ("_over", "_pieces")
+
+    def __init__(self, pieces: AsyncIterator[Data]) -> None:
+        self._pieces: AsyncIterator[Data] | None = pieces
+        self._over = False  # everything was given out
+
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        return self
+
+    async def __anext__(self) -> Piece:
+        if self._over:
+            raise StopAsyncIteration
+        return await self._next()
+
+    async def _next(self) -> Piece:
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """Tell the source that no more are wanted."""
+        pieces, self._pieces = self._pieces, None
         close = getattr(pieces, "aclose", None)
         if close is not None:
             await close()
 
 
+class _AsyncFrames(_AsyncSource):
+    """The pieces in their frames."""
+
+    __slots__ = ("_framer",)
+
+    def __init__(self, framer: _Framer, pieces: AsyncIterator[Data]) -> None:
+        super().__init__(pieces)
+        self._framer = framer
+
+    async def _next(self) -> Piece:
+        assert self._pieces is not None
+        try:
+            piece = await anext(self._pieces)
+        except StopAsyncIteration:
+            self._over = True
+            return self._framer.end()
+        return self._framer.frame(piece)
+
+
+class _HeadOnly(_AsyncSource):
+    """The head of a reply whose body is not wanted."""
+
+    __slots__ = ("_head",)
+
+    def __init__(self, head: bytes, pieces: AsyncIterator[Data]) -> None:
+        super().__init__(pieces)
+        self._head = head
+
+    async def _next(self) -> Piece:
+        await self.aclose()
+        self._over = True
+        return self._head
+
+
 def close_stream(pieces: object) -> None:
-    """Tell a source of pieces that no more are wanted. One that is async and has not begun
-    has nothing to close."""
+    """Tell a source of pieces that no more are wanted."""
     close = getattr(pieces, "close", None)
     if close is not None:
         close()
@@ -304,11 +355,13 @@ def encode_stream(
     without_body = head_only or response.status in _WITHOUT_BODY
     head, length = _stream_head(response, connection, chunked)
     if without_body:
+        if isinstance(pieces, AsyncIterator):
+            return _HeadOnly(head, pieces) if hasattr(pieces, "aclose") else head
         close_stream(pieces)
         return head
     framer = response._counted = _Framer(head, length, chunked and length is None)
     if isinstance(pieces, AsyncIterator):
-        return _async_frames(framer, pieces)
+        return _AsyncFrames(framer, pieces)
     assert pieces is not None
     return _frames(framer, pieces)
 
