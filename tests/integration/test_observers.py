@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
+import socket
+import struct
 import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 from loopback import RawClient, eventually, get
@@ -22,7 +27,7 @@ from protoserve.events import (
     RequestFinished,
     RequestRefused,
 )
-from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
+from protoserve_http import HTTP_SPEC, HttpResponse, WFHttpServer, WFHttpTask
 
 
 def process(task: WFHttpTask) -> None:
@@ -39,7 +44,11 @@ def process(task: WFHttpTask) -> None:
 class Observed(WFHttpServer):
     """A server with the list of its events."""
 
-    def __init__(self, params: ServerParams | None = None) -> None:
+    def __init__(
+        self,
+        params: ServerParams | None = None,
+        process: Callable[[WFHttpTask], Any] = process,
+    ) -> None:
         super().__init__(process, params or HTTP_SPEC.params.replace(max_connections=2))
         self.events: list[Event] = []
         self.subscribe(self.events.append)
@@ -213,17 +222,38 @@ def test_on_close_may_shut_the_server_down_at_the_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "reason", "status", "message"),
+    ("data", "reason", "line", "status", "message"),
     [
-        (b"garbage\r\n\r\n", CloseReason.PROTOCOL_ERROR, 400, "malformed request"),
-        (get("/" + "x" * 9000), CloseReason.PROTOCOL_ERROR, 414, "target"),
-        (b"GET / HTTP/1.1\r\nHost", CloseReason.REQUEST_TOO_SLOW, 408, "too long"),
+        (b"garbage\r\n\r\n", CloseReason.PROTOCOL_ERROR, "", 400, "malformed request"),
+        (get("/" + "x" * 9000), CloseReason.PROTOCOL_ERROR, "", 414, "target"),
+        (b"GET / HTTP/2.0\r\n\r\n", CloseReason.PROTOCOL_ERROR, "", 505, "HTTP/1.1 and HTTP/1.0"),
+        (b"GET / HT", CloseReason.REQUEST_TOO_SLOW, "", 408, "too long"),
+        (b"GET /a HTTP/1.1\r\nHost", CloseReason.REQUEST_TOO_SLOW, "GET /a 1.1", 408, "too long"),
+        (
+            b"PUT /a?b HTTP/1.0\r\nContent-Length: 9\r\n\r\nx",
+            CloseReason.REQUEST_TOO_SLOW, "PUT /a?b 1.0", 408, "too long",
+        ),
+        (
+            b"POST /a HTTP/1.2\r\nHost: a\r\nContent-Length: 9999\r\n\r\n",
+            CloseReason.PROTOCOL_ERROR, "POST /a 1.1", 413, "larger",
+        ),
+        (
+            b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+            + b"A: b\r\n" * 129,
+            CloseReason.PROTOCOL_ERROR, "POST /a 1.1", 431, "more than 128 trailer fields",
+        ),
+        (
+            b"LABEL /a HTTP/1.1\r\nHost: a\r\nExpect: b\r\n\r\n",
+            CloseReason.PROTOCOL_ERROR, "LABEL /a 1.1", 417, "expectation",
+        ),
+        (get("/a", "Host: b"), CloseReason.PROTOCOL_ERROR, "GET /a 1.1", 400, "one Host header"),
     ],
-)
+)  # fmt: skip
 def test_refused_requests_are_told(
-    data: bytes, reason: CloseReason, status: int, message: str
+    data: bytes, reason: CloseReason, line: str, status: int, message: str
 ) -> None:
-    server = Observed(HTTP_SPEC.params.replace(peer_response_timeout=0.1))
+    params = HTTP_SPEC.params.replace(peer_response_timeout=0.1, request_size_limit=9 * 1024)
+    server = Observed(params)
     with server.start("127.0.0.1", 0), RawClient(server.address) as client:
         client.send(get("/good") + data)
         assert client.reply().status == 200
@@ -232,7 +262,8 @@ def test_refused_requests_are_told(
     (refused,) = (e for e in server.events if isinstance(e, RequestRefused))
     assert (refused.reason, refused.seq, refused.peername) == (reason, 1, client_name(closed))
     assert message in refused.message
-    assert refused.summary == {"status": status}
+    words = zip(("method", "target", "version"), line.split(), strict=False)
+    assert list(refused.summary.items()) == [*words, ("status", status)]
     # It comes after the request before it, and before the connection's end.
     kinds = [type(e) for e in server.events]
     assert (
@@ -263,6 +294,94 @@ def test_the_facts_of_an_exchange() -> None:
         {"method": "GET", "target": "/pieces", "version": "1.1", "status": 200, "length": 5},
         {"method": "HEAD", "target": "/", "version": "1.1", "status": 200, "length": 0},
     ]
+
+
+def test_what_did_not_go_out_is_no_fact() -> None:
+    page = HttpResponse(200, "a page for all")
+
+    async def empty_pieces() -> AsyncIterator[bytes]:
+        yield b""
+        raise ValueError("a fault")
+
+    async def handler(task: WFHttpTask) -> None:
+        task.resp = page
+        if task.req.path == "/no":
+            task.noreply()
+        elif task.req.path == "/odd":
+            task.resp = "no response"  # type: ignore[assignment]
+            task.noreply()
+        elif task.req.path != "/page":
+            task.resp = HttpResponse(200, "x")
+            await task.push(b"HTTP/1.1 102 Processing\r\n\r\n")
+            if task.req.path == "/pieces":
+                task.resp.body = empty_pieces()
+            else:
+                raise ValueError("a fault")
+
+    for target, state, error in (
+        ("/page", "SUCCESS", 0),
+        ("/no", "NOREPLY", 0),
+        ("/odd", "NOREPLY", 0),
+        ("/push", "SYS_ERROR", errno.EIO),
+        ("/pieces", "SYS_ERROR", errno.EIO),
+    ):
+        server = Observed(process=handler)
+        with server.start("127.0.0.1", 0), RawClient(server.address) as client:
+            client.send(get(target, "Connection: close"))
+            with contextlib.suppress(ConnectionError):
+                client.rest()
+        (event,) = (e for e in server.events if isinstance(e, RequestFinished))
+        assert (event.state, event.error) == (state, error), target
+        if target == "/page":
+            assert (event.summary["status"], event.summary["length"]) == (200, 14)
+        else:
+            assert set(event.summary) <= {"method", "target", "version"}, target
+
+
+def test_a_reply_to_nobody_has_no_status() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def handler(task: WFHttpTask) -> None:
+        task.on_close(lambda _: go_on.set())
+        begun.set()
+        go_on.wait(10)
+        task.resp.write("x")
+
+    server = Observed(process=handler)
+    with server.start("127.0.0.1", 0):
+        with RawClient(server.address) as client:
+            client.send(get("/gone"))
+            assert begun.wait(10)
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        eventually(lambda: any(type(e) is RequestFinished for e in server.events))
+    (event,) = (e for e in server.events if isinstance(e, RequestFinished))
+    assert (event.state, event.error) == ("SYS_ERROR", errno.ENOENT)
+    assert event.summary == {"method": "GET", "target": "/gone", "version": "1.1"}
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+def test_a_reply_that_broke_off_has_the_length_that_is_known(pieces: bool) -> None:
+    def forever() -> Iterator[bytes]:
+        while True:
+            yield bytes(10_000)
+
+    def handler(task: WFHttpTask) -> None:
+        task.resp.body = forever() if pieces else bytes(100_000_000)
+
+    server = Observed(HTTP_SPEC.params.replace(peer_response_timeout=0.2), process=handler)
+    with (
+        server.start("127.0.0.1", 0),
+        RawClient(server.address, receive_buffer=8192) as client,
+    ):
+        client.send(get("/large"))
+        server.wait_closed()
+    (event,) = (e for e in server.events if isinstance(e, RequestFinished))
+    assert (event.state, event.error) == ("SYS_ERROR", errno.ETIMEDOUT)
+    assert event.summary["status"] == 200
+    if pieces:
+        assert event.summary["length"]
+    else:
+        assert "length" not in event.summary
 
 
 def test_a_failed_handler_is_logged_with_method_and_target(

@@ -246,7 +246,12 @@ class HttpRequestParser(MessageParser[HttpRequest]):
 
     def _refusal(self, status: int, text: str) -> ProtocolError:
         reply = farewell(status, text, head_only=is_head(self._head))
-        return ProtocolError(text, reply=reply, summary={"status": status})
+        facts: dict[str, object] = {}
+        if self._state != _LINE:  # the request line was judged, and is one
+            method, target, version = self._head.decode("latin-1").split(" ")
+            version = "1.0" if version.startswith("HTTP/1.0") else "1.1"
+            facts = {"method": method, "target": target, "version": version}
+        return ProtocolError(text, reply=reply, summary={**facts, "status": status})
 
     def _fail(self, fault: RequestError) -> None:
         self._error = self._refusal(fault.status, fault.text)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from protoserve import (
@@ -10,10 +11,11 @@ from protoserve import (
     MessageOut,
     ProtocolSpec,
     ServerParams,
+    TaskState,
     WFServer,
     WFServerTask,
 )
-from protoserve_http.messages import SENT_PIECES, SENT_WHOLE, HttpRequest, HttpResponse
+from protoserve_http.messages import SENT_PIECES, SENT_WHOLE, HttpRequest, HttpResponse, Sent
 from protoserve_http.parser import HttpRequestParser
 from protoserve_http.serialiser import (
     CLOSE,
@@ -87,6 +89,26 @@ class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
         resp._stream = SENT_PIECES
         return out
 
+    def summary(self) -> Mapping[str, object]:
+        """The facts of the exchange; of a reply that did not go out neither status nor length,
+        and of a body in one piece that did not go out wholly no length, which nobody knows."""
+        facts = super().summary()
+        if self.state is TaskState.SUCCESS:
+            return facts
+        unknown = {"length"}
+        form = getattr(self.resp, "_stream", None)  # whatever a handler has put there
+        if (
+            self.state is TaskState.NOREPLY
+            or self.error == errno.ENOENT  # the peer was gone before
+            or not isinstance(form, Sent)
+            # The head goes out with the first piece.
+            or (form is SENT_PIECES and not self.resp.length_sent)
+        ):
+            unknown.add("status")
+        elif form is SENT_PIECES:
+            return facts  # up to where it broke off
+        return {name: value for name, value in facts.items() if name not in unknown}
+
     @property
     def _delimits_streams(self) -> bool:
         """Whether a body in pieces has an end that is not the connection's."""
@@ -101,7 +123,8 @@ WFHttpTask: TypeAlias = HttpServerTask
 
 
 def summary(request: HttpRequest, response: HttpResponse) -> dict[str, object]:
-    """The facts of an exchange. ``length``: bytes of content in the reply."""
+    """The facts of an exchange. ``length``: bytes of content in the reply. A reply that did
+    not go out has neither ``status`` nor ``length``: see ``HttpServerTask.summary``."""
     status = response.status
     bare = request.method == "HEAD" or status in (204, 205, 304)
     return {
