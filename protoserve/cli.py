@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import errno
 import functools
 import importlib
 import inspect
@@ -27,8 +26,9 @@ from importlib import metadata
 from types import ModuleType
 from typing import Any, Final, get_args, get_type_hints
 
+from protoserve.access_log import access_logger, log_access
 from protoserve.errors import BindError, ConfigError, PluginError
-from protoserve.events import Event, ListenerStopped, RequestFinished, RequestRefused
+from protoserve.events import Event, ListenerStopped
 from protoserve.params import ServerParams
 from protoserve.plugins import describe, installed_plugins, load_protocol
 from protoserve.protocol import ProtocolSpec
@@ -52,7 +52,6 @@ _EVERY: Final = {"0.0.0.0": "every IPv4 interface", "::": "every IPv6 interface"
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 logger = logging.getLogger("protoserve")
-_access_logger = logging.getLogger("protoserve.access")
 
 _PARAMETERS: Final = {
     "max_connections": "connections open at once",
@@ -151,7 +150,9 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, rest = self.parse_known_args(args, namespace)
         if unknown := [word for word in rest if word.startswith("-") and word != "-"]:
-            hint = parsed.parser.alternative(unknown[0], rest)
+            found = [parsed.parser.alternative(word, rest) for word in unknown]
+            meant = " and ".join(dict.fromkeys(filter(None, found)))
+            hint = f"; did you mean {meant}?" if meant else ""
             parsed.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         if rest and getattr(parsed, "application", "") is None:
             # argparse takes an optional one only beside the one before it.
@@ -161,17 +162,19 @@ class _Parser(argparse.ArgumentParser):
         return parsed
 
     def alternative(self, option: str, words: Sequence[str]) -> str:
-        """What may have been meant by an option that does not exist."""
+        """What may have been meant by an option that does not exist; empty for nothing."""
         name, _, value = option.partition("=")
+        if not name.startswith("--") and not value:
+            name, value = option[:2], option[2:]  # -p80
         meant = _OTHER_NAMES.get(name)
         if meant is None or meant.split()[0] not in self._option_string_actions:
             known = difflib.get_close_matches(name, self._option_string_actions, 1, 0.7)
-            return f"; did you mean {known[0]}?" if known else ""
+            return known[0] if known else ""
         following = words[words.index(option) + 1 : words.index(option) + 2]
         value = value or "".join(following)
         if name in ("--port", "-p") and value.isdecimal():
             meant = f"--bind 127.0.0.1:{value}"
-        return f"; did you mean {meant}?"
+        return meant
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -276,8 +279,17 @@ def _shown(value: Any, metavar: str) -> str:
 def _bind(text: str) -> tuple[Any, ...]:
     """The arguments of ``WFServerBase.start``."""
     if text.startswith("unix:"):
-        if text == "unix:":
+        path = text.removeprefix("unix:")
+        bare = path.lstrip("/")
+        if not bare:
             raise argparse.ArgumentTypeError(f"{text!r}: the path is missing")
+        if path.startswith("///"):
+            return (f"unix:/{bare}",)  # a URL, whose host is empty
+        if path.startswith("//"):
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: the path goes right behind the colon: unix:/{bare}, or unix:{bare} "
+                "in the current directory"
+            )
         return (text,)
     if advice := _address_advice(text):
         raise argparse.ArgumentTypeError(f"{text!r}: {advice}")
@@ -306,7 +318,8 @@ def _address_advice(text: str) -> str:
             return ""
         return f"the port is missing; expected HOST:PORT, for example {text or 'localhost'}:8888"
     if kind.endswith("+unix"):
-        return f"leave the scheme out: unix:{rest}"
+        path = f"/{rest.lstrip('/')}" if rest.startswith("//") else rest
+        return f"leave the scheme out: unix:{path}"
     if kind == "udp":
         return f"UDP is not served, only streams: {_BIND_FORMS}"
     if kind == "fd":
@@ -383,8 +396,8 @@ def _run(args: argparse.Namespace) -> int:
                 make = spec.server
                 server = WFServer(spec, process, params) if make is None else make(process, params)
                 if args.access_log:
-                    _access_logger.setLevel(logging.INFO)
-                    server.subscribe(_log_access)
+                    access_logger.setLevel(logging.INFO)
+                    server.subscribe(log_access)
                 if servers:
                     _share_hooks(servers[0], server)
                 servers.append(running.enter_context(server.start(*where)))
@@ -657,86 +670,48 @@ def _print(text: str) -> None:
 class _Logging:
     """Sends what protoserve logs to stderr, unless the application sees to that itself.
 
-    ``level`` is what was asked for, if anything; then it holds whoever writes.
+    ``level`` is what was asked for, if anything; then it holds whoever writes. Otherwise that
+    of the root logger does, WARNING unless the application sets it.
     """
 
     def __init__(self, level: str | None) -> None:
-        self._asked = level is not None
-        self._level = logging.getLevelName((level or "warning").upper())
+        self._level = level
         self._handler = logging.StreamHandler()
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
     def __enter__(self) -> _Logging:
-        self._before = logger.level, logger.propagate, _access_logger.level
+        self._before = [(log, log.level, log.disabled) for log in (logger, access_logger)]
+        self._propagated = logger.propagate
         self._others = self._other_handlers()
         logger.addHandler(self._handler)
-        logger.setLevel(self._level)
+        self._set_level()
         logger.propagate = False
         return self
 
     def leave_to_application(self) -> None:
         """The application was imported: where it has set up logging, that is what holds."""
-        if self._asked:
-            logger.setLevel(self._level)
+        self._set_level()
+        # `dictConfig` and `fileConfig` silence by default what they do not name: what is asked
+        # of this command is to be seen all the same.
+        for log in (logger, access_logger):
+            log.disabled = False
         if self._other_handlers() == self._others:
             return
         logger.removeHandler(self._handler)
         logger.propagate = True
-        if not self._asked and logger.level == self._level:
-            logger.setLevel(self._before[0])
+
+    def _set_level(self) -> None:
+        if self._level is not None:
+            logger.setLevel(self._level.upper())
 
     def __exit__(self, *_: object) -> None:
         logger.removeHandler(self._handler)
-        level, logger.propagate, access_level = self._before
-        logger.setLevel(level)
-        _access_logger.setLevel(access_level)
+        logger.propagate = self._propagated
+        for log, level, disabled in self._before:
+            log.setLevel(level)
+            log.disabled = disabled
 
     def _other_handlers(self) -> list[logging.Handler]:
         """The handlers of others that would get what protoserve logs."""
         handlers = [*logging.getLogger().handlers, *logger.handlers]
         return [handler for handler in handlers if handler is not self._handler]
-
-
-def _log_access(event: Event) -> None:
-    """A line for each request: who, what the protocol's summary tells, how long it took, and
-    how it went wrong if it did. The facts are in ``extra`` too."""
-    facts: dict[str, object]
-    if isinstance(event, RequestFinished):
-        outcome = f"in {event.duration * 1000:.1f} ms"
-        if event.state != "SUCCESS":
-            outcome += f" {event.state}"
-        if event.error:
-            outcome += f" ({errno.errorcode.get(event.error, event.error)})"
-        facts = {"duration": event.duration, "state": event.state, "error": event.error}
-    elif isinstance(event, RequestRefused):
-        outcome = f"refused: {event.message or event.reason}"
-        facts = {"reason": event.reason.name}
-    else:
-        return
-    summary = " ".join(_printable(value) for value in event.summary.values())
-    _access_logger.info(
-        "%s #%d%s%s %s",
-        _peer(event.peername),
-        event.seq,
-        summary and " ",
-        summary,
-        outcome,
-        extra={
-            "peername": event.peername,
-            "seq": event.seq,
-            **{f"request_{name}": value for name, value in {**facts, **event.summary}.items()},
-        },
-    )
-
-
-def _printable(value: object) -> str:
-    """One word of a log line: what a client sends must not look like another line."""
-    text = str(value)
-    return text if text.isprintable() and " " not in text and text else ascii(text)
-
-
-def _peer(peername: Any) -> str:
-    if not isinstance(peername, tuple):
-        return "unix"  # clients of Unix sockets have no name
-    host, port = peername[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

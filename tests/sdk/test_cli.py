@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import http.client
 import json
 import logging
@@ -23,7 +22,6 @@ import pytest
 
 from protoserve import SERVER_PARAMS_DEFAULT, InstalledPlugin, ServerParams, WFServerBase, cli
 from protoserve.cli import main
-from protoserve.events import RequestFinished
 
 ROOT = Path(__file__).parent.parent.parent
 ECHO = "examples.http_echo:process"
@@ -196,19 +194,7 @@ def test_the_access_log_has_a_line_for_each_request() -> None:
     first, second, third = err.splitlines()
     assert re.search(r" INFO 127\.0\.0\.1:\d+ #0 GET / 1\.1 200 \d+ in \d+\.\d ms$", first)
     assert f" #1 GET /some?thing 1.1 200 {length} in " in second
-    assert re.search(r" #0 400 refused: malformed request", third)
-
-
-def test_a_line_of_the_access_log_stays_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    event = RequestFinished(
-        ("::1", 5, 0, 0), 3, 0.5, "SYS_ERROR", errno.EPIPE, {"name": "a\nb c", "empty": ""}
-    )
-    with caplog.at_level(logging.INFO, "protoserve.access"):
-        cli._log_access(event)
-    (record,) = caplog.records
-    assert record.getMessage() == "[::1]:5 #3 'a\\nb c' '' in 500.0 ms SYS_ERROR (EPIPE)"
-    assert record.request_name == "a\nb c"  # type: ignore[attr-defined]
-    assert (record.request_state, record.seq) == ("SYS_ERROR", 3)  # type: ignore[attr-defined]
+    assert re.search(r" #0 GET / 1\.1 400 refused: malformed request", third)
 
 
 def lines_of(program: subprocess.Popen[str], number: int) -> list[str]:
@@ -480,13 +466,50 @@ logging.config.dictConfig({
 """
 
 
-@pytest.mark.parametrize("source", [BASIC, OWN_HANDLER, DICT], ids=["basic", "handler", "dict"])
+# As most write it: what there was before is silenced.
+DICT_ALONE = DICT.replace('"disable_existing_loggers": False,', "")
+FILE = """
+import io, logging.config
+logging.config.fileConfig(io.StringIO(\"\"\"
+[loggers]
+keys=root
+[handlers]
+keys=mine
+[formatters]
+keys=mine
+[logger_root]
+handlers=mine
+[handler_mine]
+class=StreamHandler
+args=()
+formatter=mine
+[formatter_mine]
+format=MINE %(levelname)s %(name)s %(message)s
+\"\"\"))
+"""
+SET_UPS = {
+    "basic": BASIC, "handler": OWN_HANDLER, "dict": DICT, "dict alone": DICT_ALONE, "file": FILE,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("source", SET_UPS.values(), ids=SET_UPS)
 def test_a_set_up_that_the_application_made_holds(source: str, app: Path) -> None:
     text = logged(app, source)
     assert text.count("MINE ERROR protoserve ") == 1
     assert text.count("MINE INFO protoserve.access ") == 1
     assert text.count("ValueError: a fault") == 1, "each is written once"
     assert not re.search(r"^\d{4}-\d\d-\d\d ", text, re.MULTILINE)
+
+
+def test_a_level_for_all_that_the_application_set_holds(app: Path) -> None:
+    """Where it says nothing of protoserve's logger."""
+    says = "logging.getLogger('protoserve').info('a word')\n"
+    info = BASIC.replace("format=", "level='INFO', format=")
+    app.write_text(f"{info}def process(task):\n  {says}")
+    with running("http", "the_app:process", "--bind", "127.0.0.1:0", cwd=app.parent) as program:
+        assert get(("127.0.0.1", port(program))).startswith(b"HTTP/1.1 200 ")
+        assert end(program)[2] == "MINE INFO protoserve a word\n"
+    assert "a fault" not in logged(app, BASIC.replace("format=", "level='CRITICAL', format="))
 
 
 def test_a_level_that_the_application_set_holds(app: Path) -> None:
@@ -501,7 +524,7 @@ def test_the_set_up_is_undone(app: Path, capsys: pytest.CaptureFixture[str]) -> 
     log, access = logging.getLogger("protoserve"), logging.getLogger("protoserve.access")
 
     def state() -> object:
-        return log.level, log.propagate, [*log.handlers], access.level
+        return log.level, log.propagate, [*log.handlers], access.level, log.disabled
 
     before = state()
     refused(capsys, "http", "no_such_app:process", "--log-level", "error")
@@ -663,6 +686,8 @@ def test_no_descriptor_to_start_with(
         (":8080", (8080,)),
         ("8080", (8080,)),
         ("unix:/run/a:b", ("unix:/run/a:b",)),
+        ("unix:a/b", ("unix:a/b",)),
+        ("unix:///run/a", ("unix:/run/a",)),
     ],
 )
 def test_addresses(text: str, start: tuple[object, ...]) -> None:
@@ -681,6 +706,9 @@ def test_addresses(text: str, start: tuple[object, ...]) -> None:
         ("[]:80", "in brackets"),
         ("[::1]80", "expected HOST:PORT"),
         ("unix:", "the path is missing"),
+        ("unix://", "the path is missing"),
+        ("unix://run/a", "behind the colon: unix:/run/a, or unix:run/a in the current directory"),
+        ("http+unix:///run/a", "leave the scheme out: unix:/run/a"),
         ("127.0.0.1", "the port is missing; expected HOST:PORT, for example 127.0.0.1:8888"),
         ("http://127.0.0.1:8000", "leave the scheme out: 127.0.0.1:8000"),
         ("http://127.0.0.1:8000/", "leave the scheme out: 127.0.0.1:8000"),
@@ -772,6 +800,14 @@ def test_values_out_of_range(
         (("--port", "80"), "; did you mean --bind 127.0.0.1:80?"),
         (("--port=80",), "; did you mean --bind 127.0.0.1:80?"),
         (("-p", "80"), "; did you mean --bind 127.0.0.1:80?"),
+        (("-p80",), "; did you mean --bind 127.0.0.1:80?"),
+        (("-p=80",), "; did you mean --bind 127.0.0.1:80?"),
+        (("-bhere:80",), "; did you mean --bind HOST:PORT?"),
+        (("--foo=bar", "--port", "80"), "; did you mean --bind 127.0.0.1:80?"),
+        (
+            ("--threads", "5", "-x", "-l", "info"),
+            "; did you mean --handler-threads and --log-level?",
+        ),
         (("--host", "0.0.0.0"), "; did you mean --bind HOST:PORT?"),
         (("--keepalive", "5"), "; did you mean --keep-alive-timeout?"),
         (("--keep-alive-timout", "5"), "; did you mean --keep-alive-timeout?"),
