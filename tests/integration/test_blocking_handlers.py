@@ -196,6 +196,40 @@ def test_a_handler_known_to_block_is_called_behind_another_leader(
         assert not names["/fast"] & names["/block"]
 
 
+@pytest.mark.parametrize("may_block", [False, True])
+def test_a_handler_that_says_that_it_does_not_block(
+    may_block: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is called like a fast one, whatever was seen of it."""
+    promoted: list[str] = []
+
+    class Handler:
+        def __call__(self, task: WFHttpTask) -> None:
+            time.sleep(0.002)
+
+    handler = Handler()
+    if not may_block:  # it may by default
+        handler.may_block = False  # type: ignore[attr-defined]
+    with WFHttpServer(handler).start("127.0.0.1", 0) as server, RawClient(server.address) as c:
+        engine = server.engine
+        assert isinstance(engine, ThreadEngine)
+        threads = engine._threads
+        promote = threads.promote
+
+        def noted() -> None:
+            promoted.append(threading.current_thread().name)
+            promote()
+
+        monkeypatch.setattr(threads, "promote", noted)
+        for _ in range(8):
+            assert c.ask().status == 200
+        server.habits.surprise(("GET", "/"))  # as the monitor does, who sees it asleep
+        assert c.ask().status == 200
+        assert bool(server.habits.known) == may_block
+        monkeypatch.undo()
+    assert bool(promoted) == may_block
+
+
 def test_a_handler_that_computes_keeps_its_thread() -> None:
     names: set[str] = set()
 

@@ -570,6 +570,20 @@ def test_a_client_that_leaves_in_the_middle(to_raw: WFHttpServer, raw: RawUpstre
     eventually(lambda: raw.ended == 1)
 
 
+def test_an_http_1_0_client_that_ends_its_sending_side(
+    to_raw: WFHttpServer, raw: RawUpstream
+) -> None:
+    """It counts as gone: there is no interim reply in HTTP/1.0 (RFC 9110, 15.2)."""
+    raw.release.clear()
+    with RawClient(to_raw.address) as client:
+        client.send(get("/", version="1.0"))
+        eventually(lambda: len(raw.requests) == 1)
+        client.end_sending()
+        assert client.rest() == b""
+        eventually(lambda: raw.ended == 1)
+        raw.release.set()
+
+
 @pytest.mark.parametrize("pipelined", [1, 3])
 def test_a_client_that_only_ends_its_sending_side(
     to_raw: WFHttpServer, raw: RawUpstream, pipelined: int

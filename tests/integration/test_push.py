@@ -220,6 +220,26 @@ def test_failing_after_a_push_resets(caplog: pytest.LogCaptureFixture) -> None:
     assert len([r for r in caplog.records if r.levelno >= logging.ERROR]) == 1
 
 
+@pytest.mark.parametrize("pushes", [False, True])
+def test_cancelled_after_a_push_resets(place: str, pushes: bool) -> None:
+    """An end would tell the client that what it has is all there is."""
+
+    async def process(task: WFHttpTask) -> None:
+        if pushes:
+            await task.push(HINTS)
+        this = asyncio.current_task()
+        assert this is not None
+        this.cancel()
+        await asyncio.sleep(PATIENCE)
+
+    with serving(place, process) as server, RawClient(server.address) as client:
+        client.send(get())
+        if pushes:
+            assert client.rest_until_reset() == HINTS
+        else:
+            assert client.rest() == b""
+
+
 def test_connection_push_idle_and_while_a_request_runs() -> None:
     tasks: list[WFHttpTask] = []
     go_on = threading.Event()

@@ -37,6 +37,14 @@ def talk(commands: CommandTable) -> Iterator[RawClient]:
         yield client
 
 
+@pytest.mark.parametrize("atomic", [True, False])
+def test_commands_that_wait_for_the_lock_alone_are_not_expected_to_block(atomic: bool) -> None:
+    commands = CommandTable(atomic=atomic)
+    assert commands.may_block is not atomic
+    assert WFRedisServer(commands).habits.learns is not atomic
+    assert CommandTable().may_block is False
+
+
 # -- authentication --------------------------------------------------------------------
 
 
