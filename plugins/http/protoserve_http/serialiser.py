@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from email.utils import formatdate
 from http import HTTPStatus
@@ -271,9 +272,9 @@ def _frames(framer: _Framer, pieces: Iterator[Data]) -> Iterator[Piece]:
         close_stream(pieces)
 
 
-class _AsyncSource:
-    """An async iterator of pieces, which is closed once, whether it has begun or not. (An
-    async generator around it would not close it before it has begun itself.)"""
+class _AsyncSource(ABC):
+    """What comes of an async iterator of pieces, which is closed once, whether it has begun or
+    not. (An async generator around it would not close it before it has begun itself.)"""
 
     __slots__ = ("_over", "_pieces")
 
@@ -284,13 +285,8 @@ class _AsyncSource:
     def __aiter__(self) -> AsyncIterator[Piece]:
         return self
 
-    async def __anext__(self) -> Piece:
-        if self._over:
-            raise StopAsyncIteration
-        return await self._next()
-
-    async def _next(self) -> Piece:
-        raise NotImplementedError
+    @abstractmethod
+    async def __anext__(self) -> Piece: ...
 
     async def aclose(self) -> None:
         """Tell the source that no more are wanted."""
@@ -309,8 +305,9 @@ class _AsyncFrames(_AsyncSource):
         super().__init__(pieces)
         self._framer = framer
 
-    async def _next(self) -> Piece:
-        assert self._pieces is not None
+    async def __anext__(self) -> Piece:
+        if self._over or self._pieces is None:
+            raise StopAsyncIteration
         try:
             piece = await anext(self._pieces)
         except StopAsyncIteration:
@@ -328,7 +325,9 @@ class _HeadOnly(_AsyncSource):
         super().__init__(pieces)
         self._head = head
 
-    async def _next(self) -> Piece:
+    async def __anext__(self) -> Piece:
+        if self._over:
+            raise StopAsyncIteration
         await self.aclose()
         self._over = True
         return self._head
