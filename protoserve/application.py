@@ -7,13 +7,17 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from protoserve.errors import ConfigError
+from protoserve.errors import ConfigError, UsageError
+from protoserve.kernel.current import CURRENT
+from protoserve.kernel.joining import Joiner
 from protoserve.log import logger
 
 if TYPE_CHECKING:
     from protoserve.kernel.engine import Engine
+    from protoserve.kernel.session import CommService
 
 Hook: TypeAlias = Callable[[Any], object]
 """Called with the server; a function, or a coroutine function."""
@@ -82,66 +86,200 @@ def look_at_hook(name: str, hook: object) -> None:
         return  # a function in C that has no signature to look at
 
 
-def run_in_engine(engine: Engine, coro: Coroutine[Any, Any, object]) -> None:
-    """Run ``coro`` in the engine's loop, and wait for its end, in another thread than the
-    loop's. Raises what it raises."""
-    ended = threading.Event()
-    outcome: list[BaseException | None] = []
+class _HookTask:
+    """A hook's coroutine in the engine's loop. Any thread; cancelled before it runs, it is
+    cancelled when it does."""
 
-    def end(error: BaseException | None) -> None:
-        outcome.append(error)
-        ended.set()
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the next two
+        self._cancel: Callable[[], object] | None = None
+        self.canceled = False
 
-    cancel = engine.run_coroutine(coro, end)
-    try:
-        ended.wait()
-    except BaseException:  # a signal, in the main thread
-        cancel()
-        raise
-    if outcome[0] is not None:
-        raise outcome[0]
+    def run(
+        self,
+        engine: Engine,
+        coro: Coroutine[Any, Any, object],
+        ended: Callable[[BaseException | None], object],
+        server: CommService,
+    ) -> None:
+        """Run it as something that ``server`` waits for; see :meth:`Engine.run_coroutine`."""
+        try:
+            if not engine.alive:
+                raise UsageError("a hook cannot run: the loop of the server is closed")
+            cancel = engine.run_coroutine(coro, ended, server)
+        except BaseException:
+            coro.close()
+            raise
+        with self._lock:
+            self._cancel = cancel
+            canceled = self.canceled
+        if canceled:
+            cancel()
+
+    def cancel(self) -> None:
+        with self._lock:
+            self.canceled = True
+            cancel = self._cancel
+        if cancel is not None:
+            cancel()
+
+
+class StartHook:
+    """An on_start that is a coroutine, in one start. It runs where handlers do that are
+    coroutines, as something that ``server`` waits for."""
+
+    def __init__(self, server: CommService) -> None:
+        self._server = server
+        self._outcome: Future[BaseException | None] = Future()
+        self._outcome.set_running_or_notify_cancel()  # who waits, and is cancelled, ends nothing
+        self._task = _HookTask()
+        self.awaited = False
+        """Whether a coroutine waits, or waited, and raises what it raises."""
+
+    def begin(
+        self,
+        engine: Engine,
+        coro: Coroutine[Any, Any, object],
+        then: Callable[[BaseException | None], BaseException | None],
+    ) -> None:
+        """Run ``coro``, and then ``then(error)`` in the loop, which returns what those who wait
+        are to raise. It counts as alive meanwhile."""
+
+        def ended(error: BaseException | None) -> None:
+            try:
+                self._outcome.set_result(then(error))
+            finally:
+                self._server.release()
+
+        self._server.retain()
+        try:
+            self._task.run(engine, coro, ended, self._server)
+        except BaseException:
+            self._server.release()
+            raise
+
+    def cancel(self) -> None:
+        """It takes too long. Any thread."""
+        self._task.cancel()
+
+    def wait(self) -> None:
+        """Wait for its end, in another thread than the loop's. Raises what it raises."""
+        try:
+            error = self._outcome.result()
+        except BaseException:  # a signal, in the main thread
+            self.cancel()
+            raise
+        self._raise(error)
+
+    async def until_over(self) -> None:
+        """The same for coroutines of whichever loop; they end it when they are cancelled."""
+        self.awaited = True
+        try:
+            error = await asyncio.wrap_future(self._outcome)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        self._raise(error)
+
+    def _raise(self, error: BaseException | None) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            # Nobody has cancelled the one who waits.
+            why = "the server was stopped while it ran" if self._task.canceled else "not by us"
+            raise UsageError(f"there was no start: on_start was cancelled ({why})") from error
+        if error is not None:
+            raise error
 
 
 class StopHook:
-    """The hook of one run's end: called once, when everything else has ended.
+    """The hook of one run's end: begun once, when everything else has ended."""
 
-    ``begin`` may be called by several threads; the server's condition does not guard this.
-    """
-
-    def __init__(self, hook: Hook, server: Any, over: Callable[[], object]) -> None:
+    def __init__(self, hook: Hook, server: CommService) -> None:
         self._hook = hook
         self._server = server
-        self._over = over
-        self._lock = threading.Lock()
-        self._begun = False
-        self._cancel: Callable[[], object] | None = None
+        self._task = _HookTask()
+        self._thread: threading.Thread | None = None
+        self._joiner = Joiner()
 
-    def begin(self, engine: Engine, begins: Callable[[], object]) -> bool:
-        """Call the hook, after ``begins()``; ``over()`` is called when it has ended. What it
-        raises is logged. False, and nothing happens, when that was done before."""
-        with self._lock:
-            if self._begun:
-                return False
-            self._begun = True
-        begins()
+    def begin(self, engine: Engine, over: Callable[[], object]) -> None:
+        """Call the hook, a function in a thread of its own: nobody knows how long it takes,
+        and the thread here may be anybody's. ``over()`` is called when it has ended; what it
+        raises is logged."""
+        if is_asynchronous(self._hook):
+            self._call(engine, over)
+            return
+        thread = threading.Thread(
+            target=self._call, args=(engine, over), name="protoserve-on-stop", daemon=True
+        )
+        self._thread = thread
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread left; rather here than not at all
+            self._thread = None
+            self._call(engine, over)
+
+    def _call(self, engine: Engine, over: Callable[[], object]) -> None:
+        before = CURRENT.service
+        CURRENT.service = self._server
         try:
             outcome = self._hook(self._server)
             if isinstance(outcome, Coroutine):
-                self._cancel = engine.run_coroutine(outcome, self._ended)
-                return True
+                self._run(engine, outcome, over)
+                return
         except BaseException:
             logger.exception("on_stop of %r raised", self._server)
-        self._over()
-        return True
+        finally:
+            CURRENT.service = before
+        over()
+
+    def _run(
+        self, engine: Engine, coro: Coroutine[Any, Any, object], over: Callable[[], object]
+    ) -> None:
+        def ended(error: BaseException | None) -> None:
+            if isinstance(error, asyncio.CancelledError):
+                logger.warning(
+                    "on_stop of %r was cancelled: the stop did not wait any longer", self._server
+                )
+            elif error is not None:
+                logger.error("on_stop of %r raised", self._server, exc_info=error)
+            over()
+
+        self._task.run(engine, coro, ended, self._server)
 
     def cancel(self) -> None:
-        """It takes too long; a function cannot be ended."""
-        if self._cancel is not None:
-            self._cancel()
+        """It takes too long; a function cannot be ended. Any thread."""
+        self._task.cancel()
 
-    def _ended(self, error: BaseException | None) -> None:
-        if isinstance(error, asyncio.CancelledError):
-            logger.warning("on_stop of %r was cancelled: it took too long", self._server)
-        elif error is not None:
-            logger.error("on_stop of %r raised", self._server, exc_info=error)
-        self._over()
+    def join(self, timeout: float | None) -> None:
+        """Wait until the thread is gone in which it ran. Any other thread."""
+        if self._thread is not None:
+            self._joiner.join([self._thread], timeout)
+
+
+class SharedHooks:
+    """The hooks of one application behind several servers, which start one after the other:
+    it starts with the first of them, and stops when the last has ended."""
+
+    def __init__(self, on_start: Hook | None, on_stop: Hook | None) -> None:
+        self._start = on_start
+        self._stop = on_stop
+        self._lock = threading.Lock()  # guards the next two
+        self._running = 0
+        self._first: Any = None
+
+    def on_start(self, server: Any) -> object:
+        """Of each server."""
+        with self._lock:
+            self._running += 1
+            if self._running > 1:
+                return None
+            self._first = server
+        return None if self._start is None else self._start(server)
+
+    def on_stop(self, server: Any) -> object:
+        """Of each server. The application's is called with the one that it was started with."""
+        with self._lock:
+            self._running -= 1
+            if self._running:
+                return None
+            first = self._first
+        return None if self._stop is None else self._stop(first)

@@ -17,9 +17,7 @@ import logging
 import os
 import re
 import signal
-import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields
 from importlib import metadata
@@ -27,12 +25,13 @@ from types import ModuleType
 from typing import Any, Final, get_args, get_type_hints
 
 from protoserve.access_log import access_logger, log_access
+from protoserve.application import SharedHooks
 from protoserve.errors import BindError, ConfigError, PluginError
-from protoserve.events import Event, ListenerStopped
 from protoserve.params import ServerParams
 from protoserve.plugins import describe, installed_plugins, load_protocol
 from protoserve.protocol import ProtocolSpec
 from protoserve.server import WFServer
+from protoserve.signals import wait_for_signal
 
 CLEAN: Final = 0
 UNWRITABLE: Final = 1
@@ -390,16 +389,20 @@ def _run(args: argparse.Namespace) -> int:
     args.logging.leave_to_application()
     with contextlib.ExitStack() as running:
         servers: list[WFServer[Any, Any]] = []
+        shared: SharedHooks | None = None
+        places = args.bind or [_bind(DEFAULT_BIND)]
         try:
             params = spec.params.replace(**changes)
-            for where in args.bind or [_bind(DEFAULT_BIND)]:
+            for where in places:
                 make = spec.server
                 server = WFServer(spec, process, params) if make is None else make(process, params)
                 if args.access_log:
                     access_logger.setLevel(logging.INFO)
                     server.subscribe(log_access)
-                if servers:
-                    _share_hooks(servers[0], server)
+                if len(places) > 1 and any(server.hooks):
+                    # One application starts once, and stops when the last has ended.
+                    shared = shared or SharedHooks(*server.hooks)
+                    server.set_hooks(shared.on_start, shared.on_stop)
                 servers.append(running.enter_context(server.start(*where)))
         except ConfigError as error:
             raise _CommandError(USAGE, str(error)) from error
@@ -408,17 +411,8 @@ def _run(args: argparse.Namespace) -> int:
         except Exception as error:  # out of descriptors or threads, for example
             logger.debug("the server could not start", exc_info=True)
             raise _CommandError(NOT_STARTED, f"could not start: {describe(error)}") from error
-        ready = functools.partial(_announce, servers)
-        if len(servers) == 1:
-            servers[0].wait_for_signal(_STOP_SIGNALS, ready=ready)
-        else:
-            _wait_together(servers, ready)
+        wait_for_signal(servers, _STOP_SIGNALS, functools.partial(_announce, servers))
     return CLEAN
-
-
-def _share_hooks(first: WFServer[Any, Any], other: WFServer[Any, Any]) -> None:
-    """One application at several addresses starts once, and stops when the last has ended."""
-    other.set_hooks(lambda _: first.retain(), lambda _: first.release())
 
 
 def _load_protocol(name: str, application: str | None) -> ProtocolSpec[Any, Any]:
@@ -490,59 +484,6 @@ def _place(server: WFServer[Any, Any]) -> str:
         return server.url
     shown = f"[{host}]" if ":" in host else host
     return f"{server.url_scheme}://{shown}:{port} ({_EVERY[host]})"
-
-
-def _wait_together(servers: Sequence[WFServer[Any, Any]], ready: Callable[[], object]) -> None:
-    """``wait_for_signal`` for several servers, which stop together: at the first signal, or
-    when one of them stops. The second signal cuts what is left of all."""
-    ended = threading.Event()
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-
-    def wake(_: object = None) -> None:
-        with contextlib.suppress(OSError):  # full: it wakes anyway; closed: nobody waits
-            writer.send(b"\0")
-
-    def stopped(event: Event) -> None:
-        if isinstance(event, ListenerStopped):
-            wake()
-
-    def wait_for_all() -> None:
-        for server in servers:
-            server.wait_finish()
-        ended.set()
-        wake()
-
-    waiting = threading.Thread(target=wait_for_all, name="protoserve-stop", daemon=True)
-    with reader, writer:
-        # The number of a signal is written there, wherever and whenever it arrives.
-        descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        handlers = {
-            number: signal.signal(number, lambda *_: None)  # so that it arrives there
-            for number in _STOP_SIGNALS
-        }
-        try:
-            for server in servers:
-                server.subscribe(stopped)
-            ready()
-            if not any(server.stopping for server in servers):
-                while reader.recv(1)[0] not in (0, *_STOP_SIGNALS):
-                    pass
-            for server in servers:
-                server.shutdown()
-            waiting.start()
-            while not ended.is_set():
-                if reader.recv(1)[0] in _STOP_SIGNALS:
-                    for server in servers:
-                        server.cut()
-            waiting.join()
-        finally:
-            for server in servers:
-                server.unsubscribe(stopped)
-            for number, handler in handlers.items():
-                # None: a handler that was not installed from Python.
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
-            signal.set_wakeup_fd(descriptor)
 
 
 @contextlib.contextmanager

@@ -6,23 +6,23 @@ import asyncio
 import contextlib
 import contextvars
 import errno
+import functools
 import os
 import signal
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from protoserve.application import (
     Hook,
+    StartHook,
     StopHook,
     is_asynchronous,
     look_at_handler,
     look_at_hook,
-    run_in_engine,
 )
 from protoserve.errors import BindError, ConfigError, UsageError
 from protoserve.events import CloseReason, ListenerStarted, ListenerStopped
@@ -47,6 +47,9 @@ from protoserve.kernel.session import CommService
 from protoserve.log import logger
 from protoserve.params import ServerParams
 from protoserve.protocol import REQ, RESP, MessageParser, ProtocolSpec
+from protoserve.run import Run
+from protoserve.signals import wait_for_signal
+from protoserve.stopping import StopNotice
 from protoserve.tasks.network import WFServerTask
 from protoserve.tasks.series import SeriesWork
 
@@ -58,6 +61,11 @@ if TYPE_CHECKING:
 ServerT = TypeVar("ServerT", bound="WFServerBase")
 
 _NEW, _STARTING, _RUNNING, _STOPPED = "new", "starting", "running", "stopped"
+
+_OVER, _LATE = "over", "late"
+
+_CUT_PATIENCE = 0.5
+"""Seconds that what was cut has to end: callbacks, and what a cancelled coroutine does."""
 
 _SIGNAL_PATIENCE = 0.05
 """Seconds that shutdown() in the main thread waits for a lock: other threads keep ours for
@@ -92,45 +100,21 @@ def _close_copies() -> None:
 os.register_at_fork(after_in_child=_close_copies)
 
 
-class _Inbox:
-    """Signals and the server's end, for the main thread that waits for one of them.
+def _in_loop() -> bool:
+    """Whether the calling thread runs an asyncio loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
-    A descriptor, because a lock will not do: a signal that arrives just before the thread
-    blocks, or that the system gives to another thread, does not wake it. Python's wake-up
-    descriptor is written wherever and whenever the signal arrives.
-    """
 
-    def __init__(self) -> None:
-        self._numbers: deque[int] = deque()
-        self._reader, self._writer = socket.socketpair()
-        self._writer.setblocking(False)
-
-    def __enter__(self) -> _Inbox:
-        self._before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(self._before)
-        self._reader.close()
-        self._writer.close()
-
-    def put(self, number: int) -> None:
-        """From any thread, and from a signal handler."""
-        self._numbers.append(number)
-        with contextlib.suppress(BlockingIOError):  # full: the reader wakes anyway
-            self._writer.send(b"\0")
-
-    def get(self, until: float | None) -> int:
-        """The next number; 0 when there is none ``until`` then."""
-        while not self._numbers:
-            if until is not None and time.monotonic() >= until:
-                return 0
-            self._reader.settimeout(
-                None if until is None else max(0.001, until - time.monotonic())
-            )
-            with contextlib.suppress(TimeoutError):
-                self._reader.recv(64)
-        return self._numbers.popleft()
+def _no_thread(error: NoThreadError) -> BindError:
+    return BindError(
+        errno.EAGAIN,
+        f"cannot start: {error}; there are too many threads or processes "
+        "(ulimit -u, or the container's limit)",
+    )
 
 
 class WFServerBase(CommService):
@@ -148,27 +132,17 @@ class WFServerBase(CommService):
         self._condition = threading.Condition(threading.Lock())
         self._pid = 0
         self._phase = _NEW
-        self._listener: Listener | None = None
         self._scheduler: CommScheduler | None = None
         self._address: Any = None
         self._family: int = socket.AF_INET
-        self._cut_at: float | None = None
-        self._cut_count = 0
-        self._abandoned = False  # a handler was still running when the rest was cut
-        self._cutting = False
-        self._closing = False  # shut down, and the listener is yet to be dealt with
-        self._interrupted = False  # the main thread is in shutdown(), where signals run
-        self._starter = 0  # the thread that starts it at the moment
-        self._unwanted = False  # shut down while it starts
+        self._run = Run()  # the one that starts or runs; else the last; at first, of none
         self._ended_runs = 0
-        self._inboxes: list[_Inbox] = []
+        self._stop_notice = StopNotice()  # of the next stop, or of the one that is under way
+        self._starter = 0  # the thread that starts it at the moment
+        self._interrupted = False  # the main thread is in shutdown(), where signals run
         self._series: set[SeriesWork] = set()  # guarded by _condition
         self._on_start: Hook | None = None
         self._on_stop: Hook | None = None
-        self._stop_hook: StopHook | None = None  # of this run, once it has begun
-        self._start_failure: BaseException | None = None
-        self._started: asyncio.Task[None] | None = None  # where on_start runs in this loop
-        self._watchers: dict[CallbackHandle, Callable[[], object]] = {}  # of the stop
         self.waiting: set[WFServerTask[Any, Any]] = set()
         """Handlers that are coroutines and wait; touched in their loop only."""
 
@@ -221,45 +195,40 @@ class WFServerBase(CommService):
                     f"the server runs already{where}; stop() it before starting again, "
                     "or make a second server"
                 )
-            before = self._phase, self._address, self._family
-            self._unwanted = False  # before the phase: a signal may come in between
+            before = self._phase, self._address, self._family, self.stopping, self._run
+            run = self._run = Run()  # before the phase: a signal may come in between
             self._phase = _STARTING
             self._starter = threading.get_ident()
             self._pid = os.getpid()
         try:
-            listener = self._open(open_socket, adopted=adopted)
+            self._open(run, open_socket, adopted=adopted)
         except BaseException:
             with self._condition:
-                self._phase, self._address, self._family = before
+                self._phase, self._address, self._family, self.stopping, self._run = before
                 self._starter = 0
+                self._condition.notify_all()
             raise
         try:
-            if not self._run_start_hook(listener):
-                self._accept(listener)
-        except BaseException:
-            self._unwanted = True
+            self._begin(run)
+        except BaseException as error:
+            self._end_start(run)
+            self._shutdown()
+            if not self._serves_here():
+                self.wait_finish()
+            if isinstance(error, NoThreadError):
+                raise _no_thread(error) from error
             raise
-        finally:
-            with self._condition:
-                self._phase = _RUNNING
-                self._starter = 0
-                unwanted = self._unwanted
-                self._condition.notify_all()
-            if unwanted:
-                self.shutdown()
+        self._end_start(run)
+        if run.unwanted:
+            self.shutdown()
         return self
 
-    def _accept(self, listener: Listener) -> None:
-        # Before the first connection can be accepted, so that observers see it first.
-        self.emit(ListenerStarted(self.url))
-        try:
-            listener.start()
-        except OSError as error:
-            raise BindError(
-                error.errno or 0,
-                f"cannot watch {self.url}: {error.strerror}; this system has no room for "
-                "one more watched descriptor",
-            ) from error
+    def _end_start(self, run: Run) -> None:
+        with self._condition:
+            self._phase = _RUNNING
+            self._starter = 0
+            run.cut_at = None
+            self._condition.notify_all()
 
     def set_hooks(self, on_start: Hook | None, on_stop: Hook | None) -> None:
         """What to call at each start and stop from now on; see ``WFServer``. Raises
@@ -269,47 +238,71 @@ class WFServerBase(CommService):
         self._on_start = on_start
         self._on_stop = on_stop
 
-    def _run_start_hook(self, listener: Listener) -> bool:
-        """Call on_start. True when it is a coroutine in the running loop, which accepts at
-        its end: ``async with`` waits for that."""
+    @property
+    def hooks(self) -> tuple[Hook | None, Hook | None]:
+        """on_start and on_stop, as they are set."""
+        return self._on_start, self._on_stop
+
+    def _begin(self, run: Run) -> None:
+        """Call on_start, and accept; in a running loop, accept when that has ended."""
         hook = self._on_start
         outcome = None if hook is None else hook(self)
-        if not isinstance(outcome, Coroutine):
-            self._arm_stop_hook()
-            return False
-        engine = self.engine
-        assert engine is not None
-        if not engine.owns(threading.get_ident()):
-            run_in_engine(engine, outcome)
-            self._arm_stop_hook()
-            return False
-        self.retain()
-        self._started = asyncio.get_running_loop().create_task(self._begin(outcome, listener))
-        return True
+        if isinstance(outcome, Coroutine):
+            engine = self.engine
+            assert engine is not None
+            start = run.start_hook = StartHook(self)
+            if _in_loop():
+                start.begin(engine, outcome, functools.partial(self._begin_late, run, start))
+                return
+            start.begin(engine, outcome, lambda error: error)
+            start.wait()
+        self._accept(run)
 
-    async def _begin(self, on_start: Coroutine[Any, Any, object], listener: Listener) -> None:
-        try:
-            await on_start
-            self._arm_stop_hook()
-            if not self.stopping:
-                self._accept(listener)
-        except BaseException as error:
-            self._start_failure = error
-            if not isinstance(error, asyncio.CancelledError):
-                logger.error("on_start of %r raised; it stops", self, exc_info=error)
-            self.shutdown()
-        finally:
-            self.release()
+    def _begin_late(
+        self, run: Run, start: StartHook, error: BaseException | None
+    ) -> BaseException | None:
+        """on_start has ended in the running loop. Returns why there was no start."""
+        if error is None:
+            try:
+                self._accept(run)
+                return None
+            except BaseException as failure:
+                error = failure
+        if not run.ended:
+            if not (start.awaited or isinstance(error, asyncio.CancelledError)):
+                logger.error("the start of %r failed; it stops", self, exc_info=error)
+            self._shutdown()
+        return error
 
-    def _arm_stop_hook(self) -> None:
+    def _accept(self, run: Run) -> None:
+        """on_start has ended well: what it opened is to be closed, whatever comes."""
+        if run.ended:  # it was not waited for
+            return
         if self._on_stop is not None:
-            self._stop_hook = StopHook(self._on_stop, self, self._finish)
+            run.stop_hook = StopHook(self._on_stop, self)
+        if run.unwanted or self.stopping:
+            return
+        listener = run.listener
+        assert listener is not None
+        # Before the first connection can be accepted, so that observers see it first.
+        run.listens = True
+        self.emit(ListenerStarted(self.url))
+        if self.stopping:
+            return
+        try:
+            listener.start()
+        except OSError as error:
+            raise BindError(
+                error.errno or 0,
+                f"cannot watch {self.url}: {error.strerror}; this system has no room for "
+                "one more watched descriptor",
+            ) from error
 
     def check(self) -> None:
         """Raise :class:`~protoserve.errors.ConfigError` for what would fail with the first
         connection. Called by ``start`` and ``serve``."""
 
-    def _open(self, open_socket: Callable[[], socket.socket], *, adopted: bool) -> Listener:
+    def _open(self, run: Run, open_socket: Callable[[], socket.socket], *, adopted: bool) -> None:
         """Everything that a start needs of the system; nothing is left when that refuses."""
         sock: socket.socket | None = None
         bound = False
@@ -317,19 +310,13 @@ class WFServerBase(CommService):
             sock = open_socket()
             self.stopping = False
             self.starved = False
-            self._cut_at = None
-            self._cut_count = 0
-            self._abandoned = False
-            self._stop_hook = None
-            self._start_failure = None
-            self._started = None
             self._address = sock.getsockname()
             self._family = sock.family
             self._apply_descriptor_limit()
             self._scheduler = get_scheduler()
             communicator = self._scheduler.bind(self)
             bound = True
-            self._listener = Listener(sock, communicator, self, adopted=adopted)
+            run.listener = Listener(sock, communicator, self, adopted=adopted)
         except BaseException as error:
             if sock is not None:
                 discard_listener(sock, adopted=adopted)
@@ -344,22 +331,17 @@ class WFServerBase(CommService):
                     "many files (ulimit -n), or the system is out of memory for them",
                 ) from error
             if isinstance(error, NoThreadError):
-                raise BindError(
-                    errno.EAGAIN,
-                    f"cannot start: {error}; there are too many threads or processes "
-                    "(ulimit -u, or the container's limit)",
-                ) from error
+                raise _no_thread(error) from error
             raise
         self.retain()  # the listener's reference
         with _serving_lock:
             _serving.add(self)
-        return self._listener
 
     def close_copies(self) -> None:
         """In a process that was just forked: close its copies of the server's sockets. The
         server itself, in the other process, sees nothing of it."""
-        if self._listener is not None:
-            self._listener.close_copy()
+        if self._run.listener is not None:
+            self._run.listener.close_copy()
         for conn in list(self._connections):
             with contextlib.suppress(OSError):
                 conn.transport.close_copy()
@@ -378,8 +360,11 @@ class WFServerBase(CommService):
         self._references = 0
         self._connections = set()
         self._series = set()
-        self._listener = None
         self._scheduler = None
+        self._run = Run()
+        self._stop_notice = StopNotice()
+        self._starter = 0
+        self.stopping = False
         return True
 
     def _apply_descriptor_limit(self) -> None:
@@ -456,156 +441,183 @@ class WFServerBase(CommService):
         """With ``patience`` as long as others may keep a lock; and in the main thread, where
         only the engine may do the rest."""
         if not self._condition.acquire(timeout=patience):
-            run = self._ended_runs
-            self._unwanted = True  # where it starts
+            run = self._run
+            run.unwanted = True  # where it starts
             if self.engine is not None:
                 self.engine.call_from_signal(lambda: self._shutdown_run(run))
             return
         try:
+            run = self._run
             if self._phase == _STARTING:  # an observer of the start has seen enough
-                self._unwanted = True
+                if not run.unwanted:
+                    run.unwanted = True
+                    run.give_time(self.params.shutdown_timeout)
+                    self._condition.notify_all()
                 return
             if self._phase != _RUNNING or self.stopping:
                 return
             self.stopping = True
-            timeout = self.params.shutdown_timeout
-            self._cut_at = None if timeout is None else time.monotonic() + timeout
-            listener = self._listener
+            run.give_time(self.params.shutdown_timeout)
+            run.closing = True
+            listener = run.listener
             engine = self.engine
-            self._closing = True
             self._condition.notify_all()
         finally:
             self._condition.release()
         assert listener is not None
         assert engine is not None
-        listener.close(patience, drain=engine.alive)
+        listener.close(patience, drain=run.listens and engine.alive)
         # While it is closing, the listener holds the engine.
-        if patience < 0 or (self._closing and not engine.call_from_signal(self._close_listener)):
+        if patience < 0 or (run.closing and not engine.call_from_signal(self._close_listener)):
             self._close_listener()
 
-    def _shutdown_run(self, run: int) -> None:
+    def _shutdown_run(self, run: Run) -> None:
         """``shutdown``, unless that run is over and the next has begun."""
-        if self._ended_runs == run:
+        if self._run is run:
             self.shutdown()
 
     def _close_listener(self) -> None:
         """The rest of ``shutdown``, done once by whoever comes first. Any thread."""
         with self._condition:
-            listener = self._listener
-            if not self._closing or listener is None:
+            run = self._run
+            listener = run.listener
+            if not run.closing or listener is None:
                 return
-            self._closing = False
-            self._listener = None
-        listener.close(drain=self.engine is not None and self.engine.alive)
-        self.emit(ListenerStopped(self.url))
-        with self._condition:
-            watchers, self._watchers = self._watchers, {}
-        for watcher in watchers.values():
-            try:
-                watcher()
-            except BaseException:
-                logger.exception("a callback of the stop of %r raised", self)
-        for conn in self.connections():
-            conn.communicator.stop_connection(conn)
+            run.closing = False
+            run.listener = None
+            notice = self._stop_notice
+        listener.close(drain=run.listens and self.engine is not None and self.engine.alive)
+        before = CURRENT.service
+        CURRENT.service = self  # the stop waits for those who are told of it
+        try:
+            if run.listens:
+                self.emit(ListenerStopped(self.url))
+            notice.tell()
+        finally:
+            CURRENT.service = before
+        if not run.ended:  # else they took longer than the stop, and what is there is the next's
+            for conn in self.connections():
+                conn.communicator.stop_connection(conn)
         listener.finish(self.release)
 
     def on_stopping(self, callback: Callable[[], object]) -> CallbackHandle:
-        """Call ``callback()`` once when the server begins to stop; at once when it has. It
-        must not block. What is returned takes it back. Any thread. See ``task.on_stopping``,
-        which ends with its request."""
-        if not callable(callback):
-            raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
-        handle = CallbackHandle(self._forget_watcher)
-        with self._condition:
-            if not self.stopping:
-                self._watchers[handle] = callback
-                return handle
-        callback()
-        return handle
-
-    def _forget_watcher(self, handle: CallbackHandle) -> bool:
-        with self._condition:
-            return self._watchers.pop(handle, None) is not None
+        """Call ``callback()`` once when the server begins to stop; at once while it stops.
+        Before a start, the first or another, that is the stop of the next run. It must not
+        block, and not wait for the stop. What is returned takes it back. Any thread. See
+        ``task.on_stopping``, which ends with its request."""
+        return self._stop_notice.add(callback)
 
     def wait_stopping(self, timeout: float | None = None) -> bool:
         """Wait until the server begins to stop, in a function: for handlers that go on for
-        long, such as ``while not server.wait_stopping(1): ...``. False after ``timeout``
-        seconds."""
-        begun = threading.Event()
-        handle = self.on_stopping(begun.set)
-        try:
-            return begun.wait(timeout)
-        finally:
-            handle.cancel()
+        long, such as ``while not server.wait_stopping(1): ...``. True at once when it stops or
+        has stopped, until the next start; False after ``timeout`` seconds."""
+        return self.stopping or self._stop_notice.wait(timeout)
 
     async def until_stopping(self) -> None:
         """The same for coroutines: returns when the server begins to stop."""
-        loop = asyncio.get_running_loop()
-        begun: asyncio.Future[None] = loop.create_future()
-
-        def arrived() -> None:
-            if not begun.done():
-                begun.set_result(None)
-
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(arrived)
-
-        handle = self.on_stopping(wake)
-        try:
-            await begun
-        finally:
-            handle.cancel()
+        if not self.stopping:
+            await self._stop_notice.until()
 
     def wait_finish(self, timeout: float | None = None) -> bool:
-        """Wait until every connection and every series has ended, the callbacks' work
-        included. Returns whether that is so after ``timeout`` seconds.
+        """Wait until every connection and every series has ended, the callbacks' work and
+        on_stop included. Returns whether that is so after ``timeout`` seconds.
 
         May be called before ``shutdown``, even before the first ``start`` in another
         thread. Once ``shutdown_timeout`` has passed since ``shutdown``, what is left is
-        cut. Raises ``UsageError`` in a handler, where it would wait for itself.
+        cut. Raises ``UsageError`` in a handler or hook, where it would wait for itself.
         """
         if self._forget_fork():
             return True
         self._refuse_in_handler("wait_finish")
         limit = None if timeout is None else time.monotonic() + timeout
-        self._close_listener()  # where shutdown() has left that to a thread that is busy
-        cutting = False
         with self._condition:
             # Not the phase alone: the server may be running again before we wake up.
-            run = self._ended_runs
-            while self._phase != _STOPPED and self._ended_runs == run:
-                ends = [t for t in (limit, self._cut_at) if t is not None]
-                remaining = min(ends) - time.monotonic() if ends else None
-                if remaining is None or remaining > 0:
-                    self._condition.wait(remaining)
-                    continue
-                if self._cut_at is None or time.monotonic() < self._cut_at:
-                    return False
-                cutting = True
+            before = self._ended_runs
+        while True:
+            run, due = self._wait_due(before, limit)
+            if due == _OVER:
                 break
-        if cutting:
-            self.cut()
+            if due == _LATE:
+                return False
+            assert callable(due)
+            due()
+        left = None if limit is None else max(0.0, limit - time.monotonic())
+        if run.stop_hook is not None:
+            run.stop_hook.join(left)
         if self._scheduler is not None:
-            left = None if limit is None else max(0.0, limit - time.monotonic())
-            self._scheduler.join(0.0 if self._abandoned else left, self)
+            self._scheduler.join(0.0 if run.abandoned else left, self)
         return True
+
+    def _wait_due(
+        self, before: int, limit: float | None
+    ) -> tuple[Run, str | Callable[[], object]]:
+        """Wait until the run that follows ``before`` others is over, or there is something to
+        do for those who wait for it."""
+        with self._condition:
+            run = self._run
+            while True:
+                over = self._phase == _STOPPED or self._ended_runs != before
+                if over and not run.cutting:  # who cuts still counts
+                    return run, _OVER
+                now = time.monotonic()
+                ends = [] if limit is None else [limit]
+                if not over:
+                    run = self._run
+                    if run.closing:  # shutdown() has left it to a thread that is busy
+                        return run, self._close_listener
+                    if run.cut_at is not None:
+                        if run.cut_at <= now:
+                            return run, self._claim_cut(run)
+                        ends.append(run.cut_at)
+                if limit is not None and limit <= now:
+                    return run, _LATE
+                self._condition.wait(min(ends) - now if ends else None)
 
     def cut(self) -> int:
         """End at once what is left after ``shutdown``: connections close, requests in
-        work lose theirs. Returns how many connections and series were cut.
+        work lose theirs; once those have ended, an on_stop that is a coroutine is cancelled,
+        and so is such an on_start before. Returns how many connections and series were cut.
 
-        A handler that blocks its thread cannot be ended; the server does not wait for it.
+        A function that blocks its thread, a handler or on_stop, cannot be ended; the server
+        does not wait for it. Blocks for half a second at most.
         """
         self.shutdown()
         with self._condition:
-            if self._phase != _RUNNING:
+            run = self._run
+            if run.cutting:  # another thread does it
+                self._condition.wait_for(lambda: not run.cutting)
                 return 0
-            run = self._ended_runs
-            if self._cutting:  # another thread does it
-                self._condition.wait_for(lambda: self._ended_runs != run)
+            if self._phase not in (_STARTING, _RUNNING):
                 return 0
-            self._cutting = True
+            cut = self._claim_cut(run)
+        return cut()
+
+    def _claim_cut(self, run: Run) -> Callable[[], int]:
+        """What ends what runs now, and nothing that comes after it. With the condition; to be
+        called without it, by one thread."""
+        run.cut_at = None
+        if self._phase == _STARTING:
+            return functools.partial(self._cut_start, run)
+        run.cutting = True
+        return functools.partial(self._cut_stop_hook if run.drained else self._cut_requests, run)
+
+    def _end_cut(self, run: Run) -> None:
+        with self._condition:
+            run.cutting = False
+            self._condition.notify_all()
+
+    def _cut_start(self, run: Run) -> int:
+        if run.start_hook is not None:
+            run.start_hook.cancel()
+        return 0  # the start ends by itself
+
+    def _cut_requests(self, run: Run) -> int:
+        try:
+            return self._end_requests(run)
+        finally:
+            self._end_cut(run)
+
+    def _end_requests(self, run: Run) -> int:
         self._close_listener()
         cut = 0
         for conn in self.connections():
@@ -617,33 +629,37 @@ class WFServerBase(CommService):
             running = list(self._series)
         for series in running:
             series.cancel()
-        if self._started is not None and self.engine is not None:
-            self.engine.call(self._started.cancel)
+        if run.start_hook is not None:
+            run.start_hook.cancel()
         if self.asynchronous and self.engine is not None:
             self.engine.call(self._cancel_waiting)
         with self._condition:
             # Closing gave back what was only waiting; give callbacks a moment.
-            if not self._condition.wait_for(lambda: self._ended_runs != run, timeout=0.5):
+            if not self._condition.wait_for(lambda: run.drained, _CUT_PATIENCE):
                 cut = max(cut, self._references)
-                self._abandoned = True
-            self._cut_count = cut
-            self._cutting = False
-            abandoned = self._abandoned
-            hook = self._stop_hook
-        if abandoned and hook is not None and self.engine is not None:
-            # What is left cannot be ended: the application closes all the same.
-            patience = self.params.shutdown_timeout
-            if not hook.begin(self.engine, lambda: None):
-                hook.cancel()  # it has had its time
-                patience = 0.5
-            with self._condition:
-                if not self._condition.wait_for(lambda: self._ended_runs != run, patience):
-                    hook.cancel()
-        if abandoned:
-            self._finish()
+                run.abandoned = True
+            run.cut_count = cut
+        if run.abandoned:
+            self._end_run(run)  # what is left cannot be ended: the application closes all the same
         if cut:
             logger.warning("%s: cut %d connections or requests at the stop", self.url, cut)
         return cut
+
+    def _cut_stop_hook(self, run: Run) -> int:
+        try:
+            hook = run.stop_hook
+            if hook is not None:
+                hook.cancel()
+            with self._condition:
+                if self._condition.wait_for(lambda: run.ended, _CUT_PATIENCE):
+                    return 0
+                run.abandoned = True
+                run.stop_hook = None
+            logger.warning("on_stop of %r still runs; the stop does not wait for it", self)
+            self._finish(run)
+            return 0
+        finally:
+            self._end_cut(run)
 
     def _cancel_waiting(self) -> None:
         for task in list(self.waiting):
@@ -670,11 +686,12 @@ class WFServerBase(CommService):
         """
         if self._phase == _NEW:
             return 0
+        run = self._run
         engine = None if self._scheduler is None else self._scheduler.engine_here()
         if CURRENT.service is self or (engine is not None and engine.service_here() is self):
             raise UsageError(
-                "await aclose() in a handler, or in what belongs to its request, would wait "
-                f"for itself; {_ADVICE}"
+                "await aclose() in a handler, in what belongs to its request, or in on_start or "
+                f"on_stop would wait for itself; {_ADVICE}"
             )
         self.shutdown()
         loop = asyncio.get_running_loop()
@@ -696,7 +713,7 @@ class WFServerBase(CommService):
         await finished
         thread.join()
         await asyncio.sleep(0)  # lets the tasks end that the engine had in this loop
-        return self._cut_count
+        return run.cut_count
 
     def stop(self) -> int:
         """``shutdown`` and ``wait_finish``. Returns how many connections and requests had
@@ -710,58 +727,63 @@ class WFServerBase(CommService):
         self._refuse_in_handler("stop")
         if self._phase == _NEW:
             return 0
+        run = self._run
         self.shutdown()
         self.wait_finish()
-        return self._cut_count
+        return run.cut_count
 
     def handle_unbound(self) -> None:
         """Everything has ended (the article's ``handle_unbound``)."""
-        self._end_run()
+        self._end_run(self._run)
 
-    def _end_run(self) -> None:
-        hook = self._stop_hook
+    def _end_run(self, run: Run) -> None:
+        """Requests have ended, or are not waited for any longer: on_stop, and the end."""
+        with self._condition:
+            # Not of a run that was cut, when its handlers end in the next one's start.
+            if self._phase != _RUNNING or run is not self._run or run.drained:
+                return
+            run.drained = True
+            hook = run.stop_hook
+            # on_stop has the time that running work had.
+            run.give_time(None if hook is None else self.params.shutdown_timeout)
+            self._condition.notify_all()
         if hook is None:
-            self._finish()
+            self._finish(run)
             return
         assert self.engine is not None
-        hook.begin(self.engine, self._give_time)
+        hook.begin(self.engine, lambda: self._finish(run))
 
-    def _give_time(self) -> None:
-        """on_stop has the time that running work had."""
-        timeout = self.params.shutdown_timeout
+    def _finish(self, run: Run) -> None:
         with self._condition:
-            if self._cut_at is not None and timeout is not None:
-                self._cut_at = time.monotonic() + timeout
-                self._condition.notify_all()
-
-    def _finish(self) -> None:
-        with self._condition:
-            if self._phase != _RUNNING:
+            if run.ended:  # it was not waited for
                 return
+            run.ended = True
             self._phase = _STOPPED
             with _serving_lock:
                 _serving.discard(self)
             self._ended_runs += 1
+            self._stop_notice = StopNotice()
             self.resume_accepting = None
-            inboxes, self._inboxes = self._inboxes, []
             # Before a waiter can look: it joins the threads that this ends.
             if self._scheduler is not None:
                 self._scheduler.unbind(self)
             self._condition.notify_all()
-            for inbox in inboxes:  # under the lock: an inbox that has left may be closed
-                inbox.put(0)
+
+    def _serves_here(self) -> bool:
+        """Whether the calling thread works for a server, and must not wait for this one."""
+        scheduler = self._scheduler
+        return CURRENT.service is self or (scheduler is not None and scheduler.in_handler())
 
     def _refuse_in_handler(self, what: str) -> None:
         if self._starter == threading.get_ident():
             raise UsageError(
-                f"{what}() in an observer of the start would wait for that start; "
-                "call shutdown() there: the server stops as soon as it has started"
+                f"{what}() in on_start, or in an observer of the start, would wait for that "
+                "start; call shutdown() there: the server stops as soon as it has started"
             )
-        scheduler = self._scheduler
-        if CURRENT.service is self or (scheduler is not None and scheduler.in_handler()):
+        if self._serves_here():
             raise UsageError(
-                f"{what}() in a handler, or in what belongs to its request, would wait for "
-                f"itself; {_ADVICE}"
+                f"{what}() in a handler, in what belongs to its request, or in on_start, "
+                f"on_stop or a callback of the stop would wait for itself; {_ADVICE}"
             )
 
     # -- signals and blocks ------------------------------------------------------------
@@ -772,7 +794,8 @@ class WFServerBase(CommService):
         *,
         ready: Callable[[], object] | None = None,
     ) -> int:
-        """Wait for one of ``signals``, then stop gracefully; a second one cuts that short.
+        """Wait for one of ``signals``, then stop gracefully; a second one cuts that short, and
+        a third the on_stop that follows.
 
         ``ready()`` is called when signals are listened for: the place to tell others that
         the server is there, so that a signal they send at once is not too early.
@@ -792,46 +815,21 @@ class WFServerBase(CommService):
             raise ConfigError(f"{min(uncatchable).name} cannot be waited for: no program gets it")
         if self._phase == _NEW:
             raise UsageError("the server was not started: start() it before wait_for_signal()")
-        with _Inbox() as inbox:
-
-            def note(number: int, _: FrameType | None) -> None:
-                inbox.put(number)
-
-            before: dict[int, Any] = {}
-            with self._condition:
-                if self._phase != _RUNNING:
-                    return 0
-                self._inboxes.append(inbox)
-            try:
-                for number in signals:
-                    before[number] = signal.signal(number, note)
-                if ready is not None:
-                    ready()
-                received = inbox.get(None)
-                if received:
-                    self.shutdown()
-                    self._shutdown()  # it has begun by now, and the time until the cut runs
-                    if inbox.get(self._cut_at):
-                        self.cut()
-                self.wait_finish()
-            finally:
-                for number, handler in before.items():
-                    # None: a handler that was not installed from Python.
-                    signal.signal(number, signal.SIG_DFL if handler is None else handler)
-                with self._condition:
-                    if inbox in self._inboxes:
-                        self._inboxes.remove(inbox)
-        return received
+        if self._phase == _STOPPED:
+            return 0
+        return wait_for_signal([self], signals, ready)
 
     def __enter__(self: ServerT) -> ServerT:
         return self
 
     async def __aenter__(self: ServerT) -> ServerT:
-        if self._started is not None:
-            await self._started
-            if self._start_failure is not None:
+        start = self._run.start_hook
+        if start is not None:
+            try:
+                await start.until_over()
+            except BaseException:
                 await self.aclose()
-                raise self._start_failure
+                raise
         return self
 
     async def __aexit__(

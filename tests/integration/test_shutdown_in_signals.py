@@ -34,7 +34,7 @@ signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
 
 
 def lock(client):
-    engine, listener = server.engine, server._listener
+    engine, listener = server.engine, server._run.listener
     return {
         "nothing": contextlib.nullcontext(),
         "condition": server._condition,

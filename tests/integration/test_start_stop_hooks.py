@@ -296,7 +296,7 @@ def test_task_on_stopping_ends_with_the_task() -> None:
         other.send(get("/wait"))
         for _ in range(4):
             assert entered.acquire(timeout=PATIENCE)
-        assert len(server._watchers) == 1 + 1  # its own, and that of wait_stopping
+        assert len(server._stop_notice) == 1 + 1  # its own, and that of wait_stopping
         server.shutdown()
         assert other.reply().status == 200
         assert server.stop() == 0
@@ -312,10 +312,10 @@ def test_server_on_stopping(caplog: pytest.LogCaptureFixture) -> None:
     never = server.on_stopping(lambda: notes.append("never"))
     assert never.cancel()
     assert not never.cancel()
+    # While it stops: at once.
+    server.on_stopping(lambda: server.on_stopping(lambda: notes.append("late")))
     server.stop()
-    assert notes == ["a"]
-    assert "ZeroDivisionError" in caplog.text
-    server.on_stopping(lambda: notes.append("late"))
     assert notes == ["a", "late"]
+    assert "ZeroDivisionError" in caplog.text
     with pytest.raises(TypeError):
         server.on_stopping("no function")  # type: ignore[arg-type]
