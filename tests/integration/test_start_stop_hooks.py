@@ -298,6 +298,24 @@ def test_nothing_is_left_of_a_start_that_on_start_ended(
     start_again(server)
 
 
+def test_a_function_that_ends_a_start_in_the_running_loop() -> None:
+    def on_start(server: WFHttpServer) -> None:
+        raise ValueError("no database")
+
+    async def main() -> None:
+        server = WFHttpServer(coroutine, on_start=on_start)
+        for _ in range(3):
+            with pytest.raises(ValueError, match="no database"):
+                server.start("127.0.0.1", 0)
+            with pytest.raises(ConnectionRefusedError):
+                RawClient(server.address)
+        server.set_hooks(None, None)
+        async with server.start(*server.address):
+            pass
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("process", HANDLERS)
 @pytest.mark.parametrize("steps", [0, 1, 5])
 def test_a_start_that_is_cancelled(steps: int, process: Callable[[WFHttpTask], Any]) -> None:
