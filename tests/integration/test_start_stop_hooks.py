@@ -268,8 +268,8 @@ HANDLERS = [function, coroutine]
 
 
 def start_again(server: WFHttpServer) -> None:
-    """Nothing is left of the start before, of which it is not waited here."""
-    assert not get_scheduler().running
+    """Nothing is left of the start before, which is not waited for here."""
+    assert server.wait_finish(0)
     server.set_hooks(None, None)
     with server.start(*server.address), RawClient(server.address) as client:
         assert client.ask().status == 200
@@ -293,7 +293,7 @@ def test_nothing_is_left_of_a_start_that_on_start_ended(
     for _ in range(20):
         with pytest.raises(ValueError, match="no database"):
             server.start("127.0.0.1", 0)
-        assert not get_scheduler().running
+        assert server.wait_finish(0)
     assert events == []  # it never listened, so it does not stop to
     start_again(server)
 
@@ -425,7 +425,6 @@ def test_an_on_start_that_cancels_itself() -> None:
 
 INTERRUPTED = """
 import asyncio, os, signal, sys, threading
-from protoserve import get_scheduler
 from protoserve_http import WFHttpServer
 
 
@@ -453,13 +452,13 @@ threading.Thread(target=interrupt).start()
 try:
     server.start("127.0.0.1", 0)
 except KeyboardInterrupt:
-    print("interrupted", get_scheduler().running)
+    print("interrupted", server.stop(), server.wait_finish(0))
 """
 
 
 @pytest.mark.parametrize("kind", ["", "coroutine"])
 def test_ctrl_c_in_on_start(kind: str) -> None:
-    assert run_alone(INTERRUPTED, kind).lines == ["cancelled", "interrupted False"]
+    assert run_alone(INTERRUPTED, kind).lines == ["cancelled", "interrupted 0 True"]
 
 
 @pytest.mark.parametrize("awaited", [False, True])
@@ -516,7 +515,7 @@ def test_a_socket_that_cannot_be_watched(
     with pytest.raises(BindError, match="one more watched descriptor"):
         server.start("127.0.0.1", 0)
     assert notes == ["start", "stop"] * 2
-    assert not get_scheduler().running
+    assert server.wait_finish(0)
 
 
 def test_a_stop_before_the_first_connection_is_taken() -> None:
