@@ -446,6 +446,8 @@ def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
 
+# What runs in the background of a shell ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 began = threading.Event()
 server = WFHttpServer(coroutine if sys.argv[1] else lambda task: None, on_start=on_start)
 threading.Thread(target=interrupt).start()
