@@ -108,6 +108,11 @@ class LineSession(CommSession):
         elif self.service.on_result is not None:
             self.service.on_result(self)
 
+    def end_quietly(self) -> bool:
+        if self.service.quiet:
+            self.states.append((TaskState.SUCCESS, 0))
+        return self.service.quiet
+
     def reply(self, answer: Any = None) -> bool:
         """Answer; False, and the session over, when the peer is gone."""
         if answer is not None:
@@ -139,6 +144,9 @@ class LineService(CommService):
         self.handler = handler
         self.sessions: list[LineSession] = []
         self.on_result: Callable[[LineSession], object] | None = None
+        self.quiet = False
+        """Whether sessions need not be told that their reply is out, as tasks without
+        callbacks need not."""
         self.parsers: list[LineParser] = []
         self.farewell: Any = b"TIMEOUT\n"
         self.unbound = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -389,6 +390,59 @@ def test_a_busy_connection_gives_way_to_others(engine: MemoryEngine) -> None:
     assert order.index("modest") <= _TURN_REQUESTS
     assert order.count("greedy") == _TURN_REQUESTS * 3
     assert greedy.received == b"g\n" * (_TURN_REQUESTS * 3)
+
+
+@pytest.mark.parametrize(("milliseconds", "requests"), [(3, 1), (0.7, 3)])
+def test_slow_handlers_of_one_connection_give_way_to_others(
+    engine: MemoryEngine, milliseconds: float, requests: int
+) -> None:
+    """A turn of a connection ends by the time that its handlers took, too."""
+    order: list[str] = []
+
+    def handler(session: LineSession) -> None:
+        order.append(session.connection.peername)
+        if session.line == "slow":
+            engine.clock.advance(milliseconds / 1000)
+        session.reply()
+
+    service = LineService(handler)
+    service.quiet = True
+    greedy = engine.connect(service, "greedy")
+    modest = engine.connect(service, "modest")
+    engine.run()
+    greedy.send(b"slow\n" * 30)
+    for _ in range(5):
+        modest.send(b"m\n")
+        order.clear()
+        engine.turn()
+        assert sorted(order) == ["greedy"] * requests + ["modest"]
+    engine.run()
+    assert greedy.received == b"slow\n" * 30
+
+
+@pytest.mark.parametrize(("milliseconds", "pieces"), [(3, 1), (0.7, 3)])
+def test_slow_pieces_of_one_reply_give_way_to_others(
+    engine: MemoryEngine, milliseconds: float, pieces: int
+) -> None:
+    pulled = 0
+
+    def reply() -> Iterator[bytes]:
+        nonlocal pulled
+        yield b"begun "
+        for _ in range(30):
+            engine.clock.advance(milliseconds / 1000)
+            pulled += 1
+            yield b"x"
+
+    service = LineService(lambda session: session.reply(reply()))
+    peer = engine.connect(service)
+    engine.run()
+    peer.send(b"a\n")
+    for turn in range(1, 4):
+        engine.turn()
+        assert pulled == pieces * turn
+    engine.run()
+    assert bytes(peer.received) == b"begun " + b"x" * 30
 
 
 def test_a_fast_sender_gives_way_to_others(engine: MemoryEngine) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
+from protoserve.kernel import habits as habits_module
 from protoserve.kernel.habits import (
     _MEMORY,
     _MOST_KEYS,
@@ -93,6 +96,20 @@ def test_watching_a_call() -> None:
         pass
     _, slow, _ = watch.end()
     assert slow
+
+
+@pytest.mark.parametrize("gives_up_the_cpu", [False, True])
+def test_a_call_whose_thread_the_system_took_from_the_cpu_did_not_block(
+    monkeypatch: pytest.MonkeyPatch, gives_up_the_cpu: bool
+) -> None:
+    """It was off the CPU as well, and gave it up only where its count of that has grown."""
+    now = 1000.0
+    switches = 7
+    monkeypatch.setattr(habits_module, "_voluntary_switches", lambda: switches)
+    watch = Watch(lambda: now)
+    now += 3600.0  # of which the thread's own clock knows nothing
+    switches += gives_up_the_cpu
+    assert watch.end() == (now, True, gives_up_the_cpu)
 
 
 def test_keys_differ() -> None:

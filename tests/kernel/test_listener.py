@@ -18,6 +18,7 @@ from protoserve import BindError, ConfigError
 from protoserve.events import AcceptFailed, ConnectionOpened, LimitReached
 from protoserve.kernel import listener as module
 from protoserve.kernel.listener import (
+    _ACCEPTS_A_TURN,
     ACCEPT_PAUSE,
     SILENT_TIME,
     Address,
@@ -568,6 +569,26 @@ def test_closing_for_another_may_stop_the_server(door: DoorMaker) -> None:
     here.knock("b")
     assert here.sock.closed
     assert here.inside == []
+
+
+@pytest.mark.parametrize("adopted", [True, False])
+def test_of_an_adopted_socket_a_stop_takes_only_some_of_those_who_wait(
+    engine: MemoryEngine, adopted: bool
+) -> None:
+    """Others may accept there: a stop must not take in all that comes to them."""
+    service = LineService()
+    sock = FakeSocket()
+    sock.pending += [f"client {i}" for i in range(_ACCEPTS_A_TURN + 6)]
+    listener = MemoryListener(
+        sock,  # type: ignore[arg-type]
+        engine.communicator,
+        service,
+        adopted=adopted,
+    )
+    assert listener.close(drain=True)
+    assert len(listener._last) == _ACCEPTS_A_TURN + (0 if adopted else 6)
+    assert len(sock.pending) == (6 if adopted else 0)
+    assert sock.closed
 
 
 # -- the file of a Unix socket -------------------------------------------------------------

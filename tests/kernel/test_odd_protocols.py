@@ -588,6 +588,31 @@ def test_a_reply_that_is_not_all_sent_ends_with_a_reset(engine: MemoryEngine) ->
     assert peer.aborted
 
 
+@pytest.mark.parametrize(("pushed_in", "reset"), [("a", False), ("b", True), ("", False)])
+def test_a_reply_that_was_begun_by_a_push_ends_with_a_reset(
+    engine: MemoryEngine, pushed_in: str, reset: bool
+) -> None:
+    """An end would look like that of the reply; one that was not begun may end in order,
+    whatever was pushed for the request before it."""
+
+    def handler(session: LineSession) -> None:
+        if session.line == pushed_in:
+            engine.communicator.push(session.connection, b"part ", session)
+        if session.line == "a":
+            session.reply()
+
+    service = LineService(handler)
+    peer = engine.connect(service)
+    peer.send(b"a\nb\n")
+    engine.run()
+    assert service.lines == ["a", "b"]
+    assert bytes(peer.received).replace(b"part ", b"") == b"a\n"
+    connection_of(service).close()
+    assert peer.closed
+    assert peer.aborted is reset
+    engine.communicator.forget(service.sessions[1])
+
+
 def test_a_connection_between_replies_ends_in_order(engine: MemoryEngine) -> None:
     service = LineService()
     peer = engine.connect(service)

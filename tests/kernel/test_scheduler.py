@@ -11,6 +11,7 @@ from line_service import LineService
 from protoserve import CommScheduler, get_scheduler
 from protoserve.events import HandlersBlocked
 from protoserve.kernel.communicator import Communicator
+from protoserve.kernel.engine import ThreadEngine
 
 PATIENCE = 10.0
 
@@ -140,6 +141,52 @@ def test_the_most_demanding_service_counts() -> None:
     gate.set()
     for service in services:
         scheduler.unbind(service)
+    assert scheduler.join(PATIENCE)
+
+
+def test_a_service_that_is_bound_later_is_told_that_all_are_busy() -> None:
+    scheduler = CommScheduler()
+    first, second = LineService(), LineService()
+    told: list[str] = []
+    first.subscribe(lambda event: told.append("first"))
+    second.subscribe(lambda event: told.append("second"))
+    scheduler.bind(first)
+    for _ in range(3):
+        scheduler.on_exhausted(1)
+    assert told == ["first"]  # once a minute
+    scheduler.bind(second)
+    for _ in range(3):
+        scheduler.on_exhausted(1)
+    assert told == ["first", "first", "second"]
+    scheduler.unbind(first)
+    scheduler.unbind(second)
+    assert scheduler.join(PATIENCE)
+
+
+def test_what_is_to_be_called_where_handlers_run_waits_for_a_thread() -> None:
+    scheduler = CommScheduler()
+    service = LineService(handler_threads=1)
+    communicator = scheduler.bind(service)
+    engine = service.engine
+    assert isinstance(engine, ThreadEngine)
+    engine._threads.grow(1)  # a scheduler has more by itself
+    gate, began = threading.Event(), threading.Event()
+
+    def block(_: None, mask: int) -> None:
+        engine._threads.promote()
+        began.set()
+        gate.wait(PATIENCE)
+
+    communicator.poller.post(block, None)
+    assert began.wait(PATIENCE)
+    called, behind = threading.Event(), threading.Event()
+    engine.call(called.set)
+    communicator.poller.post(set_event, behind)
+    assert behind.wait(PATIENCE), "the leader goes on"
+    assert not called.is_set()
+    gate.set()
+    assert called.wait(PATIENCE)
+    scheduler.unbind(service)
     assert scheduler.join(PATIENCE)
 
 
