@@ -27,6 +27,7 @@ from protoserve import (
     timer,
 )
 from protoserve.events import HandlersBlocked
+from protoserve.kernel.engine import ThreadEngine
 from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 pytestmark = pytest.mark.timeout(30)
@@ -506,3 +507,28 @@ def test_requests_that_wait_for_a_thread_count_as_cut() -> None:
     opened.set()
     for client in clients:
         client.close()
+
+
+def test_a_stop_is_told_to_handlers_where_no_thread_is_left_to_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``shutdown()`` leaves that to the engine, whose leader is in the handler that waits for
+    it: who waits for the stop does it."""
+    told: list[bool] = []
+    entered = threading.Event()
+
+    def process(task: WFHttpTask) -> None:
+        entered.set()
+        told.append(server.wait_stopping(PATIENCE))
+
+    server = WFHttpServer(process).start("127.0.0.1", 0)
+    with RawClient(server.address) as client:
+        engine = server.engine
+        assert isinstance(engine, ThreadEngine)
+        # No help from the monitor.
+        monkeypatch.setattr(engine._threads, "_take_over", lambda mark, waits: False)
+        client.send(get())
+        assert entered.wait(PATIENCE)
+        assert server.stop() == 0
+        assert told == [True]
+        assert client.reply().closes

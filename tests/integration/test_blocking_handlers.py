@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from itertools import pairwise
 
 import pytest
 from loopback import RawClient, eventually, get
@@ -270,30 +269,3 @@ def test_many_that_sleep_sleep_together() -> None:
         for client in clients:
             client.close()
     assert most >= 8
-
-
-def test_one_connection_does_not_keep_the_others_waiting() -> None:
-    """Its turn ends by time, and theirs comes between its requests."""
-    order: list[str] = []
-
-    def process(task: WFHttpTask) -> None:
-        order.append(task.req.path)
-        if task.req.path == "/much":
-            end = time.thread_time() + 0.001
-            while time.thread_time() < end:
-                pass
-
-    with (
-        WFHttpServer(process).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as greedy,
-        RawClient(server.address) as other,
-    ):
-        greedy.send(get("/much") * 300)
-        for _ in range(5):
-            eventually(lambda: order)
-            other.ask("/one")
-        for _ in range(300):
-            greedy.reply()
-    # 64 requests are a turn where only their number counts.
-    places = [i for i, path in enumerate(order) if path == "/one"]
-    assert max(b - a for a, b in pairwise(places)) < 40

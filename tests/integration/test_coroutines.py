@@ -23,6 +23,7 @@ from loops import OWN, PLACES, RUNNING, serving
 from protoserve import (
     ResourcePool,
     UsageError,
+    WaitGroup,
     coroutine,
     counter,
     dynamic,
@@ -834,3 +835,23 @@ def test_coroutines_leave_no_cycles() -> None:
             assert gc.collect() < 200
         finally:
             gc.enable()
+
+
+def test_a_coroutine_that_would_stop_its_loop_to_wait_for_a_group_is_told(two_places: str) -> None:
+    """What it waits for may need that loop; ``wait(0)`` only looks."""
+
+    async def process(task: WFHttpTask) -> None:
+        group = WaitGroup(1)
+        assert not group.wait(0)
+        if task.req.path == "/later":
+            await asyncio.sleep(0)
+        try:
+            group.wait(5)
+        except UsageError as error:
+            task.resp.write(str(error))
+        else:
+            task.resp.write("waited")
+
+    for said in ask(two_places, process, "/", "/later"):
+        assert b"stops its loop" in said
+        assert b"await the task itself" in said

@@ -385,3 +385,18 @@ def test_soak_of_everything_while_servers_come_and_go(caplog: pytest.LogCaptureF
     assert faults == []
     assert min(answered) > 10
     assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_push_that_was_not_taken_counts_as_cut_at_a_stop(taken: bool) -> None:
+    """The connection is between two requests, and yet something of it is lost."""
+    params = HTTP_SPEC.params.replace(shutdown_timeout=0.2)
+    server = WFHttpServer(lambda task: None, params).start("127.0.0.1", 0)
+    with RawClient(server.address, receive_buffer=4096) as client:
+        assert client.ask().status == 200
+        (conn,) = server.connections()
+        eventually(lambda: conn.idle)
+        # More than any system holds for two ends; less than what cuts it at once.
+        assert conn.push(b"x" if taken else bytes(24 * 1024 * 1024))
+        assert bool(conn.out) is not taken
+        assert server.stop() == (0 if taken else 1)

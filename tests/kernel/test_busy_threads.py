@@ -84,9 +84,7 @@ def test_callbacks_wait_while_all_are_busy(engine: MemoryEngine, threads: Thread
     assert session.states == [(TOREPLY, 0), (SUCCESS, 0)]
 
 
-def test_callbacks_of_a_closed_connection_wait_too(
-    engine: MemoryEngine, threads: Threads
-) -> None:
+def test_callbacks_of_a_closed_connection_wait_too(engine: MemoryEngine, threads: Threads) -> None:
     service = LineService()
     peer = engine.connect(service, room=0)
     peer.send(b"a\n")

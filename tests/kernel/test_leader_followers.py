@@ -6,14 +6,18 @@ something is fast.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from protoserve.kernel import leader_followers as module
 from protoserve.kernel.leader_followers import LeaderFollowers
 from protoserve.kernel.poller import Poller
 
@@ -394,6 +398,50 @@ def test_lending_lets_others_run_and_the_hired_leave(pools: Callable[..., Pool])
     wait_until(lambda: len(pool.threads._workers) <= 3)
 
 
+def without_monitor(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens next is not the monitor's doing."""
+    monkeypatch.setattr(pool.threads, "_take_over", lambda mark, waits: False)
+
+
+def test_a_leader_that_lends_its_place_lets_another_lead(
+    pools: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = pools(2)
+    without_monitor(pool, monkeypatch)
+    gate = threading.Event()
+    waited: list[bool] = []
+
+    def wait() -> None:
+        with pool.threads.lend():
+            waited.append(gate.wait(PATIENCE))
+
+    waiting = pool.call(wait)
+    pool.call(gate.set)
+    assert waiting.ended.wait(2 * PATIENCE)
+    assert waited == [True]
+
+
+def test_a_place_that_is_lent_is_filled_with_what_waits(
+    pools: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = pools(1)
+    without_monitor(pool, monkeypatch)
+    gate = threading.Event()
+    waited: list[bool] = []
+
+    def wait() -> None:
+        pool.threads.promote()  # to one that may run none
+        wait_until(lambda: pool.threads._queue)
+        with pool.threads.lend():
+            waited.append(gate.wait(PATIENCE))
+
+    waiting = pool.call(wait)
+    opening = pool.call(gate.set)
+    assert waiting.ended.wait(3 * PATIENCE)
+    assert waited == [True]
+    assert opening.thread != waiting.thread
+
+
 def test_growing_serves_what_waits(pools: Callable[..., Pool]) -> None:
     pool = pools(1)
     gate = threading.Event()
@@ -423,3 +471,91 @@ def test_no_memory_for_a_thread_is_as_no_thread(monkeypatch: pytest.MonkeyPatch)
     assert other.ended.wait(PATIENCE)
     gate.set()
     assert pool.threads.stop(PATIENCE)
+
+
+# -- the monitor, on a clock of its own ----------------------------------------------------
+
+
+class EnoughError(Exception):
+    """The monitor has looked often enough."""
+
+
+class Monitored:
+    """A pool that never started, whose monitor runs in the test's thread: it looks at a
+    leader that is in the same handler all the time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, share: float) -> None:
+        self.slept: list[float] = []
+        self.replaced: list[tuple[int, bool]] = []
+        """After how many sleeps the leader was to be replaced, and whether it waits."""
+        self.most_replaced = 1000
+        self.now = 0.0
+        self.ticks = 0
+        self.poller = Poller()
+        self.threads = LeaderFollowers(
+            self.poller,
+            threads=4,
+            on_blocked=lambda argument, waits: None,
+            on_exhausted=print,
+            on_refused=print,
+            on_error=print,
+            block_threshold=0.005,
+        )
+        leader = module._Worker(leads=True)
+        self.threads._leader = leader
+        monkeypatch.setattr(module._Worker, "cpu_time", lambda worker: self.now * share)
+        monkeypatch.setattr(self.threads, "_take_over", self.take_over)
+        monkeypatch.setattr(
+            module, "time", SimpleNamespace(sleep=self.sleep, monotonic=lambda: self.now)
+        )
+
+    def sleep(self, seconds: float) -> None:
+        if len(self.slept) == self.ticks:
+            raise EnoughError
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def take_over(self, mark: object, waits: bool) -> bool:
+        self.replaced.append((len(self.slept), waits))
+        return len(self.replaced) <= self.most_replaced
+
+    def watch(self, ticks: int) -> None:
+        """Run the monitor for so many sleeps."""
+        self.ticks = ticks
+        with contextlib.closing(self.poller), pytest.raises(EnoughError):
+            self.threads._watch_until_stopped()
+
+
+@pytest.mark.parametrize(
+    ("share", "waits"), [(0.0, True), (0.1, True), (0.9, False), (1.0, False), (math.nan, False)]
+)
+def test_a_leader_that_computes_is_not_taken_for_one_that_waits(
+    monkeypatch: pytest.MonkeyPatch, share: float, waits: bool
+) -> None:
+    """``share``: of the time, how much its thread is on the CPU; NaN where nobody knows."""
+    monitored = Monitored(monkeypatch, share=share)
+    monitored.watch(2)
+    assert monitored.replaced == [(2, waits)]
+
+
+def test_after_one_that_blocks_the_monitor_looks_more_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Handlers that block tend to come in numbers, and each waits for the one before."""
+    monitored = Monitored(monkeypatch, share=0.0)
+    monitored.watch(12)
+    tick = module._BLOCKED_TICK
+    assert tick < 0.005
+    assert monitored.slept == [0.005] * 2 + [tick] * 10
+    assert [sleeps for sleeps, _ in monitored.replaced] == [2, 4, 6, 8, 10, 12]
+
+
+def test_the_monitor_looks_rarely_again_when_nothing_blocks_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monitored = Monitored(monkeypatch, share=0.0)
+    monitored.most_replaced = 1
+    monitored.watch(2 + module._BLOCKED_LOOKS + 2)
+    assert monitored.slept == (
+        [0.005] * 2 + [module._BLOCKED_TICK] * module._BLOCKED_LOOKS + [0.005] * 2
+    )
