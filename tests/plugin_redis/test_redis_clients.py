@@ -152,8 +152,8 @@ def test_laddr_fd_and_kill_by_it(server: WFRedisServer) -> None:
 
 def test_kill_by_age(server: WFRedisServer, commands: CommandTable) -> None:
     with RawClient(server.address) as old, RawClient(server.address) as young:
-        old.ask(b"PING")
-        [connection] = commands.connections()
+        connection = commands.connection_of(int(old.ask(b"CLIENT ID")[1:-2]))
+        assert connection is not None
         connection.state.created -= 100
         assert young.ask(b"CLIENT KILL MAXAGE 1000") == b":0\r\n"
         assert young.ask(b"CLIENT KILL MAXAGE 100 SKIPME no") == b":1\r\n"

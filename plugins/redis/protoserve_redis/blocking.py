@@ -35,6 +35,8 @@ class Blocked:
             # One callback a connection: they are kept until it closes.
             session.watches_end = True
             self._connection.on_peer_end(lambda _: leave(session))
+        # For ever would hold up the stop: as if its time were over.
+        task.on_stopping(lambda _: self.stop())
         if self._connection.closed or self._connection.peer_ended:
             # Told before there was somebody to tell. One that asks for what is there, as
             # the last thing it says, gets it: this is too late then.
@@ -54,6 +56,10 @@ class Blocked:
         """The client is gone."""
         self._left = True
         self._end_soon(NO_REPLY)
+
+    def stop(self) -> None:
+        """The server stops."""
+        self._end_soon(NULL_ARRAY)
 
     def end(self) -> None:
         """The command has ended."""

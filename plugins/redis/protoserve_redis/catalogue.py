@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from protoserve_redis.glob import glob
-from protoserve_redis.values import RedisError, SimpleString
+from protoserve_redis.serialiser import encode
+from protoserve_redis.session import session_of
+from protoserve_redis.values import Raw, RedisError, SimpleString
 
 if TYPE_CHECKING:
     from protoserve_redis.command import Command
@@ -45,13 +47,33 @@ _TIPS: Final = {
 def register(table: CommandTable) -> None:
     """Put COMMAND and its subcommands into a table."""
     flags = ("loading", "stale")
+    encoded: dict[tuple[bytes, int], Raw] = {}
+    changes = table.changes
+
+    def entries(task: Any, known: Iterable[Command | None]) -> list[Raw | None]:
+        # Each is made once: a line of a few KB may name thousands of them.
+        nonlocal changes
+        if changes != table.changes:
+            changes = table.changes
+            encoded.clear()
+        protocol = session_of(task).protocol
+        found: list[Raw | None] = []
+        for one in known:
+            if one is None:
+                found.append(None)
+                continue
+            entry = encoded.get((one.name, protocol))
+            if entry is None:
+                entry = encoded[one.name, protocol] = Raw(encode(_entry(one), protocol))
+            found.append(entry)
+        return found
 
     def about(name: str, arity: int, summary: str = "") -> Callable[[Any], Any]:
         return table.command(name, arity, flags, group="server", summary=summary, since="2.8.13")
 
     @about("COMMAND", -1, "Describes all commands.")
     def command(task: Any) -> list[Any]:
-        return [_entry(known) for known in table.commands.values()]
+        return entries(task, table.commands.values())
 
     @about("COMMAND|COUNT", 2)
     def count(task: Any) -> int:
@@ -66,14 +88,13 @@ def register(table: CommandTable) -> None:
 
     @about("COMMAND|INFO", -2)
     def info(task: Any, *names: bytes) -> list[Any]:
-        if not names:
-            return [_entry(known) for known in table.commands.values()]
-        return [None if (known := named(name)) is None else _entry(known) for name in names]
+        return entries(task, map(named, names) if names else table.commands.values())
 
     @about("COMMAND|DOCS", -2)
     def docs(task: Any, *names: bytes) -> dict[str, Any]:
-        wanted = list(table.commands.values()) if not names else [named(name) for name in names]
-        return {known.full_name: _docs(known) for known in wanted if known is not None}
+        wanted = map(named, names) if names else table.commands.values()
+        each = dict.fromkeys(known for known in wanted if known is not None)
+        return {known.full_name: _docs(known) for known in each}
 
     @about("COMMAND|LIST", -2)
     def names_of(task: Any, *args: bytes) -> list[str]:
@@ -104,7 +125,10 @@ def register(table: CommandTable) -> None:
             raise RedisError("ERR The command has no key arguments")
         if not known.least <= len(words) <= known.most:
             raise RedisError("ERR Invalid number of arguments specified for command")
-        keys = known.keys_of(words)
+        try:
+            keys = known.keys_of(words)
+        except Exception:
+            raise RedisError("ERR Invalid arguments specified for command") from None
         if not keys and known.find_keys is not None:
             raise RedisError("ERR The command has no key arguments")
         return known, keys

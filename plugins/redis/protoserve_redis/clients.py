@@ -19,6 +19,8 @@ _TYPES: Final = (b"normal", b"master", b"slave", b"replica", b"pubsub")
 _FLAGS: Final = ("noscript", "loading", "stale")
 _ADMIN: Final = ("admin", *_FLAGS)
 
+_PRINTABLE: Final = bytes(range(0x21, 0x7F))
+
 _Matches = Callable[["CommConnection"], bool]
 
 
@@ -76,6 +78,9 @@ def _register_own(table: CommandTable) -> None:
     def reply(task: Any, switch: bytes) -> Any:
         session = session_of(task)
         mode = switch.lower()
+        if session.executing and mode in (b"off", b"skip"):
+            # Redis 7.0 leaves a hole in EXEC's array.
+            raise RedisError("ERR CLIENT REPLY OFF and SKIP are not allowed in a transaction")
         if mode == b"on":
             session.reply_off = session.reply_skip = False
         elif mode == b"off":
@@ -262,7 +267,7 @@ def check_name(name: bytes) -> None:
 
 
 def _printable(data: bytes) -> bool:
-    return all(0x21 <= byte <= 0x7E for byte in data)
+    return not data.translate(None, _PRINTABLE)
 
 
 def _on_off(switch: bytes) -> bool:

@@ -78,16 +78,35 @@ class Command:
         self.full_name = text.lower()
         if not callable(function):
             raise ConfigError(f"command {text}: expected a function, not {function!r}")
+        if generates(function):
+            raise ConfigError(
+                f"command {text}: its function is a generator, which does nothing when it is "
+                "called: return a list instead of yielding its items"
+            )
+        for what, value in (
+            ("group", group),
+            ("summary", summary),
+            ("since", since),
+            ("complexity", complexity),
+        ):
+            if not isinstance(value, str):
+                raise ConfigError(f"command {text}: {what}={value!r}: expected text")
         self.function = function
         self.skip = 2 if "|" in text else 1  # words before the arguments
         self.arity, self.least, self.most = _arity(text, function, arity, self.skip)
         self.find_keys: FindKeys | None = None
         self.flags = _flags(text, flags)
         if callable(keys):
+            check_hook(f"command {text}: keys", keys, 1)
             self.find_keys = keys
             self.flags = _flags(text, (*self.flags, "movablekeys"))
             keys = (0, 0, 0)
         self.keys = _keys(text, keys)
+        if self.keys[0] >= self.most:
+            raise ConfigError(
+                f"command {text}: keys={keys!r}: its line has {self.most} words at most, the "
+                f"name included, and none at place {self.keys[0]}"
+            )
         self.group = group
         self.summary = summary
         self.since = since
@@ -98,9 +117,13 @@ class Command:
         return f"<Command {self.full_name} arity={self.arity}>"
 
     def keys_of(self, args: list[bytes]) -> list[bytes]:
-        """The keys among the words of a command line."""
+        """The keys among the words of a command line. Raises what a function of ``keys``
+        raises, and ``TypeError`` where it returns anything but keys."""
         if self.find_keys is not None:
-            return self.find_keys(args)
+            keys = [*self.find_keys(args)]
+            if not all(isinstance(key, bytes) for key in keys):
+                raise TypeError(f"keys of {self.full_name} must be a list of bytes, not {keys!r}")
+            return keys
         first, last, step = self.keys
         if not first:
             return []
@@ -110,6 +133,45 @@ class Command:
     def has_flag(self, flag: str) -> bool:
         """Whether the command carries a flag."""
         return flag in self.flags
+
+
+def check_hook(what: str, hook: object, arguments: int, *, later: bool = False) -> None:
+    """Raise ``ConfigError`` for what is no function that can be called with so many
+    arguments, or does nothing when it is called, as an ``async`` one, unless ``later``."""
+    if not callable(hook):
+        raise ConfigError(f"{what} takes a function, not {hook!r}")
+    if generates(hook) or (waits(hook) and not later):
+        kind = "a generator" if generates(hook) else "an async function"
+        raise ConfigError(
+            f"{what} takes a plain function, and {hook!r} is {kind}, which does nothing when "
+            "it is called"
+        )
+    try:
+        signature = inspect.signature(hook)
+    except (TypeError, ValueError):  # of some functions in C nothing is known
+        return
+    try:
+        signature.bind(*range(arguments))
+    except TypeError as error:
+        raise ConfigError(
+            f"{what} takes a function of {arguments} arguments, and {hook!r} is none: {error}"
+        ) from None
+
+
+def waits(function: object) -> bool:
+    """Whether a function is ``async``, or an object that is called so."""
+    return any(map(inspect.iscoroutinefunction, _called(function)))
+
+
+def generates(function: object) -> bool:
+    """Whether a function is a generator, plain or ``async``, or an object called so."""
+    return any(
+        inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in _called(function)
+    )
+
+
+def _called(function: object) -> tuple[object, object]:
+    return function, getattr(type(function), "__call__", None)  # noqa: B004 - what it runs
 
 
 def _arity(name: str, function: Handler, arity: int | None, skip: int) -> tuple[int, int, int]:
@@ -161,11 +223,15 @@ def _words(name: str, function: Handler, skip: int) -> tuple[int, int]:
 
 
 def _flags(name: str, flags: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(flags, (str, bytes)):
+    try:
+        given = set() if isinstance(flags, (str, bytes)) else {*flags}
+        sound = bool(given) or not flags
+    except TypeError:  # none at all, or something that is no word
+        sound = False
+    if not sound:
         raise ConfigError(
             f"command {name}: flags={flags!r}: expected several words, as in ('write', 'fast')"
         )
-    given = {*flags}
     if unknown := [flag for flag in given if flag not in FLAGS]:
         raise ConfigError(
             f"command {name}: unknown flag {unknown[0]!r}; there are {', '.join(FLAGS)}"

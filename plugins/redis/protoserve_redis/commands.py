@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import threading
@@ -32,10 +33,10 @@ from protoserve_redis import (
 from protoserve_redis.addresses import peer_address
 from protoserve_redis.arguments import text_of
 from protoserve_redis.blocking import Blocked
-from protoserve_redis.command import Command, Handler
+from protoserve_redis.command import Command, Handler, check_hook, waits
 from protoserve_redis.serialiser import encode
 from protoserve_redis.session import RedisSession
-from protoserve_redis.values import NO_REPLY, QUEUED, RedisError, SimpleString
+from protoserve_redis.values import NO_REPLY, NULL_ARRAY, QUEUED, RedisError, SimpleString
 
 if TYPE_CHECKING:
     from protoserve import CommConnection
@@ -149,9 +150,13 @@ class CommandTable:
                 f"password={password!r}: expected text or bytes that are not empty, or None to "
                 "ask for none"
             )
-        for name, hook in (("authenticate", authenticate), ("exists", exists)):
-            if hook is not None and not callable(hook):
-                raise ConfigError(f"{name}={hook!r}: expected a function, or None")
+        for name, switch in (("atomic", atomic), ("transactions", transactions)):
+            if not isinstance(switch, bool):
+                raise ConfigError(f"{name}={switch!r}: expected True or False")
+        if authenticate is not None:
+            check_hook("authenticate=", authenticate, 2, later=True)
+        if exists is not None:
+            check_hook("exists=", exists, 2)
         self.password = password.encode() if isinstance(password, str) else password
         self.authenticate = authenticate
         self.databases = databases
@@ -172,6 +177,8 @@ class CommandTable:
         # nothing that somebody might.
         self._fast = self._lookup
         self._detours: set[str] = set()
+        self.changes = 0
+        """How often a command was registered or removed."""
         self._connections: dict[int, CommConnection] = {}
         self._opened = 0
         self._requests = 0  # of connections that have closed
@@ -239,12 +246,14 @@ class CommandTable:
 
     def add(self, command: Command) -> None:
         """Register a command object."""
+        self.changes += 1
         parent_name, bar, sub_name = command.name.partition(b"|")
         if bar:
             parent = self.commands.get(parent_name)
             if parent is None:
                 parent = Command(parent_name, _container, -2, group=command.group)
                 self.add(parent)
+            _check_container(parent)
             if parent.subcommands is None:
                 parent.subcommands = {}
                 self.add(_help_of(parent))
@@ -253,6 +262,8 @@ class CommandTable:
         replaced = self.commands.get(command.name)
         if replaced is not None and command.subcommands is None:
             command.subcommands = replaced.subcommands
+        if command.subcommands is not None:
+            _check_container(command)
         self.commands[command.name] = command
         self._rebuild()
 
@@ -260,6 +271,7 @@ class CommandTable:
         """Forget a command, with its subcommands, or a subcommand (``"CLIENT|KILL"``): to
         clients it is unknown. Before the server starts. Returns it; raises ``KeyError``
         when there is none of that name."""
+        self.changes += 1
         parent_name, bar, sub_name = name.upper().encode().partition(b"|")
         if bar:
             subcommands = self.commands[parent_name].subcommands
@@ -271,12 +283,13 @@ class CommandTable:
         return command
 
     def guard(self, hook: Guard) -> Guard:
-        """Have ``hook(task, command, words)`` called before a command is run, or queued by
-        MULTI; as a decorator. It raises ``RedisError`` to refuse (access control, limits);
-        what is refused in MULTI makes EXEC fail. On the connection's thread, without
-        ``lock``; must not block. While there is a hook every command takes a few steps
-        more. Before the server starts."""
-        _check_hook("guard", hook)
+        """Have ``hook(task, command, words)``, a plain function, called before a command is
+        run, or queued by MULTI; as a decorator. It raises ``RedisError`` to refuse (access
+        control, limits); what is refused in MULTI makes EXEC fail. On the connection's
+        thread, without ``lock``, of several connections at once where threads serve them;
+        must not block. While there is a hook every command takes a few steps more. Before
+        the server starts."""
+        check_hook("guard()", hook, 3)
         self._guards.append(hook)
         self.detour("hooks", on=True)
         return hook
@@ -285,10 +298,11 @@ class CommandTable:
         """Have ``hook(task, command, words, run)`` called in place of a command, also in
         EXEC; as a decorator. It returns what ``run()`` returns, or something else, or
         raises ``RedisError`` (metrics, tracing, caches). Of an ``async`` command ``run()``
-        returns the coroutine: await it in an ``async`` function of the hook. Of several,
+        returns the coroutine: then return one that awaits it. The hook itself is a plain
+        function, or plain commands would not be alone in EXEC. Of several,
         the first is outermost. Called as commands are, under ``lock``. Before the server
         starts."""
-        _check_hook("around", hook)
+        check_hook("around()", hook, 4)
         self._around.append(hook)
         self.detour("hooks", on=True)
         return hook
@@ -366,7 +380,7 @@ class CommandTable:
                         value = command.function(task, *args[1:])
                 else:
                     value = command.function(task, *args[1:])
-            except Exception as error:
+            except BaseException as error:
                 value = self.error_value(task, command, error)
             if value.__class__ is CoroutineType:
                 return Finishing(self._finish(task, session, command, value), value)
@@ -392,7 +406,7 @@ class CommandTable:
         tracked = session.tracked
         if tracked is not None and not self._atomic:
             # A change between the reading and the note of it must not get lost.
-            self.tracking.remember(session, tracked, command, args)
+            self._remember(task, session, tracked, command, args, quietly=True)
         value: Any
         try:
             if self._around:
@@ -402,16 +416,36 @@ class CommandTable:
                 value = call()
             else:
                 value = command.function(task, *args[command.skip :])
-        except Exception as error:
+        except BaseException as error:
             value = self.error_value(task, command, error)
         if tracked is not None:
-            self.tracking.remember(session, tracked, command, args)
+            quietly = isinstance(value, RedisError)
+            self._remember(task, session, tracked, command, args, quietly=quietly)
         if self.monitors:
             self.monitors.feed(task.connection, session, command, args)
         return value
 
-    def error_value(self, task: Any, command: Command, error: Exception) -> RedisError:
-        """What the client gets for what a command raised."""
+    def _remember(
+        self,
+        task: Any,
+        session: RedisSession,
+        tracked: tracking.Tracked,
+        command: Command,
+        args: list[bytes],
+        *,
+        quietly: bool,
+    ) -> None:
+        """Note the keys that a command read. A line in which they cannot be found has
+        none: that is the author's to know, unless the command refuses it as well."""
+        try:
+            self.tracking.remember(session, tracked, command, args)
+        except Exception as error:
+            if not quietly:
+                self.error_value(task, command, error)
+
+    def error_value(self, task: Any, command: Command, error: BaseException) -> RedisError:
+        """What the client gets for what a command raised, whatever it is: a cancellation,
+        or an exit, is no more than an error of the command, and the others go on."""
         if isinstance(error, RedisError):
             return error
         logger.error(
@@ -439,14 +473,14 @@ class CommandTable:
         session.used = time.monotonic()
         return self._checked(task, session, args)
 
-    def run_again(self, task: Any) -> Coroutine[Any, Any, None] | None:
-        """Run a command that was held back, in its request's series."""
-        return self._checked(task, task.connection.state, task.req.args)
+    def run_again(self, task: Any, command: Command) -> Coroutine[Any, Any, None] | None:
+        """Run a command that was held back, in its request's series. Guards, which may
+        count, have seen it."""
+        return self._admitted(task, task.connection.state, command, task.req.args)
 
     def _checked(
         self, task: Any, session: RedisSession, args: list[bytes]
     ) -> Coroutine[Any, Any, None] | None:
-        transaction = session.transaction
         try:
             command = self.resolve(args)
             self._admit(session, command)
@@ -455,8 +489,14 @@ class CommandTable:
         except RedisError as error:
             self._refuse(task, session, args, error)
             return None
-        if self.pause.active and self.pause.holds(session, command):
-            self.pause.hold(task)
+        return self._admitted(task, session, command, args)
+
+    def _admitted(
+        self, task: Any, session: RedisSession, command: Command, args: list[bytes]
+    ) -> Coroutine[Any, Any, None] | None:
+        transaction = session.transaction
+        if self.pause.active and self.pause.holds(task, session, command):
+            self.pause.hold(task, command)
             return None
         session.last_command = command
         if transaction is not None and command.name not in _NOT_QUEUED:
@@ -496,8 +536,12 @@ class CommandTable:
 
     def _ask(self, guard: Guard, task: Any, command: Command, args: list[bytes]) -> None:
         try:
-            guard(task, command, args)
-        except Exception as error:
+            outcome: Any = guard(task, command, args)
+            if outcome is not None and inspect.isawaitable(outcome):
+                if inspect.iscoroutine(outcome):
+                    outcome.close()
+                raise TypeError("a guard returned something to await, and nobody does")
+        except BaseException as error:
             # A guard that fails has not let anybody through.
             raise self.error_value(task, command, error) from None
 
@@ -517,25 +561,47 @@ class CommandTable:
     async def _finish(
         self, task: Any, session: RedisSession, command: Command, value: Coroutine[Any, Any, Any]
     ) -> None:
+        result = await self.outcome(task, session, command, value)
+        if session.tracked is not None:
+            quietly = isinstance(result, RedisError)
+            args = task.req.args
+            self._remember(task, session, session.tracked, command, args, quietly=quietly)
+        self._reply(task, session, result)
+
+    async def outcome(
+        self, task: Any, session: RedisSession, command: Command, value: Coroutine[Any, Any, Any]
+    ) -> Any:
+        """What an ``async`` command comes to. Whatever it raises is an error of its own,
+        also where something that it awaited was cancelled; only when the request itself is
+        cancelled, by a server that is cut or a client that left, is that passed on."""
         blocked = None
         if "blocking" in command.flags:
             blocked = Blocked(task, session)
+        own = asyncio.current_task()
+        cancelled = 0 if own is None else own.cancelling()
         try:
             result = await value
         except Exception as error:
             result = self.error_value(task, command, error)
-        except BaseException:
-            if blocked is None or not blocked.ended:
+        except BaseException as error:
+            if blocked is not None and blocked.ended:
+                cancelled += 1  # by ourselves
+            of_request = isinstance(error, asyncio.CancelledError) and (
+                own is None or own.cancelling() > cancelled
+            )
+            if of_request or isinstance(error, GeneratorExit):
                 raise
-            result = blocked.outcome
+            if blocked is not None and blocked.ended:
+                result = blocked.outcome
+            else:
+                result = self.error_value(task, command, error)
         finally:
             if blocked is not None:
                 blocked.end()
         if blocked is not None and blocked.gone:
             task.noreply()
-        if session.tracked is not None:
-            self.tracking.remember(session, session.tracked, command, task.req.args)
-        self._reply(task, session, result)
+            result = NULL_ARRAY
+        return result
 
     def _reply(self, task: Any, session: RedisSession, value: Any) -> None:
         resp = task.resp
@@ -557,7 +623,7 @@ class CommandTable:
         for command in self.commands.values():
             functions += [sub.function for sub in (command.subcommands or {}).values()]
             functions.append(command.function)
-        return self._atomic and any(map(inspect.iscoroutinefunction, functions))
+        return self._atomic and any(map(waits, functions))
 
     @property
     def requires_authentication(self) -> bool:
@@ -565,7 +631,7 @@ class CommandTable:
         return self.password is not None or self.authenticate is not None
 
     def connections(self) -> list[CommConnection]:
-        """The connections that have sent a command and are open. Any thread."""
+        """The connections that are open. Any thread."""
         with self._registry:
             return list(self._connections.values())
 
@@ -587,18 +653,34 @@ class CommandTable:
 
     def publish(self, channel: str | bytes, message: str | bytes) -> int:
         """Send ``message`` to the subscribers of ``channel``; how many deliveries were
-        made. Any thread; never waits for a subscriber."""
-        return self.subscriptions.publish(_bytes(channel), _bytes(message))
+        made. Any thread; never waits for a subscriber. Raises ``TypeError`` for what is
+        neither text nor bytes."""
+        return self.subscriptions.publish(_bytes("channel", channel), _bytes("message", message))
 
     def touch(self, db: int | None, key: bytes | str | None) -> None:
         """A key has changed: transactions that watch it will fail, and clients that track
         it (CLIENT TRACKING) are told. ``key=None`` means all keys of the database,
         ``db=None`` all databases. Any thread; to be called under ``lock``, as plain
-        commands are, after the change."""
+        commands are, after the change. Raises ``TypeError`` for what is no key, or no
+        database."""
+        if db is not None and type(db) is not int:
+            raise TypeError(f"db={db!r}: expected a database's number, or None for all")
+        name = key if key is None or type(key) is bytes else _bytes("key", key)
         if self._watchers:
-            self.watches.touch(db, _key(key))
+            self.watches.touch(db, name)
         if self._trackers:
-            self.tracking.touch(_key(key))
+            self.tracking.touch(name)
+
+    def opened(self, connection: CommConnection) -> None:
+        """A connection was accepted; its server says so, lest one that has said nothing be
+        overlooked."""
+        self._open(connection)
+
+    def joined(self, connection: CommConnection, session: RedisSession) -> None:
+        """To be called after a connection was put into something that ``leave`` takes it
+        out of: its closing may have been seen before."""
+        if connection.closed:
+            self.leave(connection, session)
 
     def _open(self, connection: CommConnection) -> RedisSession:
         session = connection.state
@@ -625,6 +707,7 @@ class CommandTable:
         blocked = session.blocked
         if isinstance(blocked, Blocked):
             blocked.leave()
+        session.take_postscript()
 
     def leave(self, connection: CommConnection, session: RedisSession) -> None:
         """Take a connection out of everything that would send something to it."""
@@ -634,9 +717,14 @@ class CommandTable:
         self.tracking.drop(session)
 
 
-def _check_hook(what: str, hook: object) -> None:
-    if not callable(hook):
-        raise ConfigError(f"{what}() takes a function, not {hook!r}")
+def _check_container(parent: Command) -> None:
+    """What is called with arguments cannot have subcommands: they would be taken for one."""
+    if parent.function is not _container and parent.most > parent.skip:
+        raise ConfigError(
+            f"command {parent.full_name.upper()}: its function takes arguments, of which the "
+            "first is a subcommand's name as well: let it take the task only, or give the "
+            "subcommands another container"
+        )
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -704,9 +792,11 @@ def _container(task: Any, *args: bytes) -> Any:
     raise RedisError("ERR syntax error")  # not reached: its arity asks for a subcommand
 
 
-def _bytes(text: str | bytes) -> bytes:
-    return text.encode() if isinstance(text, str) else bytes(text)
-
-
-def _key(key: bytes | str | None) -> bytes | None:
-    return key.encode() if isinstance(key, str) else key
+def _bytes(what: str, text: object) -> bytes:
+    if isinstance(text, str):
+        return text.encode()
+    if isinstance(text, (bytes, bytearray, memoryview)):
+        return bytes(text)
+    raise TypeError(
+        f"{what}={text!r:.100}: expected bytes or text, as in {what}=str(...) or a JSON of it"
+    )

@@ -17,37 +17,81 @@ MAX_PATTERN: Final = 1024
 """Bytes of a pattern; compiling one takes time, in which other commands wait."""
 
 
-class Glob:
-    """A compiled pattern; immutable, for any thread."""
+class _Literal:
+    """A piece without signs, which need not be compiled: nearly all are."""
 
-    __slots__ = ("_first", "_last", "_last_size", "_middle")
+    __slots__ = ("_text", "size")
+
+    def __init__(self, text: bytes) -> None:
+        self._text = text
+        self.size = len(text)
+
+    def stands_at(self, data: bytes, at: int) -> bool:
+        """Whether it matches at a place."""
+        return data.startswith(self._text, at)
+
+    def end_of_next(self, data: bytes, at: int) -> int:
+        """Where its first match from a place on ends; -1 for none."""
+        found = data.find(self._text, at)
+        return -1 if found < 0 else found + self.size
+
+
+class _Expression:
+    """A piece with ``?`` or sets."""
+
+    __slots__ = ("_expression", "size")
+
+    def __init__(self, source: bytes, size: int) -> None:
+        self._expression = re.compile(source, re.DOTALL)
+        self.size = size
+
+    def stands_at(self, data: bytes, at: int) -> bool:
+        """See ``_Literal``."""
+        return self._expression.match(data, at) is not None
+
+    def end_of_next(self, data: bytes, at: int) -> int:
+        """See ``_Literal``."""
+        found = self._expression.search(data, at)
+        return -1 if found is None else found.end()
+
+
+def _compiled(piece: list[tuple[bytes, bool]]) -> _Literal | _Expression:
+    if all(literal for _, literal in piece):
+        return _Literal(b"".join(one for one, _ in piece))
+    source = b"".join(re.escape(one) if literal else one for one, literal in piece)
+    return _Expression(source, len(piece))
+
+
+class Glob:
+    """A compiled pattern; immutable, for any thread. Raises ``RedisError`` for one that is
+    longer than ``MAX_PATTERN``."""
+
+    __slots__ = ("_first", "_last", "_middle")
 
     def __init__(self, pattern: bytes) -> None:
         if len(pattern) > MAX_PATTERN:
             raise RedisError(f"ERR the pattern is longer than {MAX_PATTERN} bytes")
-        pieces = [(re.compile(b"".join(p), re.DOTALL), len(p)) for p in _pieces(pattern)]
-        self._first = pieces[0][0]
-        self._middle = [piece for piece, _ in pieces[1:-1]]
+        pieces = [_compiled(piece) for piece in _pieces(pattern)]
+        self._first = pieces[0]
+        self._middle = pieces[1:-1]
         # None: no star, and the first piece is all there is.
-        self._last = pieces[-1][0] if len(pieces) > 1 else None
-        self._last_size = pieces[-1][1]
+        self._last = pieces[-1] if len(pieces) > 1 else None
 
     def match(self, data: bytes) -> bool:
         """Whether the whole of ``data`` matches."""
         last = self._last
-        if last is None:
-            return self._first.fullmatch(data) is not None
-        found = self._first.match(data)
-        if found is None:
+        first = self._first
+        if not first.stands_at(data, 0):
             return False
-        at = found.end()
+        at = first.size
+        if last is None:
+            return len(data) == at
         for piece in self._middle:
-            found = piece.search(data, at)
-            if found is None:
+            at = piece.end_of_next(data, at)
+            if at < 0:
                 return False
-            at = found.end()
-        start = len(data) - self._last_size
-        return start >= at and last.match(data, start) is not None
+        start = len(data) - last.size
+        return start >= at and last.stands_at(data, start)
 
 
 @lru_cache(maxsize=256)
@@ -56,9 +100,10 @@ def glob(pattern: bytes) -> Glob:
     return Glob(pattern)
 
 
-def _pieces(pattern: bytes) -> list[list[bytes]]:
-    """What stands between the stars; each piece a list of expressions for one byte."""
-    pieces: list[list[bytes]] = [[]]
+def _pieces(pattern: bytes) -> list[list[tuple[bytes, bool]]]:
+    """What stands between the stars; each piece a list of what stands for one byte, and
+    whether that is itself."""
+    pieces: list[list[tuple[bytes, bool]]] = [[]]
     size = len(pattern)
     i = 0
     while i < size:
@@ -69,15 +114,15 @@ def _pieces(pattern: bytes) -> list[list[bytes]]:
             if len(pieces) == 1 or pieces[-1]:
                 pieces.append([])
         elif char == b"?":
-            pieces[-1].append(b".")
+            pieces[-1].append((b".", False))
         elif char == b"[":
             one, i = _set(pattern, i)
-            pieces[-1].append(one)
+            pieces[-1].append((one, False))
         else:
             if char == b"\\" and i < size:
                 char = pattern[i : i + 1]
                 i += 1
-            pieces[-1].append(re.escape(char))
+            pieces[-1].append((char, True))
     return pieces
 
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from protoserve import ConfigError
+from protoserve_redis.command import check_hook
 from protoserve_redis.values import Verbatim
 
 if TYPE_CHECKING:
@@ -47,9 +49,15 @@ class Information:
             self._sections[section] = [facts]
 
     def add(self, section: str) -> Callable[[F], F]:
-        """Add facts to a section; a new one comes last."""
+        """Add facts to a section; a new one comes last. Raises ``ConfigError`` for what is
+        no name of a section, or no function."""
+        if not isinstance(section, str):
+            raise ConfigError(
+                f'info({section!r}): expected a section\'s name, as in @commands.info("keyspace")'
+            )
 
         def register(facts: F) -> F:
+            check_hook(f"info({section!r})", facts, 0)
             self._sections.setdefault(section.lower(), []).append(facts)
             return facts
 

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from protoserve_redis.addresses import monitor_address
-from protoserve_redis.session import RedisSession, session_of
+from protoserve_redis.session import RedisSession, deliver, session_of
 from protoserve_redis.values import NO_REPLY, OK, RedisError
 
 if TYPE_CHECKING:
@@ -23,18 +23,6 @@ ALLOWED: Final = frozenset({"write", "readonly", "may_replicate"})
 
 _HIDDEN: Final = frozenset({"admin", "skip_monitor"})
 _REDACTED: Final = b'"(redacted)"'
-_ESCAPES: Final = {
-    byte: f"\\x{byte:02x}".encode() for byte in range(256) if not 0x20 <= byte <= 0x7E
-} | {
-    ord("\n"): b"\\n",
-    ord("\r"): b"\\r",
-    ord("\t"): b"\\t",
-    ord("\a"): b"\\a",
-    ord("\b"): b"\\b",
-    ord('"'): b'\\"',
-    ord("\\"): b"\\\\",
-}
-_QUOTED: Final = tuple(_ESCAPES.get(byte, bytes([byte])) for byte in range(256))
 
 
 class Monitors:
@@ -55,8 +43,6 @@ class Monitors:
             session.monitoring = True
             self._table.detour("monitor", on=True)
         session.update()
-        if connection.closed:
-            self.drop(connection, session)  # its closing may have been seen before
 
     def drop(self, connection: CommConnection, session: RedisSession) -> None:
         """A connection watches no more."""
@@ -89,9 +75,9 @@ class Monitors:
         for watcher, its_session in watching:
             if watcher is connection:
                 if command.name != b"QUIT" and not session.quiet:
-                    session.add_postscript(line)  # after the command's own reply
-            elif not its_session.defer(line):
-                watcher.push(line)
+                    deliver(watcher, session, line, own=True)
+            else:
+                deliver(watcher, its_session, line)
 
 
 def _words(command: Command, args: list[bytes]) -> bytes:
@@ -107,7 +93,20 @@ def _words(command: Command, args: list[bytes]) -> bytes:
 
 def _quoted(data: bytes) -> bytes:
     """A word as ``sdscatrepr`` of Redis writes it."""
-    return b'"%b"' % b"".join([_QUOTED[byte] for byte in data])
+    # Python's escapes are nearly the same, and take no step of ours for each byte. So that
+    # every backslash in them begins one, those of the data are another sign meanwhile.
+    text = data.decode("latin-1").replace("\\", "\u0100").encode("unicode_escape")
+    for theirs, ours in _DIFFERENT:
+        text = text.replace(theirs, ours)
+    return b'"%b"' % text
+
+
+_DIFFERENT: Final = (
+    (rb"\x07", rb"\a"),
+    (rb"\x08", rb"\b"),
+    (rb"\u0100", rb"\\"),
+    (b'"', rb"\""),
+)
 
 
 def register(table: CommandTable) -> None:
@@ -127,4 +126,5 @@ def register(table: CommandTable) -> None:
         if session.monitoring:
             return NO_REPLY  # as Redis does
         table.monitors.add(task.connection, session)
+        table.joined(task.connection, session)
         return OK

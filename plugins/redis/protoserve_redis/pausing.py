@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from protoserve import TimerTask, timer
+from protoserve import CallbackHandle, TimerTask, timer
 from protoserve_redis.arguments import integer
 from protoserve_redis.session import RedisSession
 from protoserve_redis.values import OK, RedisError
@@ -33,16 +33,28 @@ class Pause:
         self._end = 0.0  # of time.monotonic()
         self._all = False  # not those that write alone
         self._waiting: set[TimerTask] = set()
+        self._stopped = False  # the server on which it was asked for
+        self._told: CallbackHandle | None = None  # of its stop
 
-    def begin(self, seconds: float, *, all_commands: bool) -> None:
-        """Pause; together with a pause that is on, the longer and the stricter one."""
+    def begin(self, server: Any, seconds: float, *, all_commands: bool) -> None:
+        """Pause; together with a pause that is on, the longer and the stricter one. It ends
+        with the server on which it was asked for."""
+        told = server.on_stopping(self._stop)
         end = time.monotonic() + min(seconds, _LONGEST)
         with self._lock:
             going_on = self.active and self._end > time.monotonic()
             self._end = max(end, self._end) if going_on else end
             self._all = all_commands or (going_on and self._all)
             self.active = True
+            self._stopped = server.stopping
+            before, self._told = self._told, told
             self._table.detour("pause", on=True)
+        if before is not None:
+            before.cancel()
+
+    def _stop(self) -> None:
+        # What waits on that server is let go as it is, see hold.
+        self._stopped = True
 
     def finish(self) -> None:
         """End the pause now."""
@@ -54,14 +66,18 @@ class Pause:
 
     def _over(self) -> None:
         self.active = False
+        told, self._told = self._told, None
+        if told is not None:
+            told.cancel()
         self._table.detour("pause", on=False)
 
-    def holds(self, session: RedisSession, command: Command) -> bool:
+    def holds(self, task: Any, session: RedisSession, command: Command) -> bool:
         """Whether a command has to wait."""
+        stops = task.connection.service.stopping
         with self._lock:
             if not self.active:
                 return False
-            if self._end <= time.monotonic():
+            if self._end <= time.monotonic() or (self._stopped and not stops):
                 self._over()
                 return False
             if session.monitoring:
@@ -74,22 +90,31 @@ class Pause:
             and any(not _CHANGING.isdisjoint(c.flags) for c, _ in session.transaction.commands)
         )
 
-    def hold(self, task: Any) -> None:
-        """Let a request wait, and be run again when the pause is over."""
+    def hold(self, task: Any, command: Command) -> None:
+        """Let a request wait, and be run when the pause is over; not when its client is
+        gone by then, or the server stops: then nothing is answered."""
 
         def again(waited: TimerTask) -> Any:
             with self._lock:
                 self._waiting.discard(waited)
-            if task.closed:
+            if _gone(task):
                 task.noreply()
                 return None
-            return self._table.run_again(task)
+            return self._table.run_again(task, command)
 
         with self._lock:
             left = max(0.0, self._end - time.monotonic()) if self.active else 0.0
             waiting = timer(left, again)
             self._waiting.add(waiting)
         task.series.push_back(waiting)
+        # Which tell at once what has happened before.
+        for tell in (task.on_close, task.on_peer_end, task.on_stopping):
+            tell(lambda _: waiting.cancel())
+
+
+def _gone(task: Any) -> bool:
+    connection = task.connection
+    return bool(connection.closed or connection.peer_ended or connection.service.stopping)
 
 
 def register(table: CommandTable) -> None:
@@ -110,7 +135,7 @@ def register(table: CommandTable) -> None:
         time_ms = integer(milliseconds, "ERR timeout is not an integer or out of range")
         if time_ms < 0:
             raise RedisError("ERR timeout is negative")
-        table.pause.begin(time_ms / 1000, all_commands=mode.upper() == b"ALL")
+        table.pause.begin(task.server, time_ms / 1000, all_commands=mode.upper() == b"ALL")
         return OK
 
     @table.command(

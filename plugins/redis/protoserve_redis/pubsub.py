@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from protoserve_redis.glob import glob
+from protoserve_redis.glob import Glob, glob
 from protoserve_redis.serialiser import encode
-from protoserve_redis.session import RedisSession, session_of
+from protoserve_redis.session import RedisSession, deliver, session_of
 from protoserve_redis.values import NO_REPLY, Push, Raw, RedisError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Subscriptions:
         self.channels: _Receivers = {}
         self.patterns: _Receivers = {}
         self.shards: _Receivers = {}
+        self._globs: dict[bytes, Glob] = {}  # of the patterns
 
     def publish(self, channel: bytes, message: bytes) -> int:
         """Push the message to all subscribers; the number of deliveries."""
@@ -39,8 +40,8 @@ class Subscriptions:
             receivers = self.channels.get(channel)
             if receivers:
                 count += _deliver(receivers, Push([b"message", channel, message]))
-            for pattern in list(self.patterns):
-                if glob(pattern).match(channel):
+            for pattern, compiled in list(self._globs.items()):
+                if compiled.match(channel):
                     count += _deliver(
                         self.patterns.get(pattern, {}),
                         Push([b"pmessage", pattern, channel, message]),
@@ -71,6 +72,9 @@ class Subscriptions:
             registry, own = self.shards, session.shards
         else:
             registry, own = self.channels, session.channels
+        if own is session.patterns and not leaving:
+            # Before anything is changed: one that is too long is an error.
+            compiled = {name: Glob(name) for name in names if name not in self._globs}
         with self.lock:
             replies = []
             for name in names or (tuple(own) if leaving else ()) or (None,):
@@ -79,9 +83,11 @@ class Subscriptions:
                 elif not leaving:
                     own[name] = None
                     registry.setdefault(name, {})[connection] = session
+                    if registry is self.patterns and name not in self._globs:
+                        self._globs[name] = compiled.get(name) or Glob(name)
                 else:
                     own.pop(name, None)
-                    _remove(registry, name, connection)
+                    self._remove(registry, name, connection)
                 total = len(own)
                 if own is not session.shards:
                     total = len(session.channels) + len(session.patterns)
@@ -93,8 +99,6 @@ class Subscriptions:
             else:
                 connection.push(data)
                 value = NO_REPLY
-        if connection.closed:
-            self.drop(connection, session)
         return value
 
     def drop(self, connection: CommConnection, session: RedisSession) -> None:
@@ -108,7 +112,7 @@ class Subscriptions:
                 (self.shards, session.shards),
             ):
                 for name in own:
-                    _remove(registry, name, connection)
+                    self._remove(registry, name, connection)
                 own.clear()
             session.update()
 
@@ -121,7 +125,16 @@ class Subscriptions:
             )
         with self.lock:
             names = list(registry)
-        return [name for name in names if not patterns or glob(patterns[0]).match(name)]
+        return [*filter(glob(patterns[0]).match, names)] if patterns else names
+
+    def _remove(self, registry: _Receivers, name: bytes, connection: CommConnection) -> None:
+        receivers = registry.get(name)
+        if receivers is not None:
+            receivers.pop(connection, None)
+            if not receivers:
+                del registry[name]
+                if registry is self.patterns:
+                    del self._globs[name]
 
     def counts(self, registry: _Receivers, names: tuple[bytes, ...]) -> list[bytes | int]:
         """Each name with the number of its subscribers."""
@@ -137,16 +150,8 @@ def _deliver(receivers: dict[CommConnection, RedisSession], message: Push) -> in
         if data is None:
             data = encoded[session.protocol] = encode(message, session.protocol)
         # Not into an array that EXEC has begun, nor before its confirmation.
-        count += session.defer(data) or connection.push(data)
+        count += deliver(connection, session, data)
     return count
-
-
-def _remove(registry: _Receivers, name: bytes, connection: CommConnection) -> None:
-    receivers = registry.get(name)
-    if receivers is not None:
-        receivers.pop(connection, None)
-        if not receivers:
-            del registry[name]
 
 
 FLAGS = ("pubsub", "noscript", "loading", "stale")
@@ -158,7 +163,10 @@ def register(table: CommandTable) -> None:
 
     def changing(kind: str, arity: int, summary: str) -> None:
         def change(task: Any, *names: bytes) -> Any:
-            return subscriptions.change(task.connection, session_of(task), kind, names)
+            session = session_of(task)
+            value = subscriptions.change(task.connection, session, kind, names)
+            table.joined(task.connection, session)
+            return value
 
         table.command(
             kind, arity, FLAGS, group="pubsub", summary=summary, since="2.0.0", complexity="O(N)"

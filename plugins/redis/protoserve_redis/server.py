@@ -169,6 +169,13 @@ class WFRedisServer(WFServer[RedisRequest, RedisResponse]):
             _keep_alive(transport.fileno())
         return super().new_connection(communicator, transport, peername)
 
+    def add_connection(self, conn: CommConnection) -> None:
+        """A connection was accepted."""
+        super().add_connection(conn)
+        opened = getattr(self.process, "opened", None)
+        if opened is not None:
+            opened(conn)
+
     def new_parser(self) -> RedisParser:
         """The parser of a new connection."""
         limited = bool(getattr(self.process, "requires_authentication", False))

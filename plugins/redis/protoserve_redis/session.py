@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from protoserve_redis.addresses import peer_address
 from protoserve_redis.values import RedisError
 
 if TYPE_CHECKING:
     from protoserve import CommConnection
     from protoserve_redis.command import Command
     from protoserve_redis.tracking import Tracked
+
+logger = logging.getLogger("protoserve")
+
+KEPT_LIMIT: Final = 32 * 1024 * 1024
+"""Bytes of messages that may wait for a connection, as for ``push``; ``unsent_limit``, if
+that is more."""
 
 _ids: Final = itertools.count(1)
 
@@ -49,6 +57,7 @@ class RedisSession:
         "dirty",
         "executing",
         "id",
+        "kept",
         "last_command",
         "lib_name",
         "lib_ver",
@@ -114,6 +123,8 @@ class RedisSession:
         self.reply_skip_next = False
         self.postscript: list[bytes] | None = None
         """Messages that are sent after the reply that is being made."""
+        self.kept = 0
+        """Their bytes."""
         self.wrapped = False
         """Whether more or less is sent than a reply's value."""
         self.no_evict = False
@@ -175,6 +186,7 @@ class RedisSession:
         if self.postscript is None:
             self.postscript = []
         self.postscript.append(data)
+        self.kept += len(data)
         self.wrapped = True
 
     def end_executing(self) -> None:
@@ -186,8 +198,32 @@ class RedisSession:
         """The messages that go out now, after the reply that was made."""
         with _postscripts:
             taken, self.postscript = self.postscript, None
+            self.kept = 0
             self.wrapped = self.reply_off or self.reply_skip
         return taken or []
+
+
+def deliver(
+    connection: CommConnection, session: RedisSession, data: bytes, *, own: bool = False
+) -> bool:
+    """Send a message at once, or after the reply that it would break; with ``own`` after the
+    reply that the session's own command is going to have. One that lets too much wait is
+    cut, whether it does not read or an EXEC does not end. False when the connection has
+    closed. Any thread."""
+    if own:
+        session.add_postscript(data)
+    elif not session.defer(data):
+        return connection.push(data)
+    limit = max(KEPT_LIMIT, connection.unsent_limit)
+    if session.kept + connection.out_size > limit:
+        logger.warning(
+            "the client %s is cut: more than %d bytes of messages wait until its EXEC has ended",
+            peer_address(connection),
+            limit,
+        )
+        connection.close()
+        return False
+    return True
 
 
 def session_of(task: Any) -> RedisSession:

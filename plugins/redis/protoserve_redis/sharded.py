@@ -33,7 +33,9 @@ def register(table: CommandTable) -> None:
         session = session_of(task)
         if session.executing:
             raise RedisError("ERR SSUBSCRIBE isn't allowed for a DENY BLOCKING client")
-        return subscriptions.change(task.connection, session, "ssubscribe", names)
+        value = subscriptions.change(task.connection, session, "ssubscribe", names)
+        table.joined(task.connection, session)
+        return value
 
     @table.command(
         "SUNSUBSCRIBE",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from protoserve_redis.arguments import integer, text_of
 from protoserve_redis.serialiser import encode
-from protoserve_redis.session import RedisSession, session_of
+from protoserve_redis.session import RedisSession, deliver, session_of
 from protoserve_redis.values import OK, Push, RedisError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Tracked:
         "broadcast",
         "broken",
         "caching",
+        "lengths",
         "noloop",
         "optin",
         "optout",
@@ -46,7 +47,10 @@ class Tracked:
         self.redirect = 0  # the id of another connection
         self.broken = False
         self.broadcast = False
-        self.prefixes: list[bytes] = []
+        self.prefixes: dict[bytes, None] = {}
+        """In their order."""
+        self.lengths: list[int] = []
+        """Those that its prefixes have, by which they are found."""
         self.optin = False
         self.optout = False
         self.noloop = False
@@ -173,8 +177,11 @@ class Tracking:
         tracked = session.tracked
         if tracked is None or not tracked.broadcast or not self._wants(session):
             return
-        for prefix in tracked.prefixes:
-            if key.startswith(prefix):
+        for length in tracked.lengths:
+            if length > len(key):
+                break
+            prefix = key[:length]
+            if prefix in tracked.prefixes:
                 self._batch.broadcast.setdefault((session, prefix), {})[key] = None
 
     def _wants(self, session: RedisSession) -> bool:
@@ -216,12 +223,10 @@ class Tracking:
 
     def _push(self, target: RedisSession, own: RedisSession | None, message: Push) -> None:
         data = encode(message, target.protocol)
-        if target is own:
-            target.add_postscript(data)  # after the reply of the command that did it
-            return
         connection = self._table.connection_of(target.id)
-        if connection is not None and not target.defer(data):
-            connection.push(data)
+        if connection is not None:
+            # To oneself after the reply of the command that did it.
+            deliver(connection, target, data, own=target is own)
 
 
 def _broadcasts(session: RedisSession) -> bool:
@@ -231,9 +236,11 @@ def _broadcasts(session: RedisSession) -> bool:
 # -- commands --------------------------------------------------------------------------
 
 
-def _switch_on(table: CommandTable, session: RedisSession, asked: Tracked) -> None:
+def _switch_on(
+    table: CommandTable, session: RedisSession, asked: Tracked, prefixes: list[bytes]
+) -> None:
     """CLIENT TRACKING ON, in Redis' order of objections."""
-    if asked.prefixes and not asked.broadcast:
+    if prefixes and not asked.broadcast:
         raise RedisError("ERR PREFIX option requires BCAST mode to be enabled")
     before = session.tracked
     if before is not None and before.broadcast != asked.broadcast:
@@ -251,35 +258,43 @@ def _switch_on(table: CommandTable, session: RedisSession, asked: Tracked) -> No
             "and then re-enabling it with a different mode."
         )
     if asked.broadcast:
-        held = [] if before is None else before.prefixes
-        _check_prefixes(asked.prefixes, held)
-        if not asked.prefixes and not held:
-            asked.prefixes = [b""]
-        asked.prefixes = sorted({*held, *asked.prefixes})
+        held = [] if before is None else [*before.prefixes]
+        _check_prefixes(prefixes, held)
+        # All keys may come on top of some.
+        asked.prefixes = dict.fromkeys(sorted({*held, *(prefixes or [b""])}))
+        asked.lengths = sorted({*map(len, asked.prefixes)})
+    if before is not None:
+        asked.caching = before.caching
     table.tracking.begin(session, asked)
 
 
 def _check_prefixes(prefixes: list[bytes], held: list[bytes]) -> None:
-    def overlap(one: bytes, other: bytes) -> bool:
-        return one.startswith(other) or other.startswith(one)
-
+    """Raise for the first that overlaps with one before, or with one behind it."""
+    # All pairs would take minutes for what fits into one request. In order, what begins
+    # with a word follows it at once.
+    overlapping: set[bytes] = set()
+    open_words: list[bytes] = []
+    for word in sorted([*held, *prefixes]):
+        while open_words and not word.startswith(open_words[-1]):
+            open_words.pop()
+        if open_words:
+            overlapping.update((word, open_words[-1]))
+        open_words.append(word)
     for at, prefix in enumerate(prefixes):
-        for other in held:
-            if overlap(prefix, other):
-                raise RedisError(
-                    f"ERR Prefix '{text_of(prefix)}' overlaps with an existing prefix "
-                    f"'{text_of(other)}'. Prefixes for a single client must not overlap."
-                )
-        for other in prefixes[at + 1 :]:
-            if overlap(prefix, other):
-                raise RedisError(
-                    f"ERR Prefix '{text_of(prefix)}' overlaps with another provided prefix "
-                    f"'{text_of(other)}'. Prefixes for a single client must not overlap."
-                )
+        if prefix not in overlapping:
+            continue
+        for others, what in ((held, "an existing"), (prefixes[at + 1 :], "another provided")):
+            for other in others:
+                if prefix.startswith(other) or other.startswith(prefix):
+                    raise RedisError(
+                        f"ERR Prefix '{text_of(prefix)}' overlaps with {what} prefix "
+                        f"'{text_of(other)}'. Prefixes for a single client must not overlap."
+                    )
 
 
-def _read_options(table: CommandTable, words: tuple[bytes, ...]) -> Tracked:
+def _read_options(table: CommandTable, words: tuple[bytes, ...]) -> tuple[Tracked, list[bytes]]:
     asked = Tracked()
+    prefixes: list[bytes] = []
     rest = iter(words)
     for word in rest:
         option = word.upper()
@@ -293,7 +308,7 @@ def _read_options(table: CommandTable, words: tuple[bytes, ...]) -> Tracked:
             if table.connection_of(asked.redirect) is None:
                 raise RedisError("ERR The client ID you want redirect to does not exist")
         elif option == b"PREFIX":
-            asked.prefixes.append(value)
+            prefixes.append(value)
         elif option == b"BCAST":
             asked.broadcast = True
         elif option == b"OPTIN":
@@ -304,7 +319,7 @@ def _read_options(table: CommandTable, words: tuple[bytes, ...]) -> Tracked:
             asked.noloop = True
         else:
             raise RedisError("ERR syntax error")
-    return asked
+    return asked, prefixes
 
 
 def _facts(tracked: Tracked | None) -> dict[str, Any]:
@@ -326,7 +341,7 @@ def _facts(tracked: Tracked | None) -> dict[str, Any]:
     return {
         "flags": dict.fromkeys(flags).keys(),
         "redirect": tracked.redirect,
-        "prefixes": tracked.prefixes,
+        "prefixes": [*tracked.prefixes],
     }
 
 
@@ -344,9 +359,10 @@ def register(table: CommandTable) -> None:
     )
     def track(task: Any, switch: bytes, *words: bytes) -> Any:
         session = session_of(task)
-        asked = _read_options(table, words)
+        asked, prefixes = _read_options(table, words)
         if switch.lower() == b"on":
-            _switch_on(table, session, asked)
+            _switch_on(table, session, asked, prefixes)
+            table.joined(task.connection, session)
         elif switch.lower() == b"off":
             table.tracking.drop(session)
         else:

@@ -40,7 +40,7 @@ class Watches:
             place = (db, key)
             if place in session.watched:
                 continue
-            version = True if exists is None else exists(db, key)
+            version = True if exists is None else self._ask(place)
             with self._lock:
                 session.watched[place] = version
                 self.watchers.setdefault(place, set()).add(session)
@@ -61,7 +61,7 @@ class Watches:
             ]
         exists = self.exists
         for place, session, version in marked:
-            if exists is None or version or exists(*place):
+            if exists is None or version or self._ask(place):
                 with self._lock:
                     # It may have stopped watching meanwhile.
                     if place in session.watched:
@@ -73,7 +73,16 @@ class Watches:
         exists = self.exists
         if session.dirty or exists is None:
             return session.dirty
-        return any(exists(*p) != version for p, version in [*session.watched.items()])
+        return any(self._ask(p) != version for p, version in [*session.watched.items()])
+
+    def _ask(self, place: tuple[int, bytes]) -> Any:
+        assert self.exists is not None
+        version = self.exists(*place)
+        if version is not None and inspect.isawaitable(version):
+            if inspect.iscoroutine(version):
+                version.close()
+            raise TypeError("exists() returned something to await, and nobody does")
+        return version
 
     def drop(self, session: RedisSession) -> None:
         """Watch nothing any more."""
@@ -136,8 +145,7 @@ def register(table: CommandTable) -> None:
         if session.transaction is not None:
             raise RedisError("ERR WATCH inside MULTI is not allowed")
         table.watches.watch(session, keys)
-        if task.closed:
-            table.watches.drop(session)  # its closing may have been seen before
+        table.joined(task.connection, session)
         return OK
 
     @table.command(
@@ -212,10 +220,7 @@ async def _outcome(
     """The reply of one command. What it raises is an error in its place, like that of a
     plain one: the rest runs."""
     if inspect.iscoroutine(value):
-        try:
-            value = await value
-        except Exception as error:
-            value = table.error_value(task, command, error)
+        value = await table.outcome(task, session, command, value)
     return table.encoded(task, session, command, value)
 
 
