@@ -24,6 +24,7 @@ from protoserve_redis import (
     RedisError,
     WFRedisServer,
     WFRedisTask,
+    monitor,
     session_of,
 )
 
@@ -382,3 +383,133 @@ def test_a_late_value_is_not_sent_where_replies_are_off(mode: bytes) -> None:
             one.send(b"CLIENT REPLY ON")
             assert one.reply() == b"+OK\r\n"
         assert one.ask(b"PING") == b"+PONG\r\n"
+
+
+# -- stopping, leaving, silence --------------------------------------------------------
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_stop_ends_commands_that_wait(within: bool) -> None:
+    commands = CommandTable()
+    began, cancelled = threading.Event(), threading.Event()
+
+    @commands.command("WAIT4EVER", flags=("blocking",))
+    async def wait(task: Any) -> None:
+        began.set()
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    with (
+        WFRedisServer(commands).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as client,
+    ):
+        if within:
+            client.ask(b"MULTI")
+            client.ask(b"WAIT4EVER")
+            client.ask(b"PING")
+        client.send(b"EXEC" if within else b"WAIT4EVER")
+        assert began.wait(PATIENCE)
+        assert server.stop() == 0
+        assert client.reply() == (b"*2\r\n*-1\r\n+PONG\r\n" if within else b"*-1\r\n")
+        assert client.reply() == b""
+    assert cancelled.is_set()
+
+
+def test_a_client_that_leaves_ends_what_waits_in_its_transaction() -> None:
+    commands = CommandTable()
+    began, cancelled = threading.Event(), threading.Event()
+
+    @commands.command("WAIT4EVER", flags=("blocking",))
+    async def wait(task: Any) -> None:
+        began.set()
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    with WFRedisServer(commands).start("127.0.0.1", 0) as server:
+        with RawClient(server.address) as client:
+            for line in (b"MULTI", b"WAIT4EVER", b"WAIT4EVER"):
+                client.ask(line)
+            client.send(b"EXEC")
+            assert began.wait(PATIENCE)
+        eventually(lambda: server.conn_count == 0)
+        assert cancelled.is_set()
+
+
+def test_what_a_pause_holds_is_let_go_when_its_client_leaves_or_the_server_stops(
+    commands: CommandTable,
+) -> None:
+    server = WFRedisServer(commands)
+    with server.start("127.0.0.1", 0), RawClient(server.address) as client:
+        assert client.ask(b"CLIENT PAUSE 600000 WRITE") == b"+OK\r\n"
+        with RawClient(server.address) as leaving, RawClient(server.address) as staying:
+            for waiting in (leaving, staying):
+                waiting.send(b"SET k 1")
+            eventually(lambda: len(commands.pause._waiting) == 2)
+            leaving.sock.close()
+            eventually(lambda: server.conn_count == 2)
+            assert server.stop() == 0
+            assert staying.reply() == b""
+    assert not commands.pause._waiting
+    with server.start("127.0.0.1", 0), RawClient(server.address) as client:
+        assert client.ask(b"GET k") == b"$-1\r\n"  # what was held did not happen
+        assert client.ask(b"SET k 2") == b"+OK\r\n"  # the pause has gone with its server
+        assert not commands.pause.active
+
+
+def test_a_connection_that_has_said_nothing_is_seen_and_killed(
+    server: WFRedisServer, commands: CommandTable
+) -> None:
+    with RawClient(server.address) as client, RawClient(server.address) as silent:
+        eventually(lambda: len(commands.connections()) == 2)
+        assert client.ask(b"CLIENT LIST").count(b"cmd=NULL") == 1
+        assert b"connected_clients:2\r\n" in client.ask(b"INFO clients")
+        assert client.ask(b"CLIENT KILL TYPE normal") == b":1\r\n"
+        assert silent.reply() == b""
+
+
+# -- what is long or large -------------------------------------------------------------
+
+
+def test_large_lines_are_answered_at_once(server: WFRedisServer) -> None:
+    """Bounded by the timeout of every test: byte by byte, or once for each name, they took
+    minutes."""
+
+    def packed(*words: bytes) -> bytes:
+        strings = b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+        return (b"*%d\r\n" % len(words) + strings)[:-2]
+
+    def size_of(client: RawClient, size: int) -> None:
+        while size > 0:
+            size -= len(client.sock.recv(1 << 20))
+
+    with RawClient(server.address) as client, RawClient(server.address) as watcher:
+        one = client.ask(b"COMMAND INFO client")
+        client.send(packed(b"COMMAND", b"INFO", *[b"client"] * 5000))
+        size_of(client, len(b"*5000\r\n") + 5000 * (len(one) - len(b"*1\r\n")))
+        client.ask(b"HELLO 3")
+        assert client.ask(b"COMMAND INFO client") != one
+        client.send(packed(b"CLIENT", b"SETNAME", b"x" * 60_000_000))
+        assert client.reply() == b"+OK\r\n"
+        client.send(packed(b"CLIENT", b"SETNAME", b"x" * 60_000_000 + b" "))
+        assert client.reply().startswith(b"-ERR Client names cannot contain spaces")
+        client.ask(b"CLIENT SETNAME x")
+        watcher.ask(b"MONITOR")
+        client.send(packed(b"SET", b"k", b"\0" * 4_000_000))
+        assert client.reply() == b"+OK\r\n"
+        size_of(watcher, 4 * 4_000_000)
+
+
+def test_monitor_s_escapes() -> None:
+    for data, shown in (
+        (b"plain ~", b"plain ~"),
+        (b"\\x07\\u0100\\", b"\\\\x07\\\\u0100\\\\"),
+        (b"\a\b\t\n\r\0\x1f\x7f\x80\xff", rb"\a\b\t\n\r\x00\x1f\x7f\x80\xff"),
+        (b"'\"", b"'\\\""),
+    ):
+        assert monitor._quoted(data) == b'"' + shown + b'"'

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
 from redis_tables import RawClient, table
 
 from protoserve import ServerParams
-from protoserve_redis import CommandTable, WFRedisServer
+from protoserve_redis import REDIS_SPEC, CommandTable, Glob, WFRedisServer, pubsub
 
 
 @pytest.fixture
@@ -193,3 +196,72 @@ def test_confirmation_comes_before_messages(server: WFRedisServer, commands: Com
     finally:
         stop.set()
         thread.join()
+
+
+def test_thousands_of_patterns_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bytes] = []
+
+    class Counting(Glob):
+        def __init__(self, pattern: bytes) -> None:
+            made.append(pattern)
+            super().__init__(pattern)
+
+    monkeypatch.setattr(pubsub, "Glob", Counting)
+    commands = CommandTable()
+    names = [b"user:%d:*" % number for number in range(1000)]
+    with (
+        WFRedisServer(commands).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as one,
+        RawClient(server.address) as two,
+    ):
+        for client in (one, two):
+            client.ask(b"PSUBSCRIBE " + b" ".join(names), len(names))
+        for _ in range(3):
+            assert commands.publish("user:7:x", "m") == 2
+        assert sorted(made) == sorted(names)
+        one.ask(b"PUNSUBSCRIBE", len(names) + 3)
+        two.reply()
+        assert commands.publish("user:7:x", "m") == 1
+        two.ask(b"PUNSUBSCRIBE user:7:*", 4)
+        assert commands.publish("user:7:x", "m") == 0
+        assert commands.publish("user:8:x", "m") == 1
+    assert commands.publish("user:8:x", "m") == 0
+
+
+def test_a_pattern_that_is_too_long_hurts_nobody_else() -> None:
+    commands = CommandTable()
+    with (
+        WFRedisServer(commands).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as client,
+    ):
+        assert client.ask(b"PSUBSCRIBE a " + b"x" * 2000).startswith(b"-ERR the pattern is longer")
+        assert client.ask(b"PUBLISH a m") == b":0\r\n"
+
+
+def test_messages_that_wait_for_an_exec_have_a_limit(caplog: pytest.LogCaptureFixture) -> None:
+    commands = CommandTable()
+    napping = threading.Event()
+
+    @commands.command("NAP")
+    async def nap(task: Any) -> None:
+        napping.set()
+        await asyncio.sleep(600)
+
+    params = REDIS_SPEC.params.replace(unsent_limit=1024 * 1024, shutdown_timeout=0.1)
+    with (
+        WFRedisServer(commands, params).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as client,
+    ):
+        client.ask(b"HELLO 3")
+        for line in (b"SUBSCRIBE c", b"MULTI", b"NAP"):
+            client.ask(line)
+        client.send(b"EXEC")
+        assert napping.wait(20)
+        message = bytes(1024 * 1024)
+        delivered = [commands.publish("c", message) for _ in range(40)]
+        assert delivered[:31] == [1] * 31
+        assert delivered[-1] == 0
+        assert not commands.connections()
+        with contextlib.suppress(ConnectionResetError):
+            assert client.reply() == b""
+    assert "messages wait until its EXEC has ended" in caplog.text

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -148,3 +149,102 @@ def test_many_changes_while_others_come_and_go(
     finally:
         stop.set()
         thread.join()
+
+
+def test_switching_on_again_keeps_what_caching_said() -> None:
+    for mode, word, told in (("OPTOUT", "NO", False), ("OPTIN", "YES", True)):
+        commands = Store().commands
+        with (
+            WFRedisServer(commands).start("127.0.0.1", 0) as server,
+            RawClient(server.address) as client,
+            RawClient(server.address) as other,
+        ):
+            client.ask(b"HELLO 3")
+            for line in (f"TRACKING ON {mode}", f"CACHING {word}", f"TRACKING ON {mode}"):
+                assert client.ask(f"CLIENT {line}".encode()) == b"+OK\r\n"
+            client.ask(b"GET k")
+            other.ask(b"SET k 1")
+            if told:
+                assert client.reply() == INVALIDATED % b"k"
+            assert client.ask(b"PING") == b"+PONG\r\n"
+
+
+def test_all_keys_on_top_of_some(server: WFRedisServer) -> None:
+    with RawClient(server.address) as client, RawClient(server.address) as other:
+        client.ask(b"HELLO 3")
+        client.ask(b"CLIENT TRACKING ON BCAST PREFIX l")
+        assert client.ask(b"CLIENT TRACKING ON BCAST") == b"+OK\r\n"
+        other.ask(b"SET o 1")
+        assert client.reply() == INVALIDATED % b"o"
+        info = client.ask(b"CLIENT TRACKINGINFO")
+        assert info.endswith(b"*2\r\n$0\r\n\r\n$1\r\nl\r\n")
+        assert b"overlaps with an existing prefix ''" in client.ask(
+            b"CLIENT TRACKING ON BCAST PREFIX o"
+        )
+
+
+def test_thousands_of_prefixes(server: WFRedisServer) -> None:
+    """All pairs of them would take minutes."""
+    many = b"".join(b" PREFIX %06d" % i for i in range(6_000))
+    with RawClient(server.address) as client, RawClient(server.address) as other:
+        client.ask(b"HELLO 3")
+        client.send(b"*%d\r\n" % (4 + 2 * 100_000) + _strings(100_000))
+        assert client.reply() == b"+OK\r\n"
+        other.ask(b"SET k 1")
+        other.ask(b"SET 000007x 1")
+        assert client.reply() == INVALIDATED.replace(b"$1\r", b"$7\r") % b"000007x"
+        assert client.ask(b"CLIENT TRACKING ON BCAST" + many[:60_000] + b" PREFIX 00000") == (
+            b"-ERR Prefix '000000' overlaps with an existing prefix '000000'. Prefixes for a "
+            b"single client must not overlap.\r\n"
+        )
+
+
+def _strings(count: int) -> bytes:
+    words = [b"CLIENT", b"TRACKING", b"ON", b"BCAST"]
+    for number in range(count):
+        words += [b"PREFIX", b"%06d" % number]
+    return b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)[:-2]
+
+
+@pytest.mark.parametrize(
+    "line", [b"CLIENT TRACKING ON", b"SUBSCRIBE c", b"SSUBSCRIBE c", b"WATCH k", b"MONITOR"]
+)
+def test_a_client_that_is_killed_on_its_way_in_stays_in_nothing(line: bytes) -> None:
+    commands = Store().commands
+    arrived, killed = threading.Event(), threading.Event()
+    name = line.split()[0].lower().decode()
+
+    @commands.guard
+    def wait(task: Any, command: Any, words: list[bytes]) -> None:
+        if command.full_name.partition("|")[0] == name and b"KILL" not in words:
+            arrived.set()
+            assert killed.wait(20)
+
+    with WFRedisServer(commands).start("127.0.0.1", 0) as server:
+        client = RawClient(server.address)
+        (connection,) = _connected(commands)
+        client.send(line)
+        assert arrived.wait(20)
+        connection.close()
+        killed.set()
+        client.sock.close()
+        with RawClient(server.address) as other:
+            assert other.ask(b"PING") == b"+PONG\r\n"
+            _eventually(lambda: server.conn_count == 1)
+    assert not commands.tracking.clients
+    assert not commands.subscriptions.channels
+    assert not commands.subscriptions.shards
+    assert not commands.watches.watchers
+    assert not commands.monitors
+
+
+def _connected(commands: CommandTable) -> list[Any]:
+    _eventually(lambda: bool(commands.connections()))
+    return commands.connections()
+
+
+def _eventually(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
