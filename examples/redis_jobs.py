@@ -8,7 +8,7 @@ import asyncio
 from collections import defaultdict
 
 from protoserve import TaskState
-from protoserve_redis import CommandTable, WFRedisTask, timeout
+from protoserve_redis import CommandTable, WFRedisTask, session_of, timeout
 
 commands = CommandTable()
 queues: defaultdict[bytes, asyncio.Queue[bytes]] = defaultdict(asyncio.Queue)
@@ -28,10 +28,14 @@ async def take(task: WFRedisTask, queue: bytes, seconds: bytes) -> bytes | None:
     The flag ``blocking`` has this cancelled, in ``get()``, when the worker leaves or CLIENT
     UNBLOCK says so: the job stays. A job whose reply did not get out any more goes back.
     """
+    patience = timeout(seconds)
     try:
-        async with asyncio.timeout(timeout(seconds) or None):
-            job = await queues[queue].get()
-    except TimeoutError:
+        if session_of(task).executing:  # nobody waits within a transaction
+            job = queues[queue].get_nowait()
+        else:
+            async with asyncio.timeout(patience or None):
+                job = await queues[queue].get()
+    except (TimeoutError, asyncio.QueueEmpty):
         return None
 
     def replied(task: WFRedisTask) -> None:

@@ -117,3 +117,19 @@ def test_options_that_make_no_sense(words: tuple[bytes, ...]) -> None:
 def test_an_option_s_own_error() -> None:
     with pytest.raises(RedisError, match="not an integer"):
         read(b"EX", b"x")
+
+
+def test_limits_of_real() -> None:
+    assert arguments.real(b"-1.5", least=-1.5, most=2) == -1.5
+    for text in (b"-1.6", b"2.1", b"inf", b"-inf"):
+        with pytest.raises(RedisError, match="ERR too much"):
+            arguments.real(text, "ERR too much", least=-1.5, most=2)
+
+
+def test_options_that_no_client_could_give_are_the_author_s() -> None:
+    with pytest.raises(TypeError, match="'COST'"):
+        arguments.options([], cost=arguments.real)
+    with pytest.raises(TypeError, match="'NX'"):
+        arguments.options([], "nx")
+    with pytest.raises(TypeError, match="groups"):
+        arguments.options([b"NX"], "NX", "XX", exclusive="NX XX")

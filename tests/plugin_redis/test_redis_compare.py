@@ -65,7 +65,9 @@ SCRIPTS = {
     "keys": """
         MSET a 1 b 2 c 3 | DEL a x b | DEL | UNLINK c | EXISTS c | SET k v | EXISTS k k x
         TOUCH k x | TYPE k | TYPE x | RPUSH l a | TYPE l | HSET h f v | TYPE h | SADD s m
-        TYPE s | ZADD z 1 m | TYPE z | RENAME x y | RENAME k k | RENAME k k3 | GET k3
+        TYPE s | ZADD z 1 m | TYPE z | ZADD z 1e400 m | ZADD z -1e400 n | ZADD z 1e-400 m
+        ZADD z 2 n 1e400 o | ZCARD z | ZSCORE z m | ZINCRBY z 1e400 m
+        RENAME x y | RENAME k k | RENAME k k3 | GET k3
         EXPIRE k3 100 | RENAME k3 k4 | TTL k4 | RENAMENX k4 l | RENAMENX k4 k5 | RENAMENX x y
         RENAMENX k5 k5 | RENAME k5 | DBSIZE | KEYS k? | KEYS h | KEYS [yz] | KEYS [^lhsk]
         KEYS \\\\z | KEYS nothing* | KEYS | SELECT 1 | DBSIZE | RANDOMKEY | SET only 1 | RANDOMKEY

@@ -515,3 +515,75 @@ def test_what_nobody_uses_costs_nothing() -> None:
     commands.detour("two", on=False)
     assert commands._fast is commands._lookup
     assert b"LATE" in commands._fast
+
+
+def test_functions_that_do_nothing_when_they_are_called() -> None:
+    def one(task: Any) -> Iterator[int]:
+        yield 1
+
+    async def other(task: Any) -> Any:
+        yield 1
+
+    for function in (one, other, functools.partial(one)):
+        with pytest.raises(ConfigError, match="a generator"):
+            CommandTable().command("X")(function)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"summary": 5}, "summary=5: expected text"),
+        ({"group": None}, "group=None: expected text"),
+        ({"since": 7.0}, "since=7.0: expected text"),
+        ({"complexity": 1}, "complexity=1: expected text"),
+        ({"flags": None}, "flags=None: expected several words"),
+        ({"flags": ([],)}, "expected several words"),
+        ({"flags": 5}, "expected several words"),
+        ({"arity": 2, "keys": (5, 5, 1)}, "2 words at most"),
+        ({"arity": 2, "keys": (2, -1, 1)}, "2 words at most"),
+    ],
+)
+def test_more_that_cannot_work(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        CommandTable().command("X", **options)(lambda task, *words: OK)
+
+
+@pytest.mark.parametrize("name", ["atomic", "transactions"])
+def test_switches_are_true_or_false(name: str) -> None:
+    for value in ("no", None, 0):
+        with pytest.raises(ConfigError, match=f"{name}={value!r}: expected True or False"):
+            CommandTable(**{name: value})  # type: ignore[arg-type]
+
+
+def test_info_needs_a_section() -> None:
+    for section in (5, dict, None):
+        with pytest.raises(ConfigError, match="expected a section's name"):
+            CommandTable().info(section)  # type: ignore[arg-type]
+
+
+def test_arguments_and_subcommands_exclude_each_other() -> None:
+    def several(task: Any, *words: bytes) -> Any:
+        return OK
+
+    commands = CommandTable()
+    commands.command("FOO")(several)
+    with pytest.raises(ConfigError, match="command FOO: its function takes arguments"):
+        commands.command("FOO|BAR")(several)
+    commands.command("BOX|BAR")(several)
+    with pytest.raises(ConfigError, match="command BOX: its function takes arguments"):
+        commands.command("BOX")(several)
+    commands.command("BOX")(lambda task: b"empty")
+    with talk(commands) as client:
+        assert client.ask(b"BOX") == b"$5\r\nempty\r\n"
+        assert client.ask(b"BOX BAR x") == b"+OK\r\n"
+        assert client.ask(b"FOO BAR") == b"+OK\r\n"
+
+
+def test_a_user_s_name_makes_no_fields_of_client_list() -> None:
+    with talk(CommandTable(authenticate=lambda user, password: True)) as client:
+        name = b"x\nid=7 name=admin"
+        client.sock.sendall(b"*3\r\n$4\r\nAUTH\r\n$%d\r\n%b\r\n$1\r\np\r\n" % (len(name), name))
+        assert client.reply() == b"+OK\r\n"
+        listed = client.ask(b"CLIENT LIST")
+        assert listed.count(b"id=") == 2
+        assert b" user=x_id=7_name=admin " in listed

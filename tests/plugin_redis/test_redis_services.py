@@ -66,6 +66,10 @@ def test_rate_limiter(service: redis.Redis) -> None:
         (("x", "3"), "not a valid float"),
         (("1", "0"), "not an integer"),
         (("1", "3", "COST"), "syntax error"),
+        (("1", "3", "COST", "-5"), "not a valid float"),
+        (("1", "3", "COST", "-inf"), "not a valid float"),
+        (("inf", "3"), "not a valid float"),
+        (("-1", "3"), "not a valid float"),
         (("1",), "wrong number of arguments"),
     ):
         with pytest.raises(redis.ResponseError, match=match):
@@ -81,6 +85,9 @@ def test_leaderboard(service: redis.Redis) -> None:
         message = listener.get_message(timeout=PATIENCE)
         assert message is not None
         assert message["data"] == "ann"
+    for points in ("inf", "-inf"):
+        with pytest.raises(redis.ResponseError, match="not a valid float"):
+            service.execute_command("BOARD.ADD", "chess", "ann", points)
     assert service.execute_command("BOARD.TOP", "chess") == {"bob": 12.5, "ann": 10.0}
     assert service.execute_command("BOARD.TOP", "chess", "1") == {"bob": 12.5}
     assert service.execute_command("BOARD.TOP", "go") == {}
@@ -122,6 +129,17 @@ def test_no_job_is_lost_to_a_worker_that_leaves() -> None:
             client.ask(b"JOB.PUT q two")
             assert worker.reply() == b"$3\r\ntwo\r\n"
     queues.clear()  # they belong to the loop that ends now
+
+
+def test_nobody_waits_for_a_job_within_a_transaction() -> None:
+    with (
+        WFRedisServer(commands).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as client,
+    ):
+        for line in (b"MULTI", b"JOB.TAKE q 0", b"JOB.PUT q x", b"JOB.TAKE q 0"):
+            client.ask(line)
+        assert client.ask(b"EXEC") == b"*3\r\n$-1\r\n:1\r\n$1\r\nx\r\n"
+    queues.clear()
 
 
 def test_a_job_whose_reply_does_not_get_out_goes_back() -> None:

@@ -6,6 +6,8 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
+from protoserve_redis.values import decoded
+
 if TYPE_CHECKING:
     from protoserve import CommConnection
 
@@ -50,7 +52,7 @@ def _written(name: Any) -> str:
 def _socket_path(connection: CommConnection) -> str:
     name = _sockname(connection)
     if isinstance(name, bytes):  # Linux' abstract ones
-        return name.decode("utf-8", "surrogateescape").replace("\0", "@")
+        return decoded(name).replace("\0", "@")
     return name if isinstance(name, str) else ""
 
 

@@ -8,10 +8,10 @@ functions, for any thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from math import isinf, isnan
+from math import inf, isinf, isnan
 from typing import Any, Final
 
-from protoserve_redis.values import RedisError
+from protoserve_redis.values import RedisError, decoded
 
 INT_MIN: Final = -(2**63)
 INT_MAX: Final = 2**63 - 1
@@ -47,12 +47,19 @@ def integer(
     raise RedisError(message)
 
 
-def real(text: bytes, message: str = NOT_A_FLOAT) -> float:
+def real(
+    text: bytes,
+    message: str = NOT_A_FLOAT,
+    *,
+    least: float = -inf,
+    most: float = inf,
+) -> float:
     """A double as ``strtod`` reads it: infinities (``inf``, ``-Infinity``) and hexadecimal
     ones included; no ``nan``, no blanks around it, and nothing too large or too small to be
     told from infinity or zero.
 
-    ``message`` is the error's text.
+    ``message`` is the error's text, also where the number is below ``least`` or above
+    ``most``.
     """
     try:
         digits = text.decode("ascii")
@@ -62,7 +69,7 @@ def real(text: bytes, message: str = NOT_A_FLOAT) -> float:
         number = float.fromhex(digits) if "0x" in lower else float(digits)
     except (ValueError, OverflowError):
         raise RedisError(message) from None
-    if isnan(number) or (isinf(number) and "i" not in lower):
+    if isnan(number) or (isinf(number) and "i" not in lower) or not least <= number <= most:
         raise RedisError(message)
     if number == 0 and _has_digits(lower):
         raise RedisError(message)
@@ -112,8 +119,14 @@ def options(
 
     ``exclusive`` names options that exclude each other, a group a string. Unknown words,
     options that are given twice or lack their words, and two of a group are
-    ``ERR syntax error``.
+    ``ERR syntax error``. Raises ``TypeError`` where it is called in a way that no client
+    could use.
     """
+    if isinstance(exclusive, str):
+        raise TypeError(f"exclusive={exclusive!r}: expected groups, as in ({exclusive!r},)")
+    for given in (*flags, *values):
+        if given != given.upper():
+            raise TypeError(f"the option {given!r} must be given in capitals: {given.upper()!r}")
     found: dict[str, Any] = {}
     rest = iter(words)
     for word in rest:
@@ -144,4 +157,4 @@ def options(
 def text_of(data: bytes, limit: int | None = None) -> str:
     """An argument as an error's text quotes it, and clients get it back: up to a NUL, as C
     would print it, and at most ``limit`` bytes."""
-    return data.partition(b"\0")[0][:limit].decode("utf-8", "surrogateescape")
+    return decoded(data.partition(b"\0")[0][:limit])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from protoserve_redis.arguments import integer, text_of
 from protoserve_redis.clients import check_name
 from protoserve_redis.session import session_of
-from protoserve_redis.values import OK, RedisError
+from protoserve_redis.values import OK, RedisError, decoded
 
 if TYPE_CHECKING:
     from protoserve_redis.commands import CommandTable
@@ -27,7 +27,7 @@ def register(table: CommandTable) -> None:
     def verify(user: bytes, password: bytes) -> Any:
         """True, something else, or an awaitable of it."""
         if table.authenticate is not None:
-            return table.authenticate(_text(user), _text(password))
+            return table.authenticate(decoded(user), decoded(password))
         if user != b"default":
             return False
         return table.password is None or hmac.compare_digest(password, table.password)
@@ -40,12 +40,12 @@ def register(table: CommandTable) -> None:
                     "authenticate() gave %s for the user %r, which is neither True nor False; "
                     "refused",
                     type(right).__name__,
-                    _text(user),
+                    decoded(user),
                 )
             raise RedisError(_WRONGPASS)
         session = session_of(task)
         task.limit_unauthenticated(False)
-        session.user = _text(user)
+        session.user = decoded(user)
         session.authenticated = True
         session.update()
 
@@ -130,7 +130,3 @@ def register(table: CommandTable) -> None:
         if credentials is None:
             return greet()
         return authenticated(task, *credentials, greet)
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from protoserve_redis.glob import glob
 from protoserve_redis.serialiser import encode
 from protoserve_redis.session import session_of
-from protoserve_redis.values import Raw, RedisError, SimpleString
+from protoserve_redis.values import Raw, RedisError, SimpleString, decoded
 
 if TYPE_CHECKING:
     from protoserve_redis.command import Command
@@ -107,7 +107,7 @@ def register(table: CommandTable) -> None:
         if kind == b"MODULE":
             return []
         if kind == b"ACLCAT":
-            category = "@" + _text(args[2]).lower()
+            category = "@" + decoded(args[2]).lower()
             return [known.full_name for known in every if category in _categories(known)]
         if kind == b"PATTERN":
             pattern = glob(args[2].lower())
@@ -236,7 +236,3 @@ def _docs(command: Command) -> dict[str, Any]:
     if command.subcommands:
         facts["subcommands"] = {sub.full_name: _docs(sub) for sub in command.subcommands.values()}
     return facts
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")

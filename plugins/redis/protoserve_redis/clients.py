@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from protoserve_redis.addresses import descriptor, is_local, local_address, peer_address
 from protoserve_redis.arguments import integer, text_of
 from protoserve_redis.session import RedisSession, session_of
-from protoserve_redis.values import NO_REPLY, OK, RedisError, Verbatim
+from protoserve_redis.values import NO_REPLY, OK, RedisError, Verbatim, decoded, encoded
 
 if TYPE_CHECKING:
     from protoserve import CommConnection
@@ -19,6 +20,8 @@ _TYPES: Final = (b"normal", b"master", b"slave", b"replica", b"pubsub")
 _FLAGS: Final = ("noscript", "loading", "stale")
 _ADMIN: Final = ("admin", *_FLAGS)
 
+_BLANKS: Final = re.compile(r"[\x00-\x20\x7f]")
+"""What a user's name may have in it, and a line of CLIENT LIST not: its fields would be others."""
 _PRINTABLE: Final = bytes(range(0x21, 0x7F))
 
 _Matches = Callable[["CommConnection"], bool]
@@ -96,7 +99,7 @@ def _register_own(table: CommandTable) -> None:
 def _register_others(table: CommandTable) -> None:
     @table.command("CLIENT|INFO", 2, _FLAGS, group="connection", since="6.2.0")
     def info(task: Any) -> Any:
-        return Verbatim(_describe(task.connection).encode("utf-8", "surrogateescape") + b"\n")
+        return Verbatim(encoded(_describe(task.connection)) + b"\n")
 
     @table.command("CLIENT|LIST", -2, _ADMIN, group="connection", since="2.4.0")
     def clients(task: Any, *args: bytes) -> Any:
@@ -111,13 +114,13 @@ def _register_others(table: CommandTable) -> None:
         elif args:
             raise RedisError("ERR syntax error")
         text = "".join(_describe(connection) + "\n" for connection in wanted)
-        return Verbatim(text.encode("utf-8", "surrogateescape"))
+        return Verbatim(encoded(text))
 
     @table.command("CLIENT|KILL", -3, _ADMIN, group="connection", since="2.4.0")
     def kill(task: Any, *args: bytes) -> Any:
         own = task.connection
         if len(args) == 1:
-            victims = [c for c in table.connections() if peer_address(c) == _text(args[0])]
+            victims = [c for c in table.connections() if peer_address(c) == decoded(args[0])]
             if not victims:
                 raise RedisError("ERR No such client")
         else:
@@ -160,7 +163,7 @@ def _kill_filters(table: CommandTable, args: tuple[bytes, ...]) -> tuple[list[_M
 
 
 def _kill_filter(table: CommandTable, word: bytes, value: bytes) -> _Matches:
-    text = _text(value)
+    text = decoded(value)
     if word == b"ID":
         number = integer(value, "ERR client-id should be greater than 0")
         if number <= 0:
@@ -198,7 +201,7 @@ def _describe(connection: CommConnection) -> str:
         "addr": peer_address(connection),
         "laddr": local_address(connection),
         "fd": descriptor(connection),
-        "name": _text(session.name),
+        "name": decoded(session.name),
         "age": int(now - session.created),
         "idle": int(now - session.used),
         "flags": _flags_of(connection, session),
@@ -219,11 +222,11 @@ def _describe(connection: CommConnection) -> str:
         "tot-mem": connection.out_size,
         "events": "r",
         "cmd": "NULL" if command is None else command.full_name,
-        "user": session.user,
+        "user": _BLANKS.sub("_", session.user),
         "redir": -1 if tracked is None else tracked.redirect,
         "resp": session.protocol,
-        "lib-name": _text(session.lib_name),
-        "lib-ver": _text(session.lib_ver),
+        "lib-name": decoded(session.lib_name),
+        "lib-ver": decoded(session.lib_ver),
     }
     return " ".join(f"{name}={value}" for name, value in facts.items())
 
@@ -274,7 +277,3 @@ def _on_off(switch: bytes) -> bool:
     if switch.lower() not in (b"on", b"off"):
         raise RedisError("ERR syntax error")
     return switch.lower() == b"on"
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")

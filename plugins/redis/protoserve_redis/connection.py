@@ -18,13 +18,11 @@ def register(table: CommandTable) -> None:
     @table.command(
         "PING", -1, ("fast",), group="connection", summary="Returns PONG.", complexity="O(1)"
     )
-    def ping(task: Any, *args: bytes) -> Any:
-        if len(args) > 1:
-            raise RedisError("ERR wrong number of arguments for 'ping' command")
+    def ping(task: Any, message: bytes | None = None) -> Any:
         session = session_of(task)
         if session.protocol == 2 and session.subscribed:
-            return [b"pong", args[0] if args else b""]
-        return args[0] if args else PONG
+            return [b"pong", message or b""]
+        return PONG if message is None else message
 
     @table.command(
         "ECHO",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from protoserve_redis.addresses import monitor_address
 from protoserve_redis.session import RedisSession, deliver, session_of
-from protoserve_redis.values import NO_REPLY, OK, RedisError
+from protoserve_redis.values import NO_REPLY, OK, RedisError, encoded
 
 if TYPE_CHECKING:
     from protoserve import CommConnection
@@ -68,7 +68,7 @@ class Monitors:
             return
         now = time.time_ns() // 1000
         who = "lua" if connection is None else monitor_address(connection)
-        where = f"{session.db} {who}".encode("utf-8", "surrogateescape")
+        where = encoded(f"{session.db} {who}")
         line = b"+%d.%06d [%b] %b\r\n" % (*divmod(now, 1_000_000), where, _words(command, args))
         with self._lock:
             watching = list(self._watching.items())

@@ -23,6 +23,7 @@ from protoserve_redis.values import (
     RedisError,
     SimpleString,
     Verbatim,
+    encoded,
 )
 
 MAX_DEPTH: Final = 128
@@ -139,7 +140,7 @@ def _encode_one(
         case SimpleString():
             out.append(b"+%b\r\n" % _line(value))
         case str():
-            data = value.encode("utf-8", "surrogateescape")
+            data = encoded(value)
             out.append(b"$%d\r\n%b\r\n" % (len(data), data))
         case float() | Decimal():
             if isinstance(value, Decimal) and value.is_finite():
@@ -206,7 +207,7 @@ def _attributed(value: Attributed, protocol: int, out: list[bytes]) -> Iterator[
 
 
 def _line(text: str) -> bytes:
-    return text.translate(_LINE_ENDS).encode("utf-8", "surrogateescape")
+    return encoded(text.translate(_LINE_ENDS))
 
 
 def _error_line(text: str) -> bytes:

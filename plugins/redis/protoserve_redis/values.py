@@ -7,6 +7,16 @@ from enum import Enum
 from typing import Any, Final
 
 
+def decoded(data: bytes) -> str:
+    """Bytes of a client as text, from which ``encoded`` makes the same again."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def encoded(text: str) -> bytes:
+    """Text as bytes; what ``decoded`` took from a client as it came."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 class SimpleString(str):
     """A status such as ``+OK``; CR and LF in it are sent as spaces."""
 
