@@ -147,7 +147,7 @@ def check_hook(what: str, hook: object, arguments: int, *, later: bool = False) 
             "it is called"
         )
     try:
-        signature = inspect.signature(hook)
+        signature = inspect.signature(hook, follow_wrapped=False)
     except (TypeError, ValueError):  # of some functions in C nothing is known
         return
     try:
@@ -224,11 +224,10 @@ def _words(name: str, function: Handler, skip: int) -> tuple[int, int]:
 
 def _flags(name: str, flags: Iterable[str]) -> tuple[str, ...]:
     try:
-        given = set() if isinstance(flags, (str, bytes)) else {*flags}
-        sound = bool(given) or not flags
+        given = None if isinstance(flags, (str, bytes)) else {*flags}
     except TypeError:  # none at all, or something that is no word
-        sound = False
-    if not sound:
+        given = None
+    if given is None:
         raise ConfigError(
             f"command {name}: flags={flags!r}: expected several words, as in ('write', 'fast')"
         )
