@@ -25,6 +25,17 @@ from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 from protoserve_redis import CommandTable, WFRedisServer
 
 
+def function(task: WFHttpTask) -> None:
+    task.resp.write("x")
+
+
+async def coroutine(task: WFHttpTask) -> None:
+    task.resp.write("x")
+
+
+HANDLERS = [function, coroutine]
+
+
 def test_functions_are_called_around_everything_else() -> None:
     notes: list[str] = []
 
@@ -234,6 +245,67 @@ def test_a_hook_without_a_signature() -> None:
         assert server.hooks == (dir, vars)
 
 
+def test_on_stop_comes_once_when_handlers_that_were_cut_end_during_it() -> None:
+    ends, opened = threading.Event(), threading.Event()
+    notes: list[str] = []
+
+    def process(task: WFHttpTask) -> None:
+        assert ends.wait(PATIENCE)
+
+    def on_stop(server: WFHttpServer) -> None:
+        notes.append("begins")
+        assert opened.wait(PATIENCE)
+        notes.append("ends")
+
+    params = HTTP_SPEC.params.replace(shutdown_timeout=None)
+    server = WFHttpServer(process, params, on_stop=on_stop)
+    with server.start("127.0.0.1", 0), RawClient(server.address) as client:
+        client.send(get())
+        eventually(lambda: [c for c in server.connections() if c.session])
+        assert server.cut() == 1
+        eventually(lambda: notes)
+        ends.set()
+        eventually(lambda: server._references == 0)
+        assert not server.wait_finish(0.01)
+        opened.set()
+        assert server.stop() == 1
+    assert notes == ["begins", "ends"]
+
+
+def test_all_who_stop_it_learn_how_much_was_cut() -> None:
+    async def process(task: WFHttpTask) -> None:
+        await asyncio.sleep(1000)
+
+    params = HTTP_SPEC.params.replace(shutdown_timeout=0.02)
+    server = WFHttpServer(process, params)
+    for _ in range(20):
+        results: list[int] = []
+        server.start("127.0.0.1", 0)
+        with RawClient(server.address) as client:
+            client.send(get())
+            eventually(lambda: [c for c in server.connections() if c.session])
+            threads = [
+                threading.Thread(target=lambda results=results: results.append(server.stop()))
+                for _ in range(4)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(PATIENCE)
+        assert results == [1] * 4
+
+
+def test_a_shutdown_that_was_left_to_the_engine_is_of_its_run() -> None:
+    server = WFHttpServer(function).start("127.0.0.1", 0)
+    before = server._run
+    server.stop()
+    with server.start("127.0.0.1", 0):
+        server._shutdown_run(before)  # as on top of a lock, in a signal handler
+        assert not server.stopping
+        server._shutdown_run(server._run)
+        assert server.stopping
+
+
 @pytest.mark.parametrize("hook", [5, "open", lambda: None, lambda a, b: None])
 def test_hooks_that_cannot_be_called(hook: Any) -> None:
     for name in "on_start", "on_stop":
@@ -254,17 +326,6 @@ def test_redis_has_them_too() -> None:
 
 
 # -- starts that do not come to their end ---------------------------------------------------
-
-
-def function(task: WFHttpTask) -> None:
-    task.resp.write("x")
-
-
-async def coroutine(task: WFHttpTask) -> None:
-    task.resp.write("x")
-
-
-HANDLERS = [function, coroutine]
 
 
 def start_again(server: WFHttpServer) -> None:
@@ -393,6 +454,7 @@ def test_a_stop_cancels_an_on_start_that_another_thread_waits_for(
         try:
             await asyncio.sleep(1000)
         finally:
+            await asyncio.sleep(0.05)  # it is cancelled once
             ended.set()
 
     def start() -> None:
@@ -1025,3 +1087,26 @@ with RawClient(server.address) as client:
 @pytest.mark.skipif(sys.platform != "linux", reason="forks with threads")
 def test_a_forked_process_has_no_callbacks() -> None:
     assert run_alone(FORKED).lines == ["True"]
+
+
+def test_who_waits_does_what_a_busy_loop_does_not() -> None:
+    entered, opened = threading.Event(), threading.Event()
+
+    async def process(task: WFHttpTask) -> None:
+        entered.set()
+        assert opened.wait(PATIENCE)  # which a coroutine should not
+
+    server = WFHttpServer(process).start("127.0.0.1", 0)
+    told = threading.Event()
+    server.on_stopping(told.set)
+    with RawClient(server.address) as client:
+        client.send(get())
+        assert entered.wait(PATIENCE)
+        waiter = threading.Thread(target=server.wait_finish)
+        waiter.start()
+        server.shutdown()  # in the main thread, where it leaves the rest to the loop
+        assert told.wait(PATIENCE / 2)
+        opened.set()
+        assert client.reply().closes
+    assert server.stop() == 0
+    waiter.join(PATIENCE)
