@@ -242,7 +242,7 @@ class Communicator:
             conn.readable = True
             if conn.phase is DRAINING:
                 self._arm_at(conn, min(conn.deadline, now + _STOP_DRAIN_TIME))
-        self.poller.post(self.resume, conn)
+            self._resume_later(conn)
 
     def _stop_waiting(self, conn: CommConnection, _: int) -> None:
         self.stop_connection(conn)
@@ -289,7 +289,15 @@ class Communicator:
     def resume(self, conn: CommConnection, _: int = 0) -> None:
         """Go on with a connection that gave way to others, or has more to do."""
         conn.lock.acquire()
+        conn.posted = False
         self._advance(conn)
+
+    def _resume_later(self, conn: CommConnection) -> None:
+        """Have it go on in the next turn: once, however many find a reason, or it would have
+        more turns than others. With the lock."""
+        if not conn.posted:
+            conn.posted = True
+            self.poller.post(self.resume, conn)
 
     def serve(self, conn: CommConnection, _: int = 0) -> None:
         """Go on with a connection that waited for a handler thread."""
@@ -365,7 +373,7 @@ class Communicator:
             progress = conn.bytes_out - conn.transport.unacknowledged() > conn.acked
             late = conn.send_deadline is not None and conn.send_deadline <= self.poller.time()
             if progress and not (late and conn.out):
-                self.poller.post(self.resume, conn)
+                self._resume_later(conn)
             else:
                 detail = ""
                 if conn.told_full:
@@ -449,7 +457,7 @@ class Communicator:
                     now = poller.now
                     turn_end = now + _TURN_TIME
                 if pulls == _TURN_PULLS or now > turn_end:
-                    self.poller.post(self.resume, conn)
+                    self._resume_later(conn)
                     break
                 pulls += 1
                 poller.now = now = self._pull(conn, stream, now)
@@ -482,7 +490,7 @@ class Communicator:
                     turn_end = now + _TURN_TIME
                 elif requests == _TURN_REQUESTS or now > turn_end:
                     self._put_back(conn, message)
-                    self.poller.post(self.resume, conn)
+                    self._resume_later(conn)
                     break
                 now = self._hand_over(conn, message, now)
                 if not now:
@@ -491,7 +499,7 @@ class Communicator:
                 requests += 1
             elif conn.readable and not conn.eof:
                 if reads == _TURN_READS:
-                    self.poller.post(self.resume, conn)
+                    self._resume_later(conn)
                     break
                 reads += 1
                 self._receive(conn)
@@ -505,7 +513,7 @@ class Communicator:
                 full = conn.out_size >= unsent_limit
                 self._flush(conn)
                 if full and not conn.out and conn.more:
-                    self.poller.post(self.resume, conn)  # no edge will come for this room
+                    self._resume_later(conn)  # no edge will come for this room
             self._settle(conn, now)
 
     def _stopped_reading(self, conn: CommConnection) -> None:
@@ -713,7 +721,7 @@ class Communicator:
                 return
         self._fill(conn, queue, limit)
         if conn.readable:
-            self.poller.post(self.resume, conn)
+            self._resume_later(conn)
 
     def _fill(self, conn: CommConnection, queue: deque[Any], limit: int) -> bool:
         """Move parsed messages to the queue. False when there is no point in reading."""
@@ -821,7 +829,7 @@ class Communicator:
             return True
         self._flush(conn)
         if conn.phase is not CLOSED:
-            self.poller.post(self.resume, conn)
+            self._resume_later(conn)
             self._settle(conn)
         self._release(conn)
         return True
@@ -1081,7 +1089,7 @@ class Communicator:
             if conn.phase is not CLOSED:
                 if not conn.ending and (conn.more or conn.readable or conn.eof):
                     # The next request is handled by a handler thread, never on this one.
-                    self.poller.post(self.resume, conn)
+                    self._resume_later(conn)
                 self._settle(conn)
         except BaseException:
             self._broken(conn)
@@ -1422,7 +1430,7 @@ class Communicator:
                 if not conn.recv(RECEIVE_SIZE):
                     self._close_locked(conn, conn.close_reason, 0)
                     return
-            self.poller.post(self.resume, conn)
+            self._resume_later(conn)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -1528,7 +1536,7 @@ class Communicator:
         if conn.phase is not CLOSED and conn.attached:
             if conn.more or conn.readable or conn.out or conn.unsent or conn.stream is not None:
                 # Left to us by those who saw us at work.
-                self.poller.post(self.resume, conn)
+                self._resume_later(conn)
             else:
                 self._settle(conn)
 

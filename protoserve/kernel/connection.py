@@ -180,6 +180,7 @@ class CommConnection:
         "parser",
         "peername",
         "phase",
+        "posted",
         "pumping",
         "pushed_for",
         "queue",
@@ -243,6 +244,7 @@ class CommConnection:
         # An RLock, because it knows its owner: nobody relies on taking it twice.
         self.lock = threading.RLock()
         self.attached = False  # counted, and in the poller's care
+        self.posted = False  # it goes on in the next turn
         self.deferred = False  # a handler has something to do, and waits for a thread
         self.pushed_for = 0  # seq when a handler last pushed a part of its reply
         self.phase = CONNECTED

@@ -392,9 +392,10 @@ def test_a_busy_connection_gives_way_to_others(engine: MemoryEngine) -> None:
     assert greedy.received == b"g\n" * (_TURN_REQUESTS * 3)
 
 
+@pytest.mark.parametrize("quiet", [True, False])
 @pytest.mark.parametrize(("milliseconds", "requests"), [(3, 1), (0.7, 3)])
 def test_slow_handlers_of_one_connection_give_way_to_others(
-    engine: MemoryEngine, milliseconds: float, requests: int
+    engine: MemoryEngine, milliseconds: float, requests: int, quiet: bool
 ) -> None:
     """A turn of a connection ends by the time that its handlers took, too."""
     order: list[str] = []
@@ -406,7 +407,7 @@ def test_slow_handlers_of_one_connection_give_way_to_others(
         session.reply()
 
     service = LineService(handler)
-    service.quiet = True
+    service.quiet = quiet
     greedy = engine.connect(service, "greedy")
     modest = engine.connect(service, "modest")
     engine.run()
