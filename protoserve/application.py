@@ -7,7 +7,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from protoserve.errors import ConfigError, UsageError
@@ -18,6 +18,9 @@ from protoserve.log import logger
 if TYPE_CHECKING:
     from protoserve.kernel.engine import Engine
     from protoserve.kernel.session import CommService
+
+_SIGNAL_INTERVAL: Final = 0.5
+"""Seconds after which a thread that waits looks whether there was a signal."""
 
 Hook: TypeAlias = Callable[[Any], object]
 """Called with the server; a function, or a coroutine function."""
@@ -165,11 +168,13 @@ class StartHook:
     def wait(self) -> None:
         """Wait for its end, in another thread than the loop's. Raises what it raises."""
         try:
-            error = self._outcome.result()
+            # A signal that arrives just before the thread blocks does not wake it.
+            while not self._outcome.done():
+                wait([self._outcome], _SIGNAL_INTERVAL)
         except BaseException:  # a signal, in the main thread
             self.cancel()
             raise
-        self._raise(error)
+        self._raise(self._outcome.result())
 
     async def until_over(self) -> None:
         """The same for coroutines of whichever loop; they end it when they are cancelled."""

@@ -245,6 +245,33 @@ def test_waiting_subscribes_nobody() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_nothing_is_left_when_ready_raises() -> None:
+    def ready() -> None:
+        raise KeyError
+
+    before = signal.getsignal(signal.SIGTERM)
+    with WFHttpServer(process).start("127.0.0.1", 0) as server:
+        with pytest.raises(KeyError):
+            server.wait_for_signal(ready=ready)
+        assert len(server._stop_notice) == 0
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
+STOPPED_BEFORE = """
+import signal
+from protoserve.signals import wait_for_signal
+from protoserve_http import WFHttpServer
+
+servers = [WFHttpServer(lambda task: None).start("127.0.0.1", 0) for _ in range(2)]
+servers[1].stop()
+print(wait_for_signal(servers, (signal.SIGTERM,), None), servers[0].wait_finish(0))
+"""
+
+
+def test_one_of_several_has_stopped_before() -> None:
+    assert run_alone(STOPPED_BEFORE).lines == ["0 True"]
+
+
 APPLICATION = """
 import asyncio, sys
 

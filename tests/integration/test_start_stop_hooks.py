@@ -778,6 +778,13 @@ def test_the_loop_goes_on_while_on_stop_runs(process: Callable[[WFHttpTask], Any
     asyncio.run(main())
 
 
+def test_stop_leaves_no_thread_of_on_stop() -> None:
+    server = WFHttpServer(function, on_stop=lambda s: None)
+    for _ in range(50):
+        server.start("127.0.0.1", 0).stop()
+        assert "protoserve-on-stop" not in [thread.name for thread in threading.enumerate()]
+
+
 def test_no_thread_for_on_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     start = threading.Thread.start
     notes: list[str] = []
@@ -1014,13 +1021,20 @@ def test_on_stopping_before_a_start() -> None:
         assert notes == ["stopping"]
 
 
-def test_who_waits_for_the_stop_between_two_runs_has_missed_none() -> None:
+def test_who_waits_for_the_stop_between_two_runs_has_missed_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(server: WFHttpServer) -> None:
+        raise OSError(24, "Too many open files")
+
     server = WFHttpServer(lambda task: None)
     assert not server.wait_stopping(0)
     server.start("127.0.0.1", 0).stop()
     assert server.wait_stopping(0)
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(BindError):
-        server.start(*taken.getsockname())
+    with monkeypatch.context() as patch:
+        patch.setattr(WFHttpServer, "_apply_descriptor_limit", refuse)
+        with pytest.raises(BindError):
+            server.start("127.0.0.1", 0)
     assert server.wait_stopping(0)
     with server.start("127.0.0.1", 0):
         assert not server.wait_stopping(0)
