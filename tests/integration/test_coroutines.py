@@ -665,7 +665,11 @@ def test_stop_in_a_coroutine_is_refused(place: str) -> None:
 
 @pytest.mark.parametrize("factory", [None, uvloop.new_event_loop])
 def test_aclose(factory: Callable[[], asyncio.AbstractEventLoop] | None) -> None:
+    entered = asyncio.Event()
+
     async def process(task: WFHttpTask) -> None:
+        if task.req.query:
+            entered.set()
         await asyncio.sleep(float(task.req.query or 0))
 
     async def main() -> None:
@@ -676,14 +680,15 @@ def test_aclose(factory: Callable[[], asyncio.AbstractEventLoop] | None) -> None
             async with httpx.AsyncClient(trust_env=False) as client:
                 assert (await client.get(server.url)).status_code == 200
                 slow = asyncio.create_task(client.get(server.url + "/?0.05"))
-                await asyncio.sleep(0.02)
+                await entered.wait()
+                entered.clear()
                 assert await server.aclose() == 0
                 assert (await slow).status_code == 200
             assert await server.aclose() == 0  # again
         server.start("127.0.0.1", 0)
         async with httpx.AsyncClient(trust_env=False) as client:
             slow = asyncio.create_task(client.get(server.url + "/?60"))
-            await asyncio.sleep(0.05)
+            await entered.wait()
             assert await server.aclose() == 1
             with pytest.raises(httpx.RemoteProtocolError):
                 await slow
