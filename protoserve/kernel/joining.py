@@ -17,6 +17,15 @@ class Joiner:
     def __init__(self) -> None:
         self._lock = threading.Lock()
 
+    def alive(self, threads: Collection[threading.Thread]) -> list[threading.Thread]:
+        """Those that have not ended; all of them while another caller joins."""
+        if not self._lock.acquire(blocking=False):
+            return list(threads)
+        try:
+            return [thread for thread in threads if thread.is_alive()]
+        finally:
+            self._lock.release()
+
     def join(self, threads: Collection[threading.Thread], timeout: float | None) -> bool:
         """Wait until they have ended, at most ``timeout`` seconds. Returns whether they
         have; False, too, while another caller has waited for so long."""

@@ -118,6 +118,7 @@ class LeaderFollowers:
         self._park.acquire()
         self._monitor: threading.Thread | None = None
         self._joiner = Joiner()
+        self._leaving: list[threading.Thread] = []  # not workers any more, and not joined
         self.current: Any = None
 
     def start(self) -> None:
@@ -151,6 +152,7 @@ class LeaderFollowers:
         with self._mutex:
             self._stopping = True
             threads = [w.thread for w in self._workers if w.thread is not None]
+            threads += self._leaving
             for worker in self._idle:
                 worker.turn.release()
             self._idle.clear()
@@ -247,6 +249,9 @@ class LeaderFollowers:
         finally:
             with self._mutex:
                 self._workers.discard(worker)
+                self._leaving = self._joiner.alive(self._leaving)
+                if worker.thread is not None:
+                    self._leaving.append(worker.thread)
                 self._idents.discard(ident)
                 self._count_locked()
                 last = not self._workers

@@ -258,7 +258,9 @@ class Listener:
     def start(self) -> None:
         """Begin to accept."""
         self._service.resume_accepting = self._wake
-        self._communicator.poller.watch(self._fd, self.on_ready, self)
+        with self._lock:
+            if not self._closed:  # by a stop this moment
+                self._communicator.poller.watch(self._fd, self.on_ready, self)
 
     def close(self, patience: float = -1, *, drain: bool = False) -> bool:
         """Stop listening. False when that was done before, or others were at the socket for

@@ -203,7 +203,11 @@ class CommScheduler:
             ending = list(self._ending)
             if service is not None:
                 ending = [engine for engine in ending if engine is service.engine]
+            loops = [] if self._services else [e for e in self._ending if e not in ending]
             idle = not self._engines
+        for engine in loops:
+            if isinstance(engine, OwnLoopEngine):  # of its coroutines, which have ended
+                engine.stop(_COMPUTE_PATIENCE if timeout is None else timeout)
         gone = [engine for engine in ending if engine.stop(timeout)]
         if idle:
             # A function that runs on is nobody's to stop; idle threads end at once.
@@ -236,10 +240,9 @@ class CommScheduler:
                 engine.holds += 1
 
         def release(error: BaseException | None) -> None:
-            try:
-                ended(error)
-            finally:
-                engine.release()
+            # First: who learns of the end may join the thread of the loop.
+            engine.release()
+            ended(error)
 
         try:
             return engine.run_coroutine(coro, release, service)
