@@ -64,26 +64,39 @@ def example(name: str = "redis_full") -> Iterator[int]:
 def real() -> Iterator[int]:
     """A redis-server that keeps nothing, on some port."""
     program = tool("redis-server")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except ConnectionRefusedError:
-                assert process.poll() is None, "redis-server did not start"
-                assert time.monotonic() < end, "redis-server does not answer"
-                time.sleep(0.01)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(PATIENCE)
+    end = time.monotonic() + PATIENCE
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port: int = probe.getsockname()[1]
+        process = subprocess.Popen(
+            [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly",
+             "no"],
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            if _answers(port, process):
+                yield port
+                return
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+        # Somebody else took the port in between: another run of these tests, for example.
+        assert time.monotonic() < end, "redis-server does not start"
+
+
+def _answers(port: int, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until this very process answers there; False when it has ended, or another does."""
+    end = time.monotonic() + PATIENCE
+    while process.poll() is None:
+        try:
+            with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
+                sock.sendall(b"INFO server\r\nQUIT\r\n")
+                said = sock.makefile("rb").read()
+                return b"\r\nprocess_id:%d\r\n" % process.pid in said
+        except (ConnectionRefusedError, ConnectionResetError):
+            assert time.monotonic() < end, "redis-server does not answer"
+            time.sleep(0.01)
+    return False
 
 
 def packed(*words: bytes | str) -> bytes:
