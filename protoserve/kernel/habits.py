@@ -95,13 +95,16 @@ class Watch:
         self._began = clock()
 
     def end(self) -> tuple[float, bool, bool]:
-        """The time; whether the call was slow; whether it blocked."""
+        """The time; whether the call was slow by its own doing, because it computed or
+        blocked; whether it blocked."""
         now = self._clock()
         spent = now - self._began
         if spent <= SLOW:
             return now, False, False
-        waited = spent - (thread_time() - self._cpu) > SLOW
-        return now, True, waited and _voluntary_switches() != self._switches
+        cpu = thread_time() - self._cpu
+        blocked = spent - cpu > SLOW and _voluntary_switches() != self._switches
+        # Otherwise the system took the thread from the CPU, which says nothing of the call.
+        return now, blocked or cpu > SLOW, blocked
 
 
 if sys.platform == "linux":
