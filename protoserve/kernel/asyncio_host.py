@@ -312,7 +312,7 @@ class LoopEngine(Engine):
         before = self._first
         self._first = service
         try:
-            yielded = coro.send(None)
+            yielded = variables.run(coro.send, None)
         except BaseException as error:
             if spare.task.cancelling():
                 self._replace_spare()  # it cancelled itself, and then did not wait

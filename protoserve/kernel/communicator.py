@@ -763,7 +763,9 @@ class Communicator:
         try:
             out = session.message_out()
             keep_alive = session.keep_alive
-            if keep_alive is not None and not 0 <= keep_alive <= YEAR:
+            if keep_alive is not conn.keep_alive_limit and not (
+                keep_alive is None or 0 <= keep_alive <= YEAR
+            ):
                 raise ValueError(
                     f"keep_alive {keep_alive!r}: expected seconds from 0 to a year, or None"
                 )

@@ -107,8 +107,8 @@ class Engine(ABC):
         service: CommService,
         variables: Context,
     ) -> Callable[[], object] | None:
-        """Run ``coro`` up to its first wait, in a handler of an engine of coroutines, which
-        runs in ``variables`` already.
+        """Run ``coro``, in ``variables``, up to its first wait, in a handler of an engine of
+        coroutines.
 
         ``None`` when it ended. Otherwise ``ended`` is called in the loop with what it
         raised later, and what is returned cancels it there. Raises what it raises before

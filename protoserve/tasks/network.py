@@ -266,12 +266,17 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             self.variables = variables = self.server.variables.copy()
             if self._series is not None:  # somebody asked for it before
                 self._series.variables = variables
-            if variables.run(self.run_process):
-                series = self._series
-                if series is None:
-                    self.dispatch()
-                else:
-                    series.first_done()  # type: ignore[attr-defined]
+            try:
+                outcome = variables.run(self._process, self)
+                if outcome is not None and outcome is not NO_WAIT and not self._take(outcome):
+                    return
+            except BaseException as raised:
+                self._fail(raised)
+            series = self._series
+            if series is None:
+                self.dispatch()
+            else:
+                series.first_done()  # type: ignore[attr-defined]
             return
         self.state = state
         self.error = error
@@ -346,18 +351,12 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         assert self._series is not None
         return self._series
 
-    def run_process(self) -> bool:
-        """Call the handler. What it raises becomes the protocol's error reply. False when
-        it is a coroutine that waits: then ``_processed`` is called later."""
-        try:
-            outcome = self._process(self)
-            if outcome is not None and outcome is not NO_WAIT:
-                if isinstance(outcome, Coroutine):
-                    return self._run_coroutine(outcome)
-                raise returned(outcome)
-        except BaseException as error:
-            self._fail(error)
-        return True
+    def _take(self, outcome: object) -> bool:
+        """What the handler returned. False when it is a coroutine that waits: then
+        ``_processed`` is called later."""
+        if isinstance(outcome, Coroutine):
+            return self._run_coroutine(outcome)
+        raise returned(outcome)
 
     def _run_coroutine(self, coro: Coroutine[Any, Any, object]) -> bool:
         if not self.server.asynchronous:
