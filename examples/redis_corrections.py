@@ -20,7 +20,7 @@ from fakeredis._helpers import SimpleError
 from fakeredis._socket._fakesocket import FakeSocket
 from fakeredis.model import XStream, ZSet
 
-from protoserve_redis import NULL_ARRAY, RedisError, integer, real, timeout
+from protoserve_redis import NULL_ARRAY, RedisError, glob, integer, real, timeout
 
 SYNTAX = "ERR syntax error"
 NOT_A_FLOAT = "ERR value is not a valid float"
@@ -254,6 +254,23 @@ class Instead:
         elif unit and value is not None and key.expireat is not None:
             key.expireat = None
         return value
+
+    def keys(self, pattern: bytes) -> list[bytes]:
+        """In a time that does not double with each star."""
+        return list(filter(glob(pattern).match, self._db))
+
+    def _scan(self, keys: Any, cursor: int, *words: bytes, **more: Any) -> Any:
+        # Likewise: what matches is looked for in what came.
+        match = None
+        rest: list[bytes] = []
+        for at in range(0, len(words), 2):
+            option = words[at : at + 2]
+            if option[0].upper() == b"MATCH" and len(option) == 2:
+                match = glob(option[1]).match
+            else:
+                rest += option
+        following, found = super()._scan(keys, cursor, *rest, **more)  # type: ignore[misc]
+        return [following, found if match is None else list(filter(match, found))]
 
     def xread(self, *words: bytes) -> Any:
         """Of streams only."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -349,6 +350,35 @@ def object_encoding(task: Any, key: bytes) -> str | None:
     session = session_of(task)
     item = databases[session.db].get(key) if _exists(session.db, key) else None
     return None if item is None else _encoding(item.value)
+
+
+@commands.command("OBJECT|REFCOUNT", 3, ("readonly",), (2, 2, 1))
+def object_refcount(task: Any, key: bytes) -> int | None:
+    return 1 if _exists(session_of(task).db, key) else None  # nothing is shared
+
+
+def _size(value: Any) -> int:
+    """About how many bytes something takes, with all that it holds."""
+    if isinstance(value, (bytes, str, int, float, type(None))):
+        return sys.getsizeof(value)
+    if isinstance(value, (Hash, dict)):
+        return sys.getsizeof(value) + sum(_size(k) + _size(v) for k, v in value.items())
+    try:
+        return sys.getsizeof(value) + sum(map(_size, value))
+    except TypeError:  # nothing to go through
+        return sys.getsizeof(value)
+
+
+@commands.command("MEMORY|USAGE", -3, ("readonly",), (2, 2, 1))
+def memory_usage(task: Any, key: bytes, *options: bytes) -> int | None:
+    """All of it: SAMPLES is understood, and ignored."""
+    if options:
+        if len(options) != 2 or options[0].upper() != b"SAMPLES":
+            raise RedisError("ERR syntax error")
+        integer(options[1], least=0)
+    session = session_of(task)
+    item = databases[session.db].get(key) if _exists(session.db, key) else None
+    return None if item is None else _size(key) + _size(item.value)
 
 
 _words = b"""

@@ -548,6 +548,41 @@ def test_no_number_makes_the_store_fill_the_memory(client: Any) -> None:
             client.execute_command(command, key, -(2**62))
 
 
+def test_a_pattern_of_many_stars_holds_nobody_up(client: Any) -> None:
+    pattern = "a*" * 20 + "b"  # fakeredis' own would take years
+    name = "a" * 40
+    client.set(name, 1)
+    client.sadd("s", name, name + "b")
+    client.hset("h", name, 1)
+    client.zadd("z", {name: 1})
+    assert client.keys(pattern) == []
+    assert client.scan(0, match=pattern, count=100) == (0, [])
+    assert client.sscan("s", 0, match=pattern) == (0, [name.encode() + b"b"])
+    assert client.hscan("h", 0, match=pattern) == (0, {})
+    assert client.zscan("z", 0, match=pattern) == (0, [])
+    assert client.execute_command("SCAN", 0, "MATCH", pattern, "COUNT", 9, "MATCH", "s")[1] == [
+        b"s"
+    ]
+
+
+def test_what_a_key_takes(client: Any) -> None:
+    client.set("small", "x")
+    client.rpush("large", *["x" * 1000] * 10)
+    client.hset("h", "f", "x" * 1000)
+    client.zadd("z", {"x" * 1000: 1})
+    client.xadd("stream", {"f": "x"})
+    assert 0 < client.memory_usage("small") < 500
+    assert client.memory_usage("large", samples=0) > 10_000
+    assert client.memory_usage("h") > 1000
+    assert client.memory_usage("z") > 1000
+    assert client.memory_usage("stream") > 0
+    assert client.memory_usage("none") is None
+    with pytest.raises(redis.ResponseError, match="syntax error"):
+        client.execute_command("MEMORY", "USAGE", "small", "SAMPLES")
+    assert client.object("refcount", "small") == 1
+    assert client.object("refcount", "none") is None
+
+
 def test_keys_in_no_fixed_place(client: Any) -> None:
     lines = {
         "EVAL script 2 a b c": [b"a", b"b"],
