@@ -40,6 +40,18 @@ def _arity(name: str) -> RedisError:
     return RedisError(f"ERR wrong number of arguments for '{name}' command")
 
 
+PLACES: dict[str, tuple[int, int, int]] = {
+    **dict.fromkeys(("del", "exists", "mget", "pfcount", "unlink"), (1, -1, 1)),
+    **dict.fromkeys(("sdiff", "sinter", "sunion", "pfmerge"), (1, -1, 1)),
+    **dict.fromkeys(("sdiffstore", "sinterstore", "sunionstore"), (1, -1, 1)),
+    **dict.fromkeys(("blpop", "brpop", "bzpopmax", "bzpopmin"), (1, -2, 1)),
+    **dict.fromkeys(("mset", "msetnx"), (1, -1, 2)),
+    "bitop": (2, -1, 1),
+    "lcs": (1, 2, 1),
+}
+"""Where the keys stand: fakeredis says that there is one, or two."""
+
+
 # -- before: what Redis looks at first -------------------------------------------------
 
 

@@ -28,6 +28,7 @@ from fakeredis._socket._fakesocket import FakeSocket
 from fakeredis.model import ExpiringMembersSet, Hash, ZSet, get_command_info
 
 from examples.redis_corrections import (
+    PLACES,
     SIGNATURES,
     Instead,
     after,
@@ -299,8 +300,10 @@ def _register(name: str) -> None:
         return wait(Waiter(task, name, attempt, shape), seconds)
 
     flags = [flag.decode() for flag in facts[2] if flag != b"script_runner"]  # Redis 8's
+    if name == "pfcount":
+        flags.append("may_replicate")  # it may write down what it has counted
     first, last, step = facts[3:6]
-    keys = KEYS.get(name, (first, last or first, step))
+    keys = KEYS.get(name) or PLACES.get(name, (first, last or first, step))
     commands.command(name.replace(" ", "|"), facts[1], flags, keys)(run)
 
 

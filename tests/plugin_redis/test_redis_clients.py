@@ -218,7 +218,9 @@ def test_unpause_from_elsewhere(server: WFRedisServer) -> None:
         one.ask(b"CLIENT PAUSE 1000000 WRITE")
         two.send(b"SET k 1\r\nGET k")
         assert one.ask(b"GET k") == b"$-1\r\n"
+        eventually(lambda: b"\nblocked_clients:1\r" in one.ask(b"INFO clients"))
         one.ask(b"CLIENT UNPAUSE")
+        assert b"\nblocked_clients:0\r" in one.ask(b"INFO clients")
         assert [two.reply(), two.reply()] == [b"+OK\r\n", b"$1\r\n1\r\n"]
 
 

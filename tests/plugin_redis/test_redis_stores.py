@@ -548,6 +548,31 @@ def test_no_number_makes_the_store_fill_the_memory(client: Any) -> None:
             client.execute_command(command, key, -(2**62))
 
 
+@pytest.mark.parametrize(
+    ("line", "keys"),
+    [
+        ("MGET a b c", "abc"),
+        ("DEL a b", "ab"),
+        ("MSET a 1 b 2 c 3", "abc"),
+        ("SINTERSTORE a b c", "abc"),
+        ("BLPOP a b 1", "ab"),
+        ("BITOP AND a b c", "abc"),
+        ("LCS a b", "ab"),
+        ("PFCOUNT a b", "ab"),
+    ],
+)
+def test_each_key_of_a_command_is_known(port: int, line: str, keys: str) -> None:
+    with client_of(port) as client:
+        assert client.command_getkeys(*line.split()) == [*keys]
+
+
+def test_each_key_that_was_read_is_tracked(port: int) -> None:
+    with Wire(port) as reader, client_of(port) as writer:
+        reader.ask(b"HELLO 3\r\nCLIENT TRACKING ON\r\nMGET a b\r\n", 3)
+        writer.set("b", 1)
+        assert b"invalidate" in reader.answer()
+
+
 def test_a_pattern_of_many_stars_holds_nobody_up(client: Any) -> None:
     pattern = "a*" * 20 + "b"  # fakeredis' own would take years
     name = "a" * 40

@@ -111,7 +111,8 @@ class Information:
             "connected_clients": len(connections),
             "cluster_connections": 0,
             "maxclients": _most(connections),
-            "blocked_clients": sum(c.state.blocked is not None for c in connections),
+            "blocked_clients": sum(c.state.blocked is not None for c in connections)
+            + self._table.pause.waiting,
             "tracking_clients": len(self._table.tracking.clients),
         }
 

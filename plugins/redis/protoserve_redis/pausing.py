@@ -36,6 +36,11 @@ class Pause:
         self._stopped = False  # the server on which it was asked for
         self._told: CallbackHandle | None = None  # of its stop
 
+    @property
+    def waiting(self) -> int:
+        """How many commands are held."""
+        return len(self._waiting)
+
     def begin(self, server: Any, seconds: float, *, all_commands: bool) -> None:
         """Pause; together with a pause that is on, the longer and the stricter one. It ends
         with the server on which it was asked for."""
