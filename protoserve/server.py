@@ -44,6 +44,7 @@ from protoserve.kernel.listener import (
 )
 from protoserve.kernel.scheduler import CommScheduler, get_scheduler
 from protoserve.kernel.session import CommService
+from protoserve.kernel.wakeup import Wakeup
 from protoserve.log import logger
 from protoserve.params import ServerParams
 from protoserve.protocol import REQ, RESP, MessageParser, ProtocolSpec
@@ -694,19 +695,13 @@ class WFServerBase(CommService):
                 f"on_stop would wait for itself; {_ADVICE}"
             )
         self.shutdown()
-        loop = asyncio.get_running_loop()
-        finished: asyncio.Future[None] = loop.create_future()
-
-        def arrived() -> None:
-            if not finished.done():
-                finished.set_result(None)
+        finished = Wakeup()
 
         def wait() -> None:
             try:
                 self.wait_finish()
             finally:
-                with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                    loop.call_soon_threadsafe(arrived)
+                finished.wake()
 
         thread = threading.Thread(target=wait, name="protoserve-stop", daemon=True)
         thread.start()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import threading
 from collections.abc import Callable
 
 from protoserve.kernel.connection import CallbackHandle
+from protoserve.kernel.wakeup import Wakeup
 from protoserve.log import logger
 
 
@@ -63,18 +62,8 @@ class StopNotice:
 
     async def until(self) -> None:
         """Wait for it, in a coroutine."""
-        loop = asyncio.get_running_loop()
-        begun: asyncio.Future[None] = loop.create_future()
-
-        def arrived() -> None:
-            if not begun.done():
-                begun.set_result(None)
-
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(arrived)
-
-        handle = self.add(wake)
+        begun = Wakeup()
+        handle = self.add(begun.wake)
         try:
             await begun
         finally:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from protoserve.kernel.habits import Habit
+from protoserve.kernel.wakeup import Wakeup
 from protoserve.log import logger
 from protoserve.protocol import Piece
 
@@ -176,19 +177,9 @@ class AsyncIteratorStream(Stream):
 
 async def room(communicator: Communicator, conn: CommConnection) -> None:
     """Wait until the connection's output has room, or it has closed."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-
-    def arrived() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    def wake() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(arrived)
-
-    if communicator.wait_for_room(conn, wake):
-        await future
+    wakeup = Wakeup()
+    if communicator.wait_for_room(conn, wakeup.wake):
+        await wakeup
 
 
 def open_stream(session: CommSession, out: object) -> Stream:

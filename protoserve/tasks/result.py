@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Generator
@@ -12,6 +11,7 @@ from typing import Any, Final, Generic, TypeVar
 from protoserve.errors import UsageError
 from protoserve.kernel.scheduler import get_scheduler
 from protoserve.kernel.subtask import SubTask
+from protoserve.kernel.wakeup import Wakeup
 from protoserve.tasks.series import SeriesWork
 
 T = TypeVar("T")
@@ -100,17 +100,7 @@ class ResultTask(SubTask, Generic[T]):
         return self._wait().__await__()
 
     async def _wait(self) -> T:
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[None] = loop.create_future()
-
-        def arrived() -> None:
-            if not ended.done():
-                ended.set_result(None)
-
-        def finished(_: SeriesWork) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits
-                loop.call_soon_threadsafe(arrived)
-
+        ended = Wakeup()
         self._awaited = True
         series = SeriesWork(self)
         # In a server's loop, a coroutine that is a part of the task belongs there too.
@@ -119,7 +109,7 @@ class ResultTask(SubTask, Generic[T]):
             series.engine = engine
             series.service = engine.service_here()
         # Not its callback: the failure is raised here, and not logged there.
-        series.adopt(finished)
+        series.adopt(ended.wake)
         series.start()
         try:
             await ended

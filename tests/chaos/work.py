@@ -18,6 +18,7 @@ from zlib import crc32
 from ledger import DeliberateError, Ledger, Watched
 
 from protoserve import SubTask, WaitGroup, go, timer
+from protoserve.kernel.wakeup import Wakeup
 
 ANSWERED = (
     "now", "block", "compute", "timer", "go", "foreign", "chain", "callback", "wait", "push",
@@ -272,19 +273,9 @@ class Work:
         task.set_callback(later)
 
     async def _elsewhere(self) -> None:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-
-        def arrive() -> None:
-            if not future.done():
-                future.set_result(None)
-
-        def call() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(arrive)
-
-        self.foreign.submit(call)
-        await future
+        wakeup = Wakeup()
+        self.foreign.submit(wakeup.wake)
+        await wakeup
 
 
 def _sleep(seconds: float, token: bytes) -> bytes:

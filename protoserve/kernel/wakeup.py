@@ -1,0 +1,34 @@
+"""How any thread wakes a coroutine that waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Generator
+from typing import Any
+
+
+class Wakeup:
+    """A moment that a coroutine awaits, in the loop in which this was made.
+
+    ``wake`` may be called on any thread and more than once, and is a callback for whoever
+    gives an argument.
+    """
+
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] = self._loop.create_future()
+
+    def wake(self, *_: object) -> None:
+        """The moment has come."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits
+            self._loop.call_soon_threadsafe(self._arrive)
+
+    def _arrive(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._future.__await__()
