@@ -41,12 +41,11 @@ _BUSY: Final = 0.5
 class _Worker:
     """One handler thread; ``turn`` is released to tell it to lead or to end."""
 
-    __slots__ = ("clock", "ident", "leads", "thread", "turn")
+    __slots__ = ("clock", "ident", "thread", "turn")
 
-    def __init__(self, *, leads: bool) -> None:
+    def __init__(self) -> None:
         self.turn = threading.Lock()
         self.turn.acquire()
-        self.leads = leads
         self.thread: threading.Thread | None = None
         self.ident = 0
         self.clock: int | None = None  # of its CPU time, where other threads can read it
@@ -181,7 +180,7 @@ class LeaderFollowers:
                 self._baton.release()
             exhausted = self.full
         if exhausted:
-            self._report(self.max_threads)
+            self._tell(self._on_exhausted, self.max_threads)
 
     def defer(self, callback: Callback, argument: Any) -> bool:
         """Instead of a handler, where ``full`` says so: have ``callback(argument, 0)``
@@ -242,7 +241,7 @@ class LeaderFollowers:
                 worker.clock = time.pthread_getcpuclockid(ident)
         self._idents.add(ident)
         try:
-            leads = (worker.leads and self._awake(worker)) or self._follow(worker)
+            leads = self._awake(worker) or self._follow(worker)
             while leads:
                 self._lead(worker)
                 leads = self._follow(worker)
@@ -358,7 +357,7 @@ class LeaderFollowers:
             self._count_locked()
             worker.turn.release()
             return True
-        worker = _Worker(leads=True)
+        worker = _Worker()
         self._leader = self._waking = worker
         if self._hire_locked(worker, beyond=beyond):
             return True
@@ -375,7 +374,7 @@ class LeaderFollowers:
             if self._idle:  # one that was hired before
                 self._idle.pop().turn.release()
                 self._count_locked()
-            elif not self._hire_locked(_Worker(leads=False)):
+            elif not self._hire_locked(_Worker()):
                 break
 
     def _hire_locked(self, worker: _Worker, *, beyond: bool = False) -> bool:
@@ -414,9 +413,9 @@ class LeaderFollowers:
             busy -= 1
         self.full = busy >= self.max_threads
 
-    def _report(self, threads: int) -> None:
+    def _tell(self, callback: Callable[..., None], *args: object) -> None:
         try:
-            self._on_exhausted(threads)
+            callback(*args)
         except BaseException:
             self._on_error()
 
@@ -482,12 +481,9 @@ class LeaderFollowers:
                 self._baton.release()
                 refused, self._refused = self._refused, False
         if exhausted:
-            self._report(self.max_threads)
+            self._tell(self._on_exhausted, self.max_threads)
         if refused:
-            try:
-                self._on_refused()
-            except BaseException:
-                self._on_error()
+            self._tell(self._on_refused)
         return True
 
     def _call_blocked(self, blocked: tuple[Any, bool], _: int) -> None:

@@ -17,7 +17,7 @@ from protoserve.kernel.asyncio_host import LoopEngine, OwnLoopEngine
 from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.engine import Engine, ThreadEngine
 from protoserve.kernel.executor import Executor
-from protoserve.kernel.session import CommService
+from protoserve.kernel.session import REPORT_INTERVAL, CommService
 from protoserve.log import logger
 from protoserve.params import COMPUTE_THREADS, SERVER_PARAMS_DEFAULT
 
@@ -42,9 +42,6 @@ OWN_LOOP: Final = "loop"
 
 _COMPUTE_PATIENCE: Final = 0.5
 """Seconds that a stop waits for compute threads, whose functions may take for ever."""
-
-_REPORT_INTERVAL: Final = 60.0
-"""Seconds between two reports that all handler threads are busy."""
 
 Kind: TypeAlias = str | asyncio.AbstractEventLoop
 """THREADS, OWN_LOOP, or the running loop that is to drive the poller."""
@@ -262,7 +259,7 @@ class CommScheduler:
         with self._lock:
             if now < self._refused_until:
                 return
-            self._refused_until = now + _REPORT_INTERVAL
+            self._refused_until = now + REPORT_INTERVAL
         logger.warning(
             "the system refuses one more handler thread: nothing is served until the handler "
             "that runs has ended, or the system has threads again (ulimit -u, or the "
@@ -276,7 +273,7 @@ class CommScheduler:
         with self._lock:
             if now < self._exhausted_until:
                 return
-            self._exhausted_until = now + _REPORT_INTERVAL
+            self._exhausted_until = now + REPORT_INTERVAL
             services = list(self._services)
         event = HandlersBlocked(threads)
         log_event(event)

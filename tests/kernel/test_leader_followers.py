@@ -501,7 +501,7 @@ class Monitored:
             on_error=print,
             block_threshold=0.005,
         )
-        leader = module._Worker(leads=True)
+        leader = module._Worker()
         self.threads._leader = leader
         monkeypatch.setattr(module._Worker, "cpu_time", lambda worker: self.now * share)
         monkeypatch.setattr(self.threads, "_take_over", self.take_over)
