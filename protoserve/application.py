@@ -223,17 +223,14 @@ class StopHook:
             self._call(engine, over)
 
     def _call(self, engine: Engine, over: Callable[[], object]) -> None:
-        before = CURRENT.service
-        CURRENT.service = self._server
-        try:
-            outcome = self._hook(self._server)
-            if isinstance(outcome, Coroutine):
-                self._run(engine, outcome, over)
-                return
-        except BaseException:
-            logger.exception("on_stop of %r raised", self._server)
-        finally:
-            CURRENT.service = before
+        with CURRENT.working_for(self._server):
+            try:
+                outcome = self._hook(self._server)
+                if isinstance(outcome, Coroutine):
+                    self._run(engine, outcome, over)
+                    return
+            except BaseException:
+                logger.exception("on_stop of %r raised", self._server)
         over()
 
     def _run(

@@ -488,14 +488,10 @@ class WFServerBase(CommService):
             run.listener = None
             notice = self._stop_notice
         listener.close(drain=run.listens and self.engine is not None and self.engine.alive)
-        before = CURRENT.service
-        CURRENT.service = self  # the stop waits for those who are told of it
-        try:
+        with CURRENT.working_for(self):  # the stop waits for those who are told of it
             if run.listens:
                 self.emit(ListenerStopped(self.url))
             notice.tell()
-        finally:
-            CURRENT.service = before
         if not run.ended:  # else they took longer than the stop, and what is there is the next's
             for conn in self.connections():
                 conn.communicator.stop_connection(conn)

@@ -225,7 +225,7 @@ class Communicator:
     def _close_posted(self, what: tuple[CommConnection, CloseReason], _: int) -> None:
         self.close(*what)
 
-    def stop_connection(self, conn: CommConnection) -> None:
+    def stop_connection(self, conn: CommConnection, _: int = 0) -> None:
         """The service stops: end the connection when it has nothing in hand.
 
         What has arrived and was not read yet is still served, so it is looked at once
@@ -236,16 +236,16 @@ class Communicator:
             if conn.phase is CONNECTED and now < conn.idle_since + _FIRST_REQUEST_TIME:
                 # It has only just been accepted, and its request may be on its way.
                 self.poller.call_at(
-                    conn.idle_since + _FIRST_REQUEST_TIME, self._stop_waiting, conn
+                    conn.idle_since + _FIRST_REQUEST_TIME, self.stop_connection, conn
                 )
                 return
             conn.readable = True
             if conn.phase is DRAINING:
-                self._arm_at(conn, min(conn.deadline, now + _STOP_DRAIN_TIME))
+                end = now + _STOP_DRAIN_TIME
+                if conn.send_deadline is not None:
+                    conn.send_deadline = min(conn.send_deadline, end)
+                self._arm_at(conn, min(conn.deadline, end))
             self._resume_later(conn)
-
-    def _stop_waiting(self, conn: CommConnection, _: int) -> None:
-        self.stop_connection(conn)
 
     def evict_idle(self, conn: CommConnection, idle_since: float) -> bool:
         """Close ``conn`` for another if it is still idle since then."""
@@ -403,7 +403,7 @@ class Communicator:
             else:
                 self._close_locked(conn, CloseReason.REQUEST_TOO_SLOW, errno.ETIMEDOUT)
         elif conn.broken:
-            self._close_locked(conn, conn.close_reason, errno.EIO)
+            self._reset_when_taken(conn)
         else:
             self._close_locked(conn, _EXPIRED[conn.phase], errno.ETIMEDOUT)
 
@@ -520,10 +520,8 @@ class Communicator:
         """The peer asks and does not read the answers: told once for a connection."""
         if conn.phase is CLOSED:
             return
-        if conn.queue is None:
-            conn.queue = deque()
         if not conn.queue:
-            self._fill(conn, conn.queue, 1)
+            self._fill(conn, 1)
         if not conn.queue and not conn.readable:
             return  # a large reply, and nothing after it
         conn.told_full = True
@@ -708,25 +706,25 @@ class Communicator:
             and conn.bytes_in - conn.bytes_before > params.request_size_limit
         ):
             return  # enough waits in memory
-        if conn.queue is None:
-            conn.queue = deque()
-        queue = conn.queue
         for _ in range(_TURN_READS):
-            if not self._fill(conn, queue, limit):
+            if not self._fill(conn, limit):
                 return
             if not conn.readable or conn.eof or conn.out_size >= conn.unsent_limit:
                 return
             self._receive(conn)
             if conn.phase is CLOSED:
                 return
-        self._fill(conn, queue, limit)
+        self._fill(conn, limit)
         if conn.readable:
             self._resume_later(conn)
 
-    def _fill(self, conn: CommConnection, queue: deque[Any], limit: int) -> bool:
+    def _fill(self, conn: CommConnection, limit: int) -> bool:
         """Move parsed messages to the queue. False when there is no point in reading."""
         if not conn.more:
             return True
+        queue = conn.queue
+        if queue is None:
+            queue = conn.queue = deque()
         if queue and type(queue[-1]) is _Fault:
             return False
         try:
@@ -816,15 +814,13 @@ class Communicator:
             conn.lock.release()
             stream.close()
             return False
-        before = conn.out_end
         try:
-            self._put(conn, first)
+            self._put_piece(conn, stream, first)
         except BaseException:
-            conn.stream = None
+            self._leave_stream(conn)
             conn.lock.release()
             raise
         conn.phase = conn.phase.reply
-        stream.begun = conn.out_end > before
         stream.busy = busy
         if conn.pumping:
             conn.lock.release()
@@ -848,13 +844,11 @@ class Communicator:
         conn = stream.session.connection
         conn.lock.acquire()
         if conn.phase is not CLOSED:
-            before = conn.out_end
             try:
-                self._put(conn, piece)
+                self._put_piece(conn, stream, piece)
             except BaseException:
                 conn.lock.release()
                 raise
-            stream.begun = stream.begun or conn.out_end > before
             self._flush_aside(conn)
         gone = conn.phase is CLOSED
         self._release(conn)
@@ -909,10 +903,8 @@ class Communicator:
             self._last_piece(conn)
         else:
             if error is None:
-                before = conn.out_end
                 try:
-                    self._put(conn, piece)
-                    stream.begun = stream.begun or conn.out_end > before
+                    self._put_piece(conn, stream, piece)
                 except TypeError as raised:
                     error = raised
             if error is not None and not stream.begun:
@@ -927,6 +919,12 @@ class Communicator:
             elif error is not None:
                 self._stream_failed(conn, error)
         return now
+
+    def _put_piece(self, conn: CommConnection, stream: Stream, piece: Piece) -> None:
+        """With the lock. An empty one begins no reply."""
+        before = conn.out_end
+        self._put(conn, piece)
+        stream.begun = stream.begun or conn.out_end > before
 
     def _last_piece(self, conn: CommConnection) -> None:
         stream = conn.stream
@@ -1386,8 +1384,10 @@ class Communicator:
         if conn.broken:
             conn.phase = conn.phase.drain
             conn.readable = True
-            self._arm(conn, self.poller.time(), DRAIN_TIME)
-            self._drain(conn)
+            conn.send_deadline = self.poller.time() + DRAIN_TIME
+            self._reset_when_taken(conn)
+            if conn.phase is not CLOSED:
+                self._drain(conn)
         elif conn.eof or not self._unread(conn):
             self._close_locked(conn, conn.close_reason, 0)
         else:
@@ -1419,18 +1419,25 @@ class Communicator:
         except BaseException:  # what it is does not matter any more
             return True
 
+    def _reset_when_taken(self, conn: CommConnection) -> None:
+        """End a broken connection when the peer has what was sent, or had time enough."""
+        deadline = conn.send_deadline
+        assert deadline is not None
+        now = self.poller.time()
+        if now < deadline and conn.transport.unacknowledged():
+            self._arm_at(conn, min(deadline, now + _LOOK_AGAIN))
+        else:
+            self._close_locked(conn, conn.close_reason, errno.EIO)
+
     def _drain(self, conn: CommConnection) -> None:
-        if conn.broken:
-            if not conn.transport.unacknowledged():
-                self._close_locked(conn, conn.close_reason, errno.EIO)
-                return
-            now = self.poller.time()
-            if conn.deadline > now + _LOOK_AGAIN:
-                self.poller.call_at(now + _LOOK_AGAIN, self.resume, conn)
+        if conn.broken and not conn.transport.unacknowledged():
+            self._close_locked(conn, conn.close_reason, errno.EIO)
+            return
         try:
             for _ in range(_TURN_READS):
                 if not conn.recv(RECEIVE_SIZE):
-                    self._close_locked(conn, conn.close_reason, 0)
+                    if not conn.broken:  # it may still be taking what it has not got
+                        self._close_locked(conn, conn.close_reason, 0)
                     return
             self._resume_later(conn)
         except (BlockingIOError, InterruptedError):
@@ -1553,14 +1560,13 @@ class Communicator:
         service.retain()  # it must not be gone while they run
         conn.lock.release()
         service.remove_connection(conn)
-        before = CURRENT.service
-        CURRENT.service = service
-        for callback in (callbacks or {}).values():
-            try:
-                callback(conn)
-            except BaseException:
-                logger.exception("an on_close callback of %r raised", conn)
-        CURRENT.service = before
+        if callbacks:
+            with CURRENT.working_for(service):
+                for callback in callbacks.values():
+                    try:
+                        callback(conn)
+                    except BaseException:
+                        logger.exception("an on_close callback of %r raised", conn)
         service.release()
         conn.lock.acquire()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -15,6 +17,16 @@ class Current(threading.local):
 
     service: CommService | None = None
     """The service that waits for what this thread does; ``None`` for no service."""
+
+    @contextlib.contextmanager
+    def working_for(self, service: CommService) -> Iterator[None]:
+        """The service waits for what is done within."""
+        before = self.service
+        self.service = service
+        try:
+            yield
+        finally:
+            self.service = before
 
 
 CURRENT: Final = Current()

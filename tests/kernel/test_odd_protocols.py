@@ -797,6 +797,23 @@ def test_what_is_pushed_while_a_reply_that_fails_has_not_begun_is_sent(
     assert bytes(peer.received) == b"news\nfailed\n"
 
 
+def test_what_is_pushed_before_a_first_piece_that_is_none_is_sent(engine: MemoryEngine) -> None:
+    def pieces() -> Iterator[Any]:
+        connection_of(service).push(b"news\n")
+        yield 1
+
+    def handle(session: LineSession) -> None:
+        with pytest.raises(TypeError):
+            session.reply(pieces())
+        session.reply(b"failed\n")
+
+    service = LineService(handle)
+    peer = engine.connect(service)
+    peer.send(b"a\n")
+    engine.run()
+    assert bytes(peer.received) == b"news\nfailed\n"
+
+
 def test_a_broken_reply_s_reset_waits_for_what_is_under_way(engine: MemoryEngine) -> None:
     def pieces() -> Iterator[bytes]:
         yield b"begun"
@@ -817,6 +834,47 @@ def test_a_broken_reply_s_reset_waits_for_what_is_under_way(engine: MemoryEngine
     assert peer.aborted
     assert service.reasons == ["the reply failed midway"]
     finish(engine, service)
+
+
+def test_a_broken_reply_s_reset_waits_for_a_peer_that_has_ended_its_side(
+    engine: MemoryEngine,
+) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"begun"
+        raise ValueError("a fault")
+
+    service = LineService(lambda session: session.reply(pieces()))
+    peer = engine.connect(service)
+    peer.under_way = 5
+    peer.send(b"broken\n")
+    peer.shutdown()
+    engine.run()
+    engine.advance(0.5)
+    assert bytes(peer.received) == b"begun"
+    assert not peer.closed
+    peer.under_way = 0
+    engine.advance(0.5)
+    assert peer.aborted
+    finish(engine, service)
+
+
+def test_input_while_a_broken_reply_is_under_way_makes_no_timers(engine: MemoryEngine) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"begun"
+        raise ValueError("a fault")
+
+    service = LineService(lambda session: session.reply(pieces()))
+    peer = engine.connect(service)
+    peer.under_way = 5
+    peer.send(b"broken\n")
+    engine.run()
+    before = len(engine.poller._timers)
+    for _ in range(50):
+        peer.send(b"x")
+        engine.run()
+    assert len(engine.poller._timers) == before
+    engine.advance(3)
+    assert peer.aborted
 
 
 def test_a_broken_reply_s_reset_does_not_wait_for_ever(engine: MemoryEngine) -> None:
