@@ -48,7 +48,8 @@ class Database:
 
     def find(self, key: bytes) -> Any:
         """What the key holds, of whatever type; None when it is not there."""
-        if self.deadlines and self.deadlines.get(key, now_ms() + 1) <= now_ms():
+        deadline = self.deadlines.get(key)
+        if deadline is not None and deadline <= now_ms():
             self.remove(key)
         return self.data.get(key)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import re
 import socket
 import struct
@@ -227,6 +228,20 @@ def later(store: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         monkeypatch.setattr(store, clock, lambda: moment)
 
     return let_pass
+
+
+def test_a_key_without_a_deadline_stays_whenever_the_clock_ticks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = module("redis_kv")
+    ticks = itertools.count(store.now_ms())
+    monkeypatch.setattr(store, "now_ms", ticks.__next__)
+    db = store.Database(0)
+    db.set(b"stays", b"1")
+    db.set(b"goes", b"2")
+    db.expire(b"goes", store.now_ms() + 1_000)
+    assert [db.find(b"stays") for _ in range(3)] == [b"1"] * 3
+    assert db.find(b"goes") == b"2"
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0]} {kind[1]}")

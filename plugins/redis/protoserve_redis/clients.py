@@ -69,12 +69,12 @@ def _register_own(table: CommandTable) -> None:
 
     @table.command("CLIENT|NO-EVICT", 3, _ADMIN, group="connection", since="7.0.0")
     def no_evict(task: Any, switch: bytes) -> Any:
-        session_of(task).no_evict = _on_off(switch)
+        session_of(task).no_evict = on_off(switch)
         return OK
 
     @client("NO-TOUCH", 3, "7.2.0")
     def no_touch(task: Any, switch: bytes) -> Any:
-        session_of(task).no_touch = _on_off(switch)
+        session_of(task).no_touch = on_off(switch)
         return OK
 
     @client("REPLY", 3, "3.2.0")
@@ -119,21 +119,21 @@ def _register_others(table: CommandTable) -> None:
     @table.command("CLIENT|KILL", -3, _ADMIN, group="connection", since="2.4.0")
     def kill(task: Any, *args: bytes) -> Any:
         own = task.connection
-        if len(args) == 1:
-            victims = [c for c in table.connections() if peer_address(c) == decoded(args[0])]
-            if not victims:
-                raise RedisError("ERR No such client")
-        else:
-            matches, skip_me = _kill_filters(table, args)
-            victims = [c for c in table.connections() if all(m(c) for m in matches)]
-            if skip_me:
-                victims = [c for c in victims if c is not own]
+        old_form = len(args) == 1
+        if old_form:
+            args = (b"ADDR", args[0], b"SKIPME", b"no")
+        matches, skip_me = _kill_filters(table, args)
+        victims = [c for c in table.connections() if all(m(c) for m in matches)]
+        if skip_me:
+            victims = [c for c in victims if c is not own]
+        if old_form and not victims:
+            raise RedisError("ERR No such client")
         for connection in victims:
             if connection is own:
                 task.set_keep_alive(0)
             else:
                 connection.close()
-        return OK if len(args) == 1 else len(victims)
+        return OK if old_form else len(victims)
 
     @table.command("CLIENT|UNBLOCK", -3, _ADMIN, group="connection", since="5.0.0")
     def unblock(task: Any, number: bytes, reason: bytes = b"TIMEOUT") -> int:
@@ -273,7 +273,8 @@ def _printable(data: bytes) -> bool:
     return not data.translate(None, _PRINTABLE)
 
 
-def _on_off(switch: bytes) -> bool:
+def on_off(switch: bytes) -> bool:
+    """A switch; raises ``RedisError`` for what is neither."""
     if switch.lower() not in (b"on", b"off"):
         raise RedisError("ERR syntax error")
     return switch.lower() == b"on"

@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from protoserve_redis.arguments import integer, text_of
+from protoserve_redis.clients import on_off
 from protoserve_redis.serialiser import encode
 from protoserve_redis.session import RedisSession, deliver, session_of
 from protoserve_redis.values import OK, Push, RedisError
 
 if TYPE_CHECKING:
+    from protoserve import CommConnection
     from protoserve_redis.command import Command
     from protoserve_redis.commands import CommandTable
 
@@ -89,6 +91,7 @@ class Tracking:
     def __init__(self, table: CommandTable) -> None:
         self.clients: dict[int, RedisSession] = {}
         """The sessions that track, by their id. Changed under the lock."""
+        self._broadcasting: dict[int, RedisSession] = {}  # those of them with BCAST
         self._table = table
         self._lock = threading.Lock()
         self._keys: dict[bytes, set[int]] = {}  # who has read them
@@ -104,6 +107,8 @@ class Tracking:
         with self._lock:
             session.tracked = tracked
             self.clients[session.id] = session
+            if tracked.broadcast:
+                self._broadcasting[session.id] = session
             self._look()
         session.update()
 
@@ -114,6 +119,7 @@ class Tracking:
         with self._lock:
             session.tracked = None
             self.clients.pop(session.id, None)
+            self._broadcasting.pop(session.id, None)
             if not self.clients:
                 self._keys.clear()
             self._look()
@@ -121,8 +127,7 @@ class Tracking:
 
     def _look(self) -> None:
         # Broadcasts of one command come together: then all commands are looked at.
-        wanted = any(s.tracked is not None and s.tracked.broadcast for s in self.clients.values())
-        self._table.detour("tracking", on=wanted)
+        self._table.detour("tracking", on=bool(self._broadcasting))
 
     def remember(
         self, session: RedisSession, tracked: Tracked, command: Command, args: list[bytes]
@@ -162,7 +167,7 @@ class Tracking:
                 batch.broadcast.clear()
             else:
                 self._tell_readers(key)
-                for session in self.clients.values():
+                for session in self._broadcasting.values():
                     self._tell_prefixes(session, key)
         if batch.session is None:
             self._flush()
@@ -170,12 +175,12 @@ class Tracking:
     def _tell_readers(self, key: bytes) -> None:
         for number in self._keys.pop(key, ()):
             session = self.clients.get(number)
-            if session is not None and self._wants(session) and not _broadcasts(session):
+            if session is not None and self._wants(session) and number not in self._broadcasting:
                 self._batch.keys.append((session, key))
 
     def _tell_prefixes(self, session: RedisSession, key: bytes) -> None:
         tracked = session.tracked
-        if tracked is None or not tracked.broadcast or not self._wants(session):
+        if tracked is None or not self._wants(session):
             return
         for length in tracked.lengths:
             if length > len(key):
@@ -207,30 +212,25 @@ class Tracking:
         tracked = session.tracked
         if tracked is None:
             return
-        target = session
-        if tracked.redirect:
-            connection = self._table.connection_of(tracked.redirect)
-            if connection is None:
+        connection = self._table.connection_of(tracked.redirect or session.id)
+        if connection is None:
+            if tracked.redirect:
                 tracked.broken = True
-                if session.protocol >= 3:
-                    self._push(session, own, Push([b"tracking-redir-broken", tracked.redirect]))
-                return
-            target = connection.state
+                connection = self._table.connection_of(session.id)
+                if session.protocol >= 3 and connection is not None:
+                    _push(connection, own, Push([b"tracking-redir-broken", tracked.redirect]))
+            return
+        target: RedisSession = connection.state
         if target.protocol >= 3:
-            self._push(target, own, Push([b"invalidate", keys]))
+            _push(connection, own, Push([b"invalidate", keys]))
         elif target is not session and target.subscribed:
-            self._push(target, own, Push([b"message", CHANNEL, keys]))
-
-    def _push(self, target: RedisSession, own: RedisSession | None, message: Push) -> None:
-        data = encode(message, target.protocol)
-        connection = self._table.connection_of(target.id)
-        if connection is not None:
-            # To oneself after the reply of the command that did it.
-            deliver(connection, target, data, own=target is own)
+            _push(connection, own, Push([b"message", CHANNEL, keys]))
 
 
-def _broadcasts(session: RedisSession) -> bool:
-    return session.tracked is not None and session.tracked.broadcast
+def _push(connection: CommConnection, own: RedisSession | None, message: Push) -> None:
+    target: RedisSession = connection.state
+    # To oneself after the reply of the command that did it.
+    deliver(connection, target, encode(message, target.protocol), own=target is own)
 
 
 # -- commands --------------------------------------------------------------------------
@@ -360,13 +360,11 @@ def register(table: CommandTable) -> None:
     def track(task: Any, switch: bytes, *words: bytes) -> Any:
         session = session_of(task)
         asked, prefixes = _read_options(table, words)
-        if switch.lower() == b"on":
+        if on_off(switch):
             _switch_on(table, session, asked, prefixes)
             table.joined(task.connection, session)
-        elif switch.lower() == b"off":
-            table.tracking.drop(session)
         else:
-            raise RedisError("ERR syntax error")
+            table.tracking.drop(session)
         return OK
 
     @table.command(
