@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from protoserve_redis.glob import Glob, glob
 from protoserve_redis.serialiser import encode
@@ -154,28 +154,21 @@ def _deliver(receivers: dict[CommConnection, RedisSession], message: Push) -> in
     return count
 
 
-FLAGS = ("pubsub", "noscript", "loading", "stale")
+_CHANGING: Final = ("pubsub", "noscript", "loading", "stale")
+
+
+_ASKING: Final = ("pubsub", "loading", "stale")
 
 
 def register(table: CommandTable) -> None:
     """Put SUBSCRIBE, PUBLISH and their kin into a table."""
     subscriptions = table.subscriptions
-
-    def changing(kind: str, arity: int, summary: str) -> None:
-        def change(task: Any, *names: bytes) -> Any:
-            session = session_of(task)
-            value = subscriptions.change(task.connection, session, kind, names)
-            table.joined(task.connection, session)
-            return value
-
-        table.command(
-            kind, arity, FLAGS, group="pubsub", summary=summary, since="2.0.0", complexity="O(N)"
-        )(change)
-
-    changing("subscribe", -2, "Listens for messages published to channels.")
-    changing("psubscribe", -2, "Listens for messages published to channels by pattern.")
-    changing("unsubscribe", -1, "Stops listening to messages posted to channels.")
-    changing("punsubscribe", -1, "Stops listening to messages by pattern.")
+    register_change(table, "subscribe", -2, "Listens for messages published to channels.")
+    register_change(
+        table, "psubscribe", -2, "Listens for messages published to channels by pattern."
+    )
+    register_change(table, "unsubscribe", -1, "Stops listening to messages posted to channels.")
+    register_change(table, "punsubscribe", -1, "Stops listening to messages by pattern.")
 
     @table.command(
         "PUBLISH",
@@ -188,16 +181,44 @@ def register(table: CommandTable) -> None:
     def publish(task: Any, channel: bytes, message: bytes) -> int:
         return subscriptions.publish(channel, message)
 
-    about = ("pubsub", "loading", "stale")
+    register_questions(table, subscriptions.channels, "", "2.8.0")
 
-    @table.command("PUBSUB|CHANNELS", -2, about, group="pubsub", since="2.8.0")
-    def channels(task: Any, *patterns: bytes) -> list[bytes]:
-        return subscriptions.names(subscriptions.channels, patterns, "CHANNELS")
-
-    @table.command("PUBSUB|NUMSUB", -2, about, group="pubsub", since="2.8.0")
-    def numsub(task: Any, *names: bytes) -> list[bytes | int]:
-        return subscriptions.counts(subscriptions.channels, names)
-
-    @table.command("PUBSUB|NUMPAT", 2, about, group="pubsub", since="2.8.0")
+    @table.command("PUBSUB|NUMPAT", 2, _ASKING, group="pubsub", since="2.8.0")
     def numpat(task: Any) -> int:
         return len(subscriptions.patterns)
+
+
+def register_change(
+    table: CommandTable,
+    kind: str,
+    arity: int,
+    summary: str,
+    *,
+    since: str = "2.0.0",
+    keys: tuple[int, int, int] = (0, 0, 0),
+    within_exec: bool = True,
+) -> None:
+    """Put a command that changes subscriptions into a table."""
+
+    def change(task: Any, *names: bytes) -> Any:
+        session = session_of(task)
+        if session.executing and not within_exec:
+            raise RedisError(f"ERR {kind.upper()} isn't allowed for a DENY BLOCKING client")
+        value = table.subscriptions.change(task.connection, session, kind, names)
+        table.joined(task.connection, session)
+        return value
+
+    table.command(kind, arity, _CHANGING, keys, "pubsub", summary, since, "O(N)")(change)
+
+
+def register_questions(table: CommandTable, registry: _Receivers, prefix: str, since: str) -> None:
+    """Put into a table what asks about channels, and about who listens to them."""
+    subscriptions = table.subscriptions
+
+    @table.command(f"PUBSUB|{prefix}CHANNELS", -2, _ASKING, group="pubsub", since=since)
+    def channels(task: Any, *patterns: bytes) -> list[bytes]:
+        return subscriptions.names(registry, patterns, f"{prefix}CHANNELS")
+
+    @table.command(f"PUBSUB|{prefix}NUMSUB", -2, _ASKING, group="pubsub", since=since)
+    def numsub(task: Any, *names: bytes) -> list[bytes | int]:
+        return subscriptions.counts(registry, names)
