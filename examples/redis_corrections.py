@@ -91,10 +91,10 @@ def _expire(name: str, arguments: list[bytes]) -> None:
     if words == {b"GT", b"LT"}:
         raise RedisError("ERR GT and LT options at the same time are not compatible")
     if words <= {b"NX", b"XX", b"GT", b"LT"}:
-        at = integer(arguments[1]) * _RELATIVE[name]
+        at = given = integer(arguments[1]) * _RELATIVE[name]
         if not name.endswith("at"):
             at += int(time.time() * 1000)
-        if not -(2**63) <= at < 2**63 or abs(integer(arguments[1])) * _RELATIVE[name] >= 2**63:
+        if not -(2**63) <= at < 2**63 or abs(given) >= 2**63:
             raise RedisError(f"ERR invalid expire time in '{name}' command")
 
 
@@ -108,7 +108,7 @@ def _scan(name: str, arguments: list[bytes]) -> None:
 
 
 def _times(name: str, arguments: list[bytes]) -> None:
-    if name in ("lmove", "blmove"):
+    if name == "blmove":
         _sides(name, arguments)
     timeout(arguments[0 if name in _TIMEOUT_FIRST else -1])
 

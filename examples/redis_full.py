@@ -308,7 +308,7 @@ def _register(name: str) -> None:
 
 
 NOT_THEIRS = {known.decode().lower() for known in commands.commands} | {
-    *("acl", "ssubscribe", "sunsubscribe", "spublish"),  # fakeredis knows of one connection
+    "acl",  # fakeredis knows of one connection
     *("dump", "restore"),  # it would unpickle what clients send
 }
 
@@ -348,10 +348,15 @@ def _encoding(value: Any) -> str:
     return ("listpack" if small else "skiplist") if isinstance(value, ZSet) else "stream"
 
 
+def _item(task: Any, key: bytes) -> Any:
+    """The key as fakeredis has it, of the connection's database; None when it is not there."""
+    db = session_of(task).db
+    return databases[db].get(key) if _exists(db, key) else None
+
+
 @commands.command("OBJECT|ENCODING", 3, ("readonly",), (2, 2, 1))
 def object_encoding(task: Any, key: bytes) -> str | None:
-    session = session_of(task)
-    item = databases[session.db].get(key) if _exists(session.db, key) else None
+    item = _item(task, key)
     return None if item is None else _encoding(item.value)
 
 
@@ -379,8 +384,7 @@ def memory_usage(task: Any, key: bytes, *options: bytes) -> int | None:
         if len(options) != 2 or options[0].upper() != b"SAMPLES":
             raise RedisError("ERR syntax error")
         integer(options[1], least=0)
-    session = session_of(task)
-    item = databases[session.db].get(key) if _exists(session.db, key) else None
+    item = _item(task, key)
     return None if item is None else _size(key) + _size(item.value)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from protoserve import ConfigError
 from protoserve_redis import (
     authentication,
+    blocking,
     catalogue,
     clients,
     information,
@@ -32,11 +33,10 @@ from protoserve_redis import (
 )
 from protoserve_redis.addresses import peer_address
 from protoserve_redis.arguments import text_of
-from protoserve_redis.blocking import Blocked
 from protoserve_redis.command import Command, Handler, check_hook, waits
 from protoserve_redis.serialiser import encode
 from protoserve_redis.session import RedisSession
-from protoserve_redis.values import NO_REPLY, NULL_ARRAY, QUEUED, RedisError, SimpleString
+from protoserve_redis.values import NO_REPLY, NULL_ARRAY, QUEUED, RedisError, SimpleString, decoded
 
 if TYPE_CHECKING:
     from protoserve import CommConnection
@@ -471,16 +471,6 @@ class CommandTable:
     ) -> Coroutine[Any, Any, None] | None:
         session.next_reply()
         session.used = time.monotonic()
-        return self._checked(task, session, args)
-
-    def run_again(self, task: Any, command: Command) -> Coroutine[Any, Any, None] | None:
-        """Run a command that was held back, in its request's series. Guards, which may
-        count, have seen it."""
-        return self._admitted(task, task.connection.state, command, task.req.args)
-
-    def _checked(
-        self, task: Any, session: RedisSession, args: list[bytes]
-    ) -> Coroutine[Any, Any, None] | None:
         try:
             command = self.resolve(args)
             self._admit(session, command)
@@ -490,6 +480,11 @@ class CommandTable:
             self._refuse(task, session, args, error)
             return None
         return self._admitted(task, session, command, args)
+
+    def run_again(self, task: Any, command: Command) -> Coroutine[Any, Any, None] | None:
+        """Run a command that was held back, in its request's series. Guards, which may
+        count, have seen it."""
+        return self._admitted(task, task.connection.state, command, task.req.args)
 
     def _admitted(
         self, task: Any, session: RedisSession, command: Command, args: list[bytes]
@@ -553,7 +548,7 @@ class CommandTable:
                 f"ERR Can't execute '{command.full_name}': only (P|S)SUBSCRIBE / "
                 "(P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
             )
-        if session.monitoring and not monitor.ALLOWED.isdisjoint(command.flags):
+        if session.monitoring and not monitor.REFUSED.isdisjoint(command.flags):
             raise RedisError("ERR Replica can't interact with the keyspace")
         if session.transaction is not None and "no_multi" in command.flags:
             raise RedisError("ERR Command not allowed inside a transaction")
@@ -576,7 +571,7 @@ class CommandTable:
         cancelled, by a server that is cut or a client that left, is that passed on."""
         blocked = None
         if "blocking" in command.flags:
-            blocked = Blocked(task, session)
+            blocked = blocking.Blocked(task, session)
         own = asyncio.current_task()
         cancelled = 0 if own is None else own.cancelling()
         try:
@@ -704,9 +699,7 @@ class CommandTable:
             self._connections.pop(session.id, None)
             self._requests += connection.seq
         self.leave(connection, session)
-        blocked = session.blocked
-        if isinstance(blocked, Blocked):
-            blocked.leave()
+        blocking.leave(session)
         session.take_postscript()
 
     def leave(self, connection: CommConnection, session: RedisSession) -> None:
@@ -755,7 +748,7 @@ def _unknown(args: list[bytes]) -> RedisError:
             break
         word = arg.partition(b"\0")[0][:room]
         room -= len(word) + 3
-        shown += f"'{text_of(word, 128)}' "
+        shown += f"'{decoded(word)}' "
     return RedisError(
         f"ERR unknown command '{text_of(args[0], 128)}', with args beginning with: {shown}"
     )

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from protoserve_redis.values import INT_MAX, INT_MIN
+
 MAX_LINE: Final = 64 * 1024  # Redis' PROTO_INLINE_MAX_SIZE
 """Bytes of an inline request, or of a line with a length, without its end."""
 
@@ -22,9 +24,7 @@ UNAUTHENTICATED_BULK: Final = 16 * 1024  # Redis
 
 _SMALLEST_ARG: Final = len(b"$0\r\n\r\n")
 
-_NUMBER: Final = re.compile(rb"(?:0|-?[1-9][0-9]{0,18})\Z")
-_LLONG_MIN: Final = -(2**63)
-_LLONG_MAX: Final = 2**63 - 1
+_LONGEST: Final = 20  # characters of a 64-bit number, with its sign
 
 _LF: Final = ord("\n")
 _STAR: Final = ord("*")
@@ -150,7 +150,7 @@ class Framing:
 
     def _open(self, line: bytes) -> None:
         """The line that begins a request."""
-        count = _number(line[1:])
+        count = number(line[1:])
         if count is None or count > MAX_ARGS:
             raise FramingError("invalid multibulk length")
         if count > UNAUTHENTICATED_ARGS and not self.authenticated:
@@ -164,7 +164,7 @@ class Framing:
         if line[:1] != b"$":
             got = line[:1].decode("latin-1") or " "
             raise FramingError(f"expected '$', got '{got}'")
-        length = _number(line[1:])
+        length = number(line[1:])
         if length is None or length < 0:
             raise FramingError("invalid bulk length")
         # The strings still to come have a least size, too.
@@ -176,12 +176,18 @@ class Framing:
         self._bulk = length + 2
 
 
-def _number(digits: bytes) -> int | None:
-    """An integer as Redis reads it (``string2ll``): no spaces, plus, or leading zeros."""
-    if not _NUMBER.match(digits):
-        return None
-    value = int(digits)
-    return value if _LLONG_MIN <= value <= _LLONG_MAX else None
+def number(digits: bytes) -> int | None:
+    """An integer as Redis reads it (``string2ll``), in its only spelling: 64 bits, no
+    spaces, plus, or leading zeros. None for what is none."""
+    # int() takes far more than Redis does; what it takes must read the same when written.
+    if len(digits) <= _LONGEST:
+        try:
+            value = int(digits)
+        except ValueError:
+            return None
+        if INT_MIN <= value <= INT_MAX and b"%d" % value == digits:
+            return value
+    return None
 
 
 # Blanks before a word and after a closing quote are those of C's isspace(); a word without

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from protoserve_redis.command import Command
     from protoserve_redis.commands import CommandTable
 
-ALLOWED: Final = frozenset({"write", "readonly", "may_replicate"})
+REFUSED: Final = frozenset({"write", "readonly", "may_replicate"})
 """What has one of these flags is refused to who watches, as a replica would be."""
 
 _HIDDEN: Final = frozenset({"admin", "skip_monitor"})
@@ -73,11 +73,9 @@ class Monitors:
         with self._lock:
             watching = list(self._watching.items())
         for watcher, its_session in watching:
-            if watcher is connection:
-                if command.name != b"QUIT" and not session.quiet:
-                    deliver(watcher, session, line, own=True)
-            else:
-                deliver(watcher, its_session, line)
+            own = watcher is connection
+            if not own or (command.name != b"QUIT" and not session.quiet):
+                deliver(watcher, its_session, line, own=own)
 
 
 def _words(command: Command, args: list[bytes]) -> bytes:

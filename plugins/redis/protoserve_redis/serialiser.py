@@ -13,6 +13,8 @@ from typing import Any, Final
 from protoserve import MessageOut
 from protoserve_redis.messages import RedisResponse
 from protoserve_redis.values import (
+    INT_MAX,
+    INT_MIN,
     NO_REPLY,
     NULL_ARRAY,
     OK,
@@ -36,8 +38,6 @@ _CODE: Final = re.compile(r"[A-Z][A-Z0-9_]+(?= |\Z)")
 _LINE_ENDS: Final = str.maketrans("\r\n", "  ")
 _INTS: Final = tuple(b":%d\r\n" % i for i in range(256))
 _SMALL: Final = len(_INTS)
-_INT_MIN: Final = -(2**63)
-_INT_MAX: Final = 2**63 - 1
 
 
 def message_out(response: RedisResponse, *, long_doubles: bool = False) -> MessageOut:
@@ -67,7 +67,7 @@ def encode(value: Any, protocol: int = 2, *, long_doubles: bool = False) -> byte
         if 0 <= value < _SMALL:
             small: bytes = _INTS[value]
             return small
-        if _INT_MIN <= value <= _INT_MAX:
+        if INT_MIN <= value <= INT_MAX:
             return b":%d\r\n" % value
     if value is NO_REPLY or (kind is Raw and not value):
         return b""
@@ -129,7 +129,7 @@ def _encode_one(
             else:
                 out.append(b"#t\r\n" if value else b"#f\r\n")
         case int():
-            if isinstance(value, BigNumber) or not _INT_MIN <= value <= _INT_MAX:
+            if isinstance(value, BigNumber) or not INT_MIN <= value <= INT_MAX:
                 digits = b"%d" % value
                 if protocol == 2:
                     out.append(b"$%d\r\n%b\r\n" % (len(digits), digits))

@@ -148,7 +148,7 @@ class RedisSession:
     def update(self) -> None:
         """Work out ``special`` and ``wrapped`` anew; called by whatever changes one of
         their reasons."""
-        quiet = self.reply_off or self.reply_skip
+        quiet = self.quiet
         self.special = (
             not self.authenticated
             or self.transaction is not None
@@ -199,7 +199,7 @@ class RedisSession:
         with _postscripts:
             taken, self.postscript = self.postscript, None
             self.kept = 0
-            self.wrapped = self.reply_off or self.reply_skip
+            self.wrapped = self.quiet
         return taken or []
 
 

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final
 
+INT_MIN: Final = -(2**63)
+INT_MAX: Final = 2**63 - 1
+"""What Redis holds an integer in: 64 bits with a sign."""
+
 
 def decoded(data: bytes) -> str:
     """Bytes of a client as text, from which ``encoded`` makes the same again."""
