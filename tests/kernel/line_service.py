@@ -139,9 +139,18 @@ def later(session: LineSession) -> None:
 class LineService(CommService):
     """What the communicator needs of a server, with everything noted."""
 
-    def __init__(self, handler: Callable[[LineSession], object] = echo, **params: Any) -> None:
+    def __init__(
+        self,
+        handler: Callable[[LineSession], object] = echo,
+        *,
+        session: type[LineSession] = LineSession,
+        parser: type[LineParser] = LineParser,
+        **params: Any,
+    ) -> None:
         super().__init__(ServerParams(**params))
         self.handler = handler
+        self.session = session
+        self.parser = parser
         self.sessions: list[LineSession] = []
         self.on_result: Callable[[LineSession], object] | None = None
         self.quiet = False
@@ -169,10 +178,10 @@ class LineService(CommService):
         return [": ".join(filter(None, (event.reason, event.detail))) for event in self.ends]
 
     def new_session(self, seq: int, conn: CommConnection) -> CommSession:
-        return LineSession(self, seq, conn)
+        return self.session(self, seq, conn)
 
     def new_parser(self) -> MessageParser[Any]:
-        parser = LineParser(self.farewell)
+        parser = self.parser(self.farewell)
         self.parsers.append(parser)
         return parser
 

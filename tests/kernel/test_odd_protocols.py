@@ -17,7 +17,6 @@ from protoserve import (
     NEED_DATA,
     CommConnection,
     Feedback,
-    MessageParser,
     NeedData,
     ProtocolError,
     ServerParams,
@@ -161,11 +160,7 @@ def test_message_out_that_uses_its_connection(engine: MemoryEngine) -> None:
             conn.close()
             return b"out\n"
 
-    class Service(LineService):
-        def new_session(self, seq: int, conn: CommConnection) -> Any:
-            return Session(self, seq, conn)
-
-    service = Service(echo)
+    service = LineService(echo, session=Session)
     peer = engine.connect(service)
     peer.send(b"a\n")
     engine.run()
@@ -211,11 +206,7 @@ def test_a_collected_object_that_closes_the_connection(engine: MemoryEngine) -> 
             super().feed(data)
             gc.collect()
 
-    class Service(LineService):
-        def new_parser(self) -> MessageParser[Any]:
-            return Parser()
-
-    service = Service()
+    service = LineService(parser=Parser)
     peer = engine.connect(service)
     Owner(connection_of(service))
     peer.send(b"a\n")
@@ -263,12 +254,7 @@ class Waiting(LineParser):
 
 
 def test_a_parser_that_waits_for_the_reply_is_asked_again(engine: MemoryEngine) -> None:
-    class Service(LineService):
-        def new_parser(self) -> MessageParser[Any]:
-            self.parsers.append(Waiting())
-            return self.parsers[-1]
-
-    service = Service(later)
+    service = LineService(later, parser=Waiting)
     peer = engine.connect(service)
     peer.send(b"data\n")
     engine.run()
@@ -294,11 +280,7 @@ class Once(LineParser):
 
 
 def test_a_fault_that_is_raised_once_while_reading_ahead(engine: MemoryEngine) -> None:
-    class Service(LineService):
-        def new_parser(self) -> MessageParser[Any]:
-            return Once()
-
-    service = Service(later)
+    service = LineService(later, parser=Once)
     peer = engine.connect(service)
     peer.send(b"a\n")
     engine.run()
@@ -324,11 +306,7 @@ def test_none_is_a_fault_that_is_named_once(
             message = super().next_message()
             return None if message == "forget" else message
 
-    class Service(LineService):
-        def new_parser(self) -> MessageParser[Any]:
-            return Forgetful()
-
-    service = Service(handler)
+    service = LineService(handler, parser=Forgetful)
     peer = engine.connect(service)
     peer.send(b"a\nforget\nb\n")
     engine.run()
@@ -353,11 +331,7 @@ class Careless(LineParser):
 def test_the_size_limit_holds_for_a_careless_parser(
     engine: MemoryEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Service(LineService):
-        def new_parser(self) -> MessageParser[Any]:
-            return Careless()
-
-    service = Service(request_size_limit=1024)
+    service = LineService(parser=Careless, request_size_limit=1024)
     peer = engine.connect(service)
     peer.send(b"x" * 1024)
     engine.run()
@@ -379,11 +353,7 @@ def test_the_size_limit_does_not_count_what_is_no_request(engine: MemoryEngine) 
                 if not (isinstance(message, str) and message.startswith("#")):
                     return message
 
-    class Service(LineService):
-        def new_parser(self) -> MessageParser[Any]:
-            return Comments()
-
-    service = Service(request_size_limit=1024)
+    service = LineService(parser=Comments, request_size_limit=1024)
     peer = engine.connect(service)
     for _ in range(3):
         peer.send(b"a\n")
@@ -713,11 +683,7 @@ def test_two_serialisers_that_use_each_other_s_connection_do_not_lock_each_other
             other.push(b"from the other\n")
             return b"out\n"
 
-    class Service(LineService):
-        def new_session(self, seq: int, conn: CommConnection) -> Any:
-            return Session(self, seq, conn)
-
-    services += [Service(echo), Service(echo)]
+    services += [LineService(echo, session=Session), LineService(echo, session=Session)]
     peers = [engine.connect(service) for engine, service in zip(engines, services, strict=True)]
     for peer in peers:
         peer.send(b"a\n")
@@ -786,11 +752,7 @@ def test_what_is_pushed_while_a_reply_that_fails_has_not_begun_is_sent(
         def reply_failed(self, error: BaseException | None) -> None:
             self.reply(b"failed\n")
 
-    class Service(LineService):
-        def new_session(self, seq: int, conn: CommConnection) -> Any:
-            return Session(self, seq, conn)
-
-    service = Service(lambda session: session.reply(pieces()))
+    service = LineService(lambda session: session.reply(pieces()), session=Session)
     peer = engine.connect(service)
     peer.send(b"a\n")
     engine.run()
@@ -913,11 +875,7 @@ def test_closing_in_the_serialiser_ends_with_this_reply(engine: MemoryEngine) ->
             self.connection.close()
             return b"out\n"
 
-    class Service(LineService):
-        def new_session(self, seq: int, conn: CommConnection) -> Any:
-            return Session(self, seq, conn)
-
-    service = Service(echo)
+    service = LineService(echo, session=Session)
     peer = engine.connect(service)
     peer.send(b"a\nb\nc\n")
     engine.run()
