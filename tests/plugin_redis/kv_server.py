@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -97,6 +97,14 @@ def _answers(port: int, process: subprocess.Popen[bytes]) -> bool:
             assert time.monotonic() < end, "redis-server does not answer"
             time.sleep(0.01)
     return False
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    """Wait until something is so; fail when it is not to be."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def packed(*words: bytes | str) -> bytes:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 import hiredis
 import uvloop
 
-from protoserve_redis import OK, CommandTable, RedisError, integer, options, session_of
+from protoserve_redis import (
+    OK,
+    CommandTable,
+    RedisError,
+    WFRedisServer,
+    integer,
+    options,
+    session_of,
+)
 
 # uvloop makes a pipe with the first loop of a process and keeps it.
 uvloop.new_event_loop().close()
@@ -244,3 +254,13 @@ class RawClient:
         """Send an inline command; the bytes of its replies."""
         self.send(line)
         return b"".join(self.reply() for _ in range(replies))
+
+
+@contextlib.contextmanager
+def talk(commands: CommandTable) -> Iterator[RawClient]:
+    """A client of a server of a table."""
+    with (
+        WFRedisServer(commands).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as client,
+    ):
+        yield client

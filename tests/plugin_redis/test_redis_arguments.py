@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from kv_server import Wire, packed, real
+from kv_server import Wire, packed
 
 from protoserve_redis import RedisError, arguments
 
@@ -23,12 +23,6 @@ DOUBLES = [
     b"0x1p9999", b"-0x10", b"0x1p-9999", b"0x0p-9999", b"1,5", b"1.5 ", b" 1.5",
     b"\t1", b"1\n",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def redis_port() -> Iterator[int]:
-    with real() as port:
-        yield port
 
 
 def outcome(read: Callable[[bytes], Any], text: bytes) -> Any:

@@ -7,13 +7,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from kv_server import PATIENCE, real
+from kv_server import PATIENCE, eventually
 from redis_lockstep import table
 from redis_tables import RawClient
 
@@ -32,25 +31,6 @@ from protoserve_redis import (
 @pytest.fixture
 def commands() -> CommandTable:
     return table()
-
-
-@pytest.fixture
-def server(commands: CommandTable) -> Iterator[WFRedisServer]:
-    with WFRedisServer(commands).start("127.0.0.1", 0) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def redis_port() -> Iterator[int]:
-    with real() as port:
-        yield port
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 # -- what is told ----------------------------------------------------------------------

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from kv_server import Wire, example, packed, real
+from kv_server import Wire, example, packed
 
 # One command a line; `~` is the empty string. Replies whose order Redis does not define are
 # left out, and so are numbers that depend on the clock.
@@ -256,12 +256,6 @@ def _split(script: str) -> list[bytes]:
 
 def _commands(store: str, name: str) -> list[bytes]:
     return _split((SCRIPTS if store == "redis_full" else SMALL)[name])
-
-
-@pytest.fixture(scope="module")
-def redis_port() -> Iterator[int]:
-    with real() as port:
-        yield port
 
 
 @pytest.fixture

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from kv_server import real
 from redis_lockstep import Lockstep, table
 
 from protoserve_redis import WFRedisServer
@@ -320,12 +317,6 @@ SCRIPTS = {
         a COMMAND LIST FILTERBY ACLCAT nope
     """,
 }
-
-
-@pytest.fixture(scope="module")
-def redis_port() -> Iterator[int]:
-    with real() as port:
-        yield port
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -5,32 +5,15 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from redis_tables import RawClient
+from kv_server import eventually
+from redis_tables import RawClient, talk
 
 from protoserve import ConfigError
 from protoserve_redis import OK, REDIS_SPEC, CommandTable, RedisError, WFRedisServer, integer
-
-
-@contextmanager
-def talk(commands: CommandTable) -> Iterator[RawClient]:
-    with (
-        WFRedisServer(commands).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as client,
-    ):
-        yield client
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 async def later(*args: Any) -> Any:

@@ -6,26 +6,14 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
-from redis_tables import RawClient, table
+from redis_tables import RawClient
 
 from protoserve import ServerParams
 from protoserve_redis import REDIS_SPEC, CommandTable, Glob, WFRedisServer, pubsub
-
-
-@pytest.fixture
-def commands() -> CommandTable:
-    return table()
-
-
-@pytest.fixture
-def server(commands: CommandTable) -> Iterator[WFRedisServer]:
-    with WFRedisServer(commands).start("127.0.0.1", 0) as server:
-        yield server
 
 
 def bulk(*words: bytes) -> bytes:

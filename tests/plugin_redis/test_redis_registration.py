@@ -8,11 +8,10 @@ import functools
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from redis_tables import RawClient
+from redis_tables import talk
 
 from protoserve import ConfigError
 from protoserve_redis import (
@@ -26,15 +25,6 @@ from protoserve_redis import (
     WFRedisTask,
     session_of,
 )
-
-
-@contextmanager
-def talk(commands: CommandTable) -> Iterator[RawClient]:
-    with (
-        WFRedisServer(commands).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as client,
-    ):
-        yield client
 
 
 @pytest.mark.parametrize("atomic", [True, False])

@@ -7,13 +7,12 @@ import re
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
-from kv_server import PATIENCE
+from kv_server import PATIENCE, eventually
 from redis_tables import RawClient
 
 from examples.redis_jobs import commands, queues
@@ -100,13 +99,6 @@ def test_leaderboard(service: redis.Redis) -> None:
             pipe.execute()
     with pytest.raises(redis.ResponseError, match="wrong number of arguments for"):
         service.execute_command("BOARD.ADD", "chess", "ann", "1", "2")
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_no_job_is_lost_to_a_worker_that_leaves() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,12 +19,6 @@ from protoserve_redis import CommandTable, WFRedisServer, tracking
 @pytest.fixture
 def commands() -> CommandTable:
     return Store().commands
-
-
-@pytest.fixture
-def server(commands: CommandTable) -> Iterator[WFRedisServer]:
-    with WFRedisServer(commands).start("127.0.0.1", 0) as server:
-        yield server
 
 
 INVALIDATED = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\n%b\r\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,17 +12,6 @@ import redis
 from redis_tables import RawClient, table
 
 from protoserve_redis import CommandTable, WFRedisServer, session_of
-
-
-@pytest.fixture
-def commands() -> CommandTable:
-    return table()
-
-
-@pytest.fixture
-def server(commands: CommandTable) -> Iterator[WFRedisServer]:
-    with WFRedisServer(commands).start("127.0.0.1", 0) as server:
-        yield server
 
 
 def test_a_conversation(server: WFRedisServer) -> None:
