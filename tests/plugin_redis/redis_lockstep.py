@@ -11,7 +11,6 @@ import itertools
 import re
 import socket
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any
 
 from redis_tables import Store
@@ -76,26 +75,16 @@ class Peer:
         self.sock.close()
 
 
-class Lockstep:
+class Lockstep(contextlib.ExitStack):
     """Connections by name, each to both servers; ``step`` gives what differed."""
 
     def __init__(self, ours: tuple[str, int], theirs: tuple[str, int], names: str = "abc") -> None:
+        super().__init__()
         self.pairs = {name: (Peer(ours), Peer(theirs)) for name in names}
+        for peer in itertools.chain.from_iterable(self.pairs.values()):
+            self.callback(peer.close)
         self._marks = itertools.count(1)
         self.ended: set[str] = set()
-
-    def __enter__(self) -> Lockstep:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for pair in self.pairs.values():
-            for peer in pair:
-                peer.close()
 
     def identify(self) -> dict[str, tuple[bytes, bytes]]:
         """The numbers of the connections, ours and theirs."""

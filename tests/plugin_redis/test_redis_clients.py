@@ -370,22 +370,28 @@ def test_a_late_value_is_not_sent_where_replies_are_off(mode: bytes) -> None:
 # -- stopping, leaving, silence --------------------------------------------------------
 
 
-@pytest.mark.parametrize("within", [False, True])
-def test_a_stop_ends_commands_that_wait(within: bool) -> None:
-    commands = CommandTable()
-    began, cancelled = threading.Event(), threading.Event()
+class Endless:
+    """A command that waits until it is cancelled."""
 
-    @commands.command("WAIT4EVER", flags=("blocking",))
-    async def wait(task: Any) -> None:
-        began.set()
+    def __init__(self) -> None:
+        self.began, self.cancelled = threading.Event(), threading.Event()
+        self.commands = CommandTable()
+        self.commands.command("WAIT4EVER", flags=("blocking",))(self.wait)
+
+    async def wait(self, task: WFRedisTask) -> None:
+        self.began.set()
         try:
             await asyncio.sleep(600)
         except asyncio.CancelledError:
-            cancelled.set()
+            self.cancelled.set()
             raise
 
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_stop_ends_commands_that_wait(within: bool) -> None:
+    endless = Endless()
     with (
-        WFRedisServer(commands).start("127.0.0.1", 0) as server,
+        WFRedisServer(endless.commands).start("127.0.0.1", 0) as server,
         RawClient(server.address) as client,
     ):
         if within:
@@ -393,34 +399,23 @@ def test_a_stop_ends_commands_that_wait(within: bool) -> None:
             client.ask(b"WAIT4EVER")
             client.ask(b"PING")
         client.send(b"EXEC" if within else b"WAIT4EVER")
-        assert began.wait(PATIENCE)
+        assert endless.began.wait(PATIENCE)
         assert server.stop() == 0
         assert client.reply() == (b"*2\r\n*-1\r\n+PONG\r\n" if within else b"*-1\r\n")
         assert client.reply() == b""
-    assert cancelled.is_set()
+    assert endless.cancelled.is_set()
 
 
 def test_a_client_that_leaves_ends_what_waits_in_its_transaction() -> None:
-    commands = CommandTable()
-    began, cancelled = threading.Event(), threading.Event()
-
-    @commands.command("WAIT4EVER", flags=("blocking",))
-    async def wait(task: Any) -> None:
-        began.set()
-        try:
-            await asyncio.sleep(600)
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
-
-    with WFRedisServer(commands).start("127.0.0.1", 0) as server:
+    endless = Endless()
+    with WFRedisServer(endless.commands).start("127.0.0.1", 0) as server:
         with RawClient(server.address) as client:
             for line in (b"MULTI", b"WAIT4EVER", b"WAIT4EVER"):
                 client.ask(line)
             client.send(b"EXEC")
-            assert began.wait(PATIENCE)
+            assert endless.began.wait(PATIENCE)
         eventually(lambda: server.conn_count == 0)
-        assert cancelled.is_set()
+        assert endless.cancelled.is_set()
 
 
 def test_what_a_pause_holds_is_let_go_when_its_client_leaves_or_the_server_stops(

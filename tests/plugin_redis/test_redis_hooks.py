@@ -143,6 +143,18 @@ def cancelled_one() -> asyncio.Future[None]:
     return future
 
 
+def ask_for_what_raises(commands: CommandTable, caplog: pytest.LogCaptureFixture) -> None:
+    """The command RAISE is an error alone and in a transaction, logged each time."""
+    wrong = b"-ERR internal error\r\n"
+    with talk(commands) as client:
+        assert client.ask(b"RAISE") == wrong
+        client.ask(b"MULTI")
+        for line in (b"PING", b"RAISE", b"PING"):
+            client.ask(line)
+        assert client.ask(b"EXEC") == b"*3\r\n+PONG\r\n" + wrong + b"+PONG\r\n"
+    assert caplog.text.count("the command raise of the client") == 2
+
+
 @pytest.mark.parametrize(
     "error", [asyncio.CancelledError, SystemExit, KeyboardInterrupt, GeneratorExit]
 )
@@ -158,14 +170,7 @@ def test_whatever_a_plain_command_raises_is_its_error(
     def fail(task: Any) -> None:
         raise error
 
-    wrong = b"-ERR internal error\r\n"
-    with talk(commands) as client:
-        assert client.ask(b"RAISE") == wrong
-        client.ask(b"MULTI")
-        for line in (b"PING", b"RAISE", b"PING"):
-            client.ask(line)
-        assert client.ask(b"EXEC") == b"*3\r\n+PONG\r\n" + wrong + b"+PONG\r\n"
-    assert caplog.text.count("the command raise of the client") == 2
+    ask_for_what_raises(commands, caplog)
 
 
 @pytest.mark.parametrize("flags", [(), ("blocking",)])
@@ -186,14 +191,7 @@ def test_whatever_an_async_command_raises_is_its_error(
         assert error is not None
         raise error
 
-    wrong = b"-ERR internal error\r\n"
-    with talk(commands) as client:
-        assert client.ask(b"RAISE") == wrong
-        client.ask(b"MULTI")
-        for line in (b"PING", b"RAISE", b"PING"):
-            client.ask(line)
-        assert client.ask(b"EXEC") == b"*3\r\n+PONG\r\n" + wrong + b"+PONG\r\n"
-    assert caplog.text.count("the command raise of the client") == 2
+    ask_for_what_raises(commands, caplog)
 
 
 def test_a_request_that_is_cut_ends_without_a_word(caplog: pytest.LogCaptureFixture) -> None:

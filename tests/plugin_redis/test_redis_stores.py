@@ -65,7 +65,8 @@ def client(port: int, request: pytest.FixtureRequest) -> Iterator[Any]:
 # -- redis-py --------------------------------------------------------------------------
 
 
-def test_everyday_commands(client: Any) -> None:
+def everyday(client: Any) -> None:
+    """What both stores have; `l` is a list then, and `n` a number."""
     assert client.set("k", "v", ex=100) is True
     assert client.get("k") == b"v"
     assert 0 < client.ttl("k") <= 100
@@ -75,6 +76,20 @@ def test_everyday_commands(client: Any) -> None:
     assert client.rpush("l", 1, 2, 3) == 3
     assert client.lrange("l", 0, -1) == [b"1", b"2", b"3"]
     assert client.blpop(["none", "l"], timeout=1)[1] == b"1"
+
+
+def watched(client: Any, pipe: Any) -> None:
+    """A transaction does not happen when what it watches has changed."""
+    pipe.watch("n")
+    client.set("n", 10)
+    pipe.multi()
+    pipe.incr("n")
+    with pytest.raises(redis.WatchError):
+        pipe.execute()
+
+
+def test_everyday_commands(client: Any) -> None:
+    everyday(client)
     client.sadd("s", "a", "b")
     assert set(client.smembers("s")) == {b"a", b"b"}
     client.zadd("z", {"a": 1, "b": 2.5})
@@ -95,12 +110,7 @@ def test_pipelines_and_watch(client: Any) -> None:
         assert pipe.execute()[1::2] == [b"%d" % i for i in range(100)]
     with client.pipeline() as pipe:
         assert pipe.incr("n").incr("n").execute() == [1, 2]
-        pipe.watch("n")
-        client.set("n", 10)
-        pipe.multi()
-        pipe.incr("n")
-        with pytest.raises(redis.WatchError):
-            pipe.execute()
+        watched(client, pipe)
     client.transaction(lambda pipe: pipe.multi() or pipe.incr("n"), "n")
     assert client.get("n") == b"11"
 
@@ -194,22 +204,9 @@ def test_asyncio_client(port: int, protocol: int) -> None:
 
 def test_everyday_commands_of_the_small_store() -> None:
     with example("redis_kv") as port, client_of(port) as client:
-        assert client.set("k", "v", ex=100) is True
-        assert client.get("k") == b"v"
-        assert 0 < client.ttl("k") <= 100
-        assert client.incrby("n", 5) == 5
-        assert client.hset("h", mapping={"a": 1, "b": 2}) == 2
-        assert client.hgetall("h") == {b"a": b"1", b"b": b"2"}
-        assert client.rpush("l", 1, 2, 3) == 3
-        assert client.lrange("l", 0, -1) == [b"1", b"2", b"3"]
-        assert client.blpop(["none", "l"], timeout=1)[1] == b"1"
+        everyday(client)
         with client.pipeline() as pipe:
-            pipe.watch("n")
-            client.set("n", 10)
-            pipe.multi()
-            pipe.incr("n")
-            with pytest.raises(redis.WatchError):
-                pipe.execute()
+            watched(client, pipe)
         with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
             client.get("l")
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import redis
+from kv_server import eventually
 from redis.cache import CacheConfig
 from redis_tables import RawClient, Store
 
@@ -224,7 +223,7 @@ def test_a_client_that_is_killed_on_its_way_in_stays_in_nothing(line: bytes) -> 
         client.sock.close()
         with RawClient(server.address) as other:
             assert other.ask(b"PING") == b"+PONG\r\n"
-            _eventually(lambda: server.conn_count == 1)
+            eventually(lambda: server.conn_count == 1)
     assert not commands.tracking.clients
     assert not commands.subscriptions.channels
     assert not commands.subscriptions.shards
@@ -233,12 +232,5 @@ def test_a_client_that_is_killed_on_its_way_in_stays_in_nothing(line: bytes) -> 
 
 
 def _connected(commands: CommandTable) -> list[Any]:
-    _eventually(lambda: bool(commands.connections()))
+    eventually(lambda: bool(commands.connections()))
     return commands.connections()
-
-
-def _eventually(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
