@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -64,6 +65,17 @@ def test_it_is_a_copy_of_where_the_server_was_made() -> None:
         assert client.ask().body == b"maker"
 
 
+def serving_at(
+    place: str,
+    function: Callable[[WFHttpTask], object],
+    process: Callable[[WFHttpTask], Awaitable[object]],
+) -> AbstractContextManager[WFHttpServer]:
+    """A server with the function as its handler, or with the coroutine in a loop."""
+    if place == "function":
+        return WFHttpServer(function).start("127.0.0.1", 0)
+    return serving(place, process)
+
+
 def pushed(kind: str, note: Callable[[], None]) -> Any:
     def noting(_: object = None) -> None:
         note()
@@ -102,20 +114,12 @@ def test_what_is_pushed_and_the_callback_see_them(place: str, kind: str) -> None
         await asyncio.sleep(0)
         function(task)
 
-    def check(server: WFHttpServer) -> None:
-        with RawClient(server.address) as client:
-            for path in "first", "second":
-                seen.clear()
-                assert client.ask(f"/{path}").status == 200
-                eventually(lambda: len(seen) == 2)
-                assert seen == [path, path]
-
-    if place == "function":
-        with WFHttpServer(function).start("127.0.0.1", 0) as server:
-            check(server)
-    else:
-        with serving(place, process) as server:
-            check(server)
+    with serving_at(place, function, process) as server, RawClient(server.address) as client:
+        for path in "first", "second":
+            seen.clear()
+            assert client.ask(f"/{path}").status == 200
+            eventually(lambda: len(seen) == 2)
+            assert seen == [path, path]
 
 
 def test_what_a_task_sets_the_next_one_sees() -> None:
@@ -144,17 +148,9 @@ def test_the_pieces_of_a_reply_see_them(place: str) -> None:
     async def process(task: WFHttpTask) -> None:
         function(task)
 
-    def check(server: WFHttpServer) -> None:
-        with RawClient(server.address) as client:
-            for path in "one", "two":
-                assert client.ask(f"/{path}").body == path.encode() * 200
-
-    if place == "function":
-        with WFHttpServer(function).start("127.0.0.1", 0) as server:
-            check(server)
-    else:
-        with serving(place, process) as server:
-            check(server)
+    with serving_at(place, function, process) as server, RawClient(server.address) as client:
+        for path in "one", "two":
+            assert client.ask(f"/{path}").body == path.encode() * 200
 
 
 def test_on_close_sees_them() -> None:

@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from loopback import PATIENCE, RawClient, eventually, get
@@ -27,8 +28,10 @@ CLOSABLE = [kind for kind in KINDS if kind != "iterator"]
 MIB = 1024 * 1024
 RESET = struct.pack("ii", 1, 0)
 
+T = TypeVar("T")
 
-async def later(pieces: list[object]) -> AsyncIterator[object]:
+
+async def later(pieces: Iterable[T]) -> AsyncIterator[T]:
     for piece in pieces:
         await asyncio.sleep(0)
         yield piece
@@ -36,6 +39,15 @@ async def later(pieces: list[object]) -> AsyncIterator[object]:
 
 def at_once(pieces: list[object]) -> Iterator[object]:
     yield from pieces
+
+
+def in_place(kind: str, function: Callable[[WFHttpTask], object]) -> Callable[..., object]:
+    """The handler that a kind asks for: the function, or a coroutine that calls it."""
+
+    async def process(task: WFHttpTask) -> None:
+        function(task)
+
+    return process if kind.endswith("in a loop") else function
 
 
 def process_for(kind: str, pieces: list[object], *fields: tuple[str, str], status: int = 200):  # type: ignore[no-untyped-def]
@@ -50,10 +62,7 @@ def process_for(kind: str, pieces: list[object], *fields: tuple[str, str], statu
         else:
             task.resp.body = at_once(pieces)  # type: ignore[assignment]
 
-    async def process(task: WFHttpTask) -> None:
-        function(task)
-
-    return process if kind.endswith("in a loop") else function
+    return in_place(kind, function)
 
 
 def split(data: bytes) -> tuple[list[bytes], bytes]:
@@ -261,19 +270,11 @@ def raising(kind: str, good: int, closed: list[str]):  # type: ignore[no-untyped
         finally:
             closed.append("closed")
 
-    async def async_pieces() -> AsyncIterator[bytes]:
-        for piece in pieces():
-            await asyncio.sleep(0)
-            yield piece
-
     def function(task: WFHttpTask) -> None:
         if task.req.path == "/bad":
-            task.resp.body = async_pieces() if kind.startswith("async") else pieces()
+            task.resp.body = later(pieces()) if kind.startswith("async") else pieces()
 
-    async def process(task: WFHttpTask) -> None:
-        function(task)
-
-    return process if kind.endswith("in a loop") else function
+    return in_place(kind, function)
 
 
 def test_raising_at_the_first_piece_is_a_500(kind: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -317,13 +318,8 @@ def test_reused_buffer(kind: str) -> None:
         task.resp.headers["Content-Length"] = "6000000"
         task.resp.body = async_pieces() if kind.startswith("async") else pieces()
 
-    async def process(task: WFHttpTask) -> None:
-        function(task)
-
     with (
-        WFHttpServer(process if kind.endswith("in a loop") else function).start(
-            "127.0.0.1", 0
-        ) as server,
+        WFHttpServer(in_place(kind, function)).start("127.0.0.1", 0) as server,
         RawClient(server.address, receive_buffer=8192) as client,
     ):
         client.send(get())
@@ -356,10 +352,7 @@ def endless(kind: str, closed: threading.Event, begun: threading.Event) -> Calla
     def function(task: WFHttpTask) -> None:
         task.resp.body = async_pieces() if kind.startswith("async") else pieces()
 
-    async def process(task: WFHttpTask) -> None:
-        function(task)
-
-    return process if kind.endswith("in a loop") else function
+    return in_place(kind, function)
 
 
 @pytest.mark.parametrize("kind", CLOSABLE)
@@ -510,23 +503,14 @@ def test_empty_pieces_do_not_begin_the_reply(kind: str) -> None:
         yield b""
         raise ValueError("a fault")
 
-    async def at_last_async() -> AsyncIterator[bytes]:
-        for piece in at_last():
-            await asyncio.sleep(0)
-            yield piece
-
     def function(task: WFHttpTask) -> None:
         if task.req.path == "/empty":
             task.resp.body = iter([b"", b""])
         else:
-            task.resp.body = at_last_async() if kind.startswith("async") else at_last()
+            task.resp.body = later(at_last()) if kind.startswith("async") else at_last()
 
-    async def process(task: WFHttpTask) -> None:
-        function(task)
-
-    handler = process if kind.endswith("in a loop") else function
     with (
-        WFHttpServer(handler).start("127.0.0.1", 0) as server,
+        WFHttpServer(in_place(kind, function)).start("127.0.0.1", 0) as server,
         RawClient(server.address) as client,
     ):
         assert client.ask().status == 500
@@ -551,12 +535,8 @@ def test_the_replies_before_one_that_fails_midway_arrive(kind: str) -> None:
         else:
             task.resp.write("good")
 
-    async def process(task: WFHttpTask) -> None:
-        function(task)
-
-    handler = process if kind.endswith("in a loop") else function
     with (
-        WFHttpServer(handler).start("127.0.0.1", 0) as server,
+        WFHttpServer(in_place(kind, function)).start("127.0.0.1", 0) as server,
         RawClient(server.address) as client,
     ):
         client.send(get() + get("/broken"))
