@@ -119,39 +119,41 @@ def fetch(server: WFHttpServer) -> HTTPResponse:
     return response
 
 
-def test_in_a_callback() -> None:
-    found: list[object] = []
-    over = threading.Event()
+class Late:
+    """Writes into a response when it is too late, and keeps what is said to that."""
 
-    def late(task: WFHttpTask) -> None:
+    def __init__(self) -> None:
+        self.found: list[object] = []
+        self.over = threading.Event()
+
+    def write(self, task: WFHttpTask) -> None:
         try:
             task.resp.write("late")
         except UsageError as error:
-            found.append(error)
-        over.set()
+            self.found.append(error)
+        self.over.set()
+
+
+def test_in_a_callback() -> None:
+    late = Late()
 
     def process(task: WFHttpTask) -> None:
         task.resp.write("in time")
-        task.set_callback(late)
+        task.set_callback(late.write)
 
     with WFHttpServer(process).start("127.0.0.1", 0) as server:
         assert fetch(server).body == b"in time"  # type: ignore[attr-defined]
-        assert over.wait(10)
-    assert len(found) == 1
+        assert late.over.wait(10)
+    assert len(late.found) == 1
 
 
 def test_in_a_task_that_nobody_waits_for() -> None:
-    found: list[object] = []
-    over = threading.Event()
+    late = Late()
     replied = threading.Event()
 
     def compute(task: WFHttpTask) -> None:
         replied.wait(10)
-        try:
-            task.resp.write("late")
-        except UsageError as error:
-            found.append(error)
-        over.set()
+        late.write(task)
 
     def process(task: WFHttpTask) -> None:
         task.resp.write("in time")
@@ -160,8 +162,8 @@ def test_in_a_task_that_nobody_waits_for() -> None:
     with WFHttpServer(process).start("127.0.0.1", 0) as server:
         assert fetch(server).body == b"in time"  # type: ignore[attr-defined]
         replied.set()
-        assert over.wait(10)
-    assert len(found) == 1
+        assert late.over.wait(10)
+    assert len(late.found) == 1
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
