@@ -193,30 +193,26 @@ def serve() -> None:
     server.stop()
 
 
-class Engineless(WFServerBase):
+class OfLines(CommService):
+    """Connections and parsers, for services with an engine of a server's and without."""
+
+    def new_parser(self) -> Lines:
+        return Lines(self.params)
+
+    def new_connection(
+        self, communicator: Communicator, transport: Transport, peername: Any
+    ) -> CommConnection:
+        return CommConnection(self, communicator, transport, peername)
+
+
+class Engineless(OfLines, WFServerBase):
     def new_session(self, seq: int, conn: CommConnection) -> CommSession:
         return Exchange()
 
-    def new_parser(self) -> Lines:
-        return Lines(self.params)
 
-    def new_connection(
-        self, communicator: Communicator, transport: Transport, peername: Any
-    ) -> CommConnection:
-        return CommConnection(self, communicator, transport, peername)
-
-
-class Service(CommService):
+class Service(OfLines):
     def new_session(self, seq: int, conn: CommConnection) -> Exchange:
         return Exchange()
-
-    def new_parser(self) -> Lines:
-        return Lines(self.params)
-
-    def new_connection(
-        self, communicator: Communicator, transport: Transport, peername: Any
-    ) -> CommConnection:
-        return CommConnection(self, communicator, transport, peername)
 
     def handle_unbound(self) -> None:
         pass
