@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -131,6 +132,36 @@ class RawClient:
             return False
         finally:
             self.sock.settimeout(PATIENCE)
+
+
+def ask_together(address: Any, *, clients: int, times: int) -> None:
+    """So many clients, each of which asks so many times, all at once each time."""
+    connections = [RawClient(address) for _ in range(clients)]
+    for _ in range(times):
+        for client in connections:
+            client.send(get())
+        for client in connections:
+            client.reply()
+    for client in connections:
+        client.close()
+
+
+class Together:
+    """Counts the threads that are within its block; ``most`` is how many were at once."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._now = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._now -= 1
 
 
 def eventually(condition: Callable[[], object]) -> None:

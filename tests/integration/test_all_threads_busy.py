@@ -9,11 +9,11 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from loopback import PATIENCE, RawClient, eventually, get
+from loopback import PATIENCE, RawClient, Together, ask_together, eventually, get
 
 from protoserve import (
     NEED_DATA,
@@ -147,27 +147,33 @@ def test_a_stop_waits_for_requests_that_wait() -> None:
         assert server.stop() == 0
 
 
-def test_pushers_whose_clients_do_not_read_are_cut() -> None:
-    ended = threading.Semaphore(0)
+class Pusher:
+    """A handler that pushes at ``/push`` until its client is gone, which it tells."""
 
-    def process(task: WFHttpTask) -> None:
+    def __init__(self) -> None:
+        self.ended = threading.Semaphore(0)
+
+    def __call__(self, task: WFHttpTask) -> None:
         if task.req.path == "/push":
             try:
                 while True:
                     task.push(bytes(65536))
             except ConnectionResetError:
-                ended.release()
+                self.ended.release()
                 raise
         task.resp.write("here")
 
-    with WFHttpServer(process, params(3, peer_response_timeout=0.3)).start(
+
+def test_pushers_whose_clients_do_not_read_are_cut() -> None:
+    pusher = Pusher()
+    with WFHttpServer(pusher, params(3, peer_response_timeout=0.3)).start(
         "127.0.0.1", 0
     ) as server:
         clients = [RawClient(server.address, receive_buffer=4096) for _ in range(3)]
         for client in clients:
             client.send(get("/push"))
         for _ in clients:
-            assert ended.acquire(timeout=PATIENCE)
+            assert pusher.ended.acquire(timeout=PATIENCE)
         with RawClient(server.address) as other:
             assert other.ask().body == b"here"
         for client in clients:
@@ -175,17 +181,8 @@ def test_pushers_whose_clients_do_not_read_are_cut() -> None:
 
 
 def test_pushers_whose_clients_reset_are_woken() -> None:
-    ended = threading.Semaphore(0)
-
-    def process(task: WFHttpTask) -> None:
-        try:
-            while True:
-                task.push(bytes(65536))
-        except ConnectionResetError:
-            ended.release()
-            raise
-
-    with WFHttpServer(process, params(3, peer_response_timeout=None)).start(
+    pusher = Pusher()
+    with WFHttpServer(pusher, params(3, peer_response_timeout=None)).start(
         "127.0.0.1", 0
     ) as server:
         clients = [RawClient(server.address, receive_buffer=4096) for _ in range(3)]
@@ -196,24 +193,26 @@ def test_pushers_whose_clients_reset_are_woken() -> None:
             client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             client.close()
         for _ in clients:
-            assert ended.acquire(timeout=PATIENCE)
+            assert pusher.ended.acquire(timeout=PATIENCE)
+
+
+def looking_around(pause: float, closed: Callable[[], object]) -> Iterator[bytes]:
+    """A body that has nothing more to send, and looks every ``pause`` seconds."""
+    try:
+        yield b"begun"
+        while True:
+            time.sleep(pause)
+            yield b""
+    finally:
+        closed()
 
 
 def test_generators_that_look_around_share_the_threads_and_are_closed() -> None:
     closed = threading.Semaphore(0)
 
-    def body() -> Iterator[bytes]:
-        try:
-            yield b"begun"
-            while True:
-                time.sleep(0.005)
-                yield b""
-        finally:
-            closed.release()
-
     def process(task: WFHttpTask) -> None:
         if task.req.path == "/stream":
-            task.resp.body = body()
+            task.resp.body = looking_around(0.005, closed.release)
         else:
             task.resp.write("here")
 
@@ -239,17 +238,8 @@ def test_a_generator_is_closed_whose_client_read_all_and_left() -> None:
         pytest.skip("this system cannot shorten the time after which it forgets")
     closed = threading.Event()
 
-    def body() -> Iterator[bytes]:
-        try:
-            yield b"begun"
-            while True:
-                time.sleep(0.01)
-                yield b""
-        finally:
-            closed.set()
-
     def process(task: WFHttpTask) -> None:
-        task.resp.body = body()
+        task.resp.body = looking_around(0.01, closed.set)
 
     with WFHttpServer(process).start("127.0.0.1", 0) as server:
         client = RawClient(server.address)
@@ -334,14 +324,7 @@ def test_it_is_reported_once_a_minute() -> None:
     server = WFHttpServer(process, params(2))
     server.subscribe(events.append)
     with server.start("127.0.0.1", 0):
-        clients = [RawClient(server.address) for _ in range(6)]
-        for _ in range(20):
-            for client in clients:
-                client.send(get())
-            for client in clients:
-                client.reply()
-        for client in clients:
-            client.close()
+        ask_together(server.address, clients=6, times=20)
     assert sum(isinstance(event, HandlersBlocked) for event in events) <= 1
 
 
@@ -369,18 +352,12 @@ def test_the_thread_beyond_is_not_replaced_where_parsing_is_slow() -> None:
         def partial(self) -> bool:
             return bool(self.held)
 
-    running = most = 0
-    lock = threading.Lock()
+    together = Together()
 
     def process(task: WFServerTask[bytes, bytearray]) -> None:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        for _ in range(100):
-            task.push(bytes(65536))
-        with lock:
-            running -= 1
+        with together:
+            for _ in range(100):
+                task.push(bytes(65536))
 
     spec = ProtocolSpec(
         name="slow",
@@ -409,7 +386,7 @@ def test_the_thread_beyond_is_not_replaced_where_parsing_is_slow() -> None:
         for client in clients:
             client.close()
     assert received == [6_553_600] * 5
-    assert most <= 2
+    assert together.most <= 2
 
 
 def test_a_place_that_was_lent_and_is_taken_back_leaves_somebody_to_poll() -> None:

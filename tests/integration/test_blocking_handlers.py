@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from loopback import RawClient, eventually, get
+from loopback import RawClient, Together, ask_together, eventually, get
 
 from protoserve import ServerParams
 from protoserve.kernel.engine import ThreadEngine
@@ -247,25 +247,12 @@ def test_a_handler_that_computes_keeps_its_thread() -> None:
 
 def test_many_that_sleep_sleep_together() -> None:
     """Not one after the other: a ratio, which a busy machine leaves alone."""
-    together = most = 0
-    lock = threading.Lock()
+    together = Together()
 
     def process(task: WFHttpTask) -> None:
-        nonlocal together, most
-        with lock:
-            together += 1
-            most = max(most, together)
-        time.sleep(0.003)
-        with lock:
-            together -= 1
+        with together:
+            time.sleep(0.003)
 
     with WFHttpServer(process).start("127.0.0.1", 0) as server:
-        clients = [RawClient(server.address) for _ in range(20)]
-        for _ in range(10):
-            for client in clients:
-                client.send(get())
-            for client in clients:
-                client.reply()
-        for client in clients:
-            client.close()
-    assert most >= 8
+        ask_together(server.address, clients=20, times=10)
+    assert together.most >= 8

@@ -11,7 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent / "integration"))
 
 import uvloop
-from loopback import PATIENCE, RawClient, Reply, eventually, get
+from loopback import PATIENCE, RawClient, Reply, Together, eventually, get
 
 from protoserve import SeriesWork, SubTask
 from protoserve_http import WFHttpServer, WFHttpTask
@@ -19,8 +19,8 @@ from protoserve_http import WFHttpServer, WFHttpTask
 # The first loop of a process opens a pipe that libuv keeps for good: no test's leftover.
 uvloop.new_event_loop().close()
 
-__all__ = ["PATIENCE", "RawClient", "Reply", "WFHttpServer", "WFHttpTask", "ask", "closed_by",
-           "depth", "eventually", "get", "in_thread", "run", "start"]  # fmt: skip
+__all__ = ["PATIENCE", "RawClient", "Reply", "Together", "WFHttpServer", "WFHttpTask", "ask",
+           "closed_by", "depth", "eventually", "get", "in_thread", "run", "start"]  # fmt: skip
 
 
 def start(*tasks: SubTask) -> tuple[SeriesWork, threading.Event]:

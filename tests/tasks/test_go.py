@@ -12,6 +12,7 @@ import pytest
 from flow import (
     PATIENCE,
     RawClient,
+    Together,
     WFHttpServer,
     WFHttpTask,
     ask,
@@ -329,24 +330,18 @@ def test_as_many_threads_as_the_most_demanding_server_asks_for() -> None:
 
 
 def test_compute_threads_bound_what_runs_at_once() -> None:
-    lock = threading.Lock()
-    running = most = 0
+    together = Together()
 
     def work() -> None:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        time.sleep(0.005)
-        with lock:
-            running -= 1
+        with together:
+            time.sleep(0.005)
 
     group = WaitGroup(20)
     with server(2).start("127.0.0.1", 0):
         for _ in range(20):
             go(work, callback=lambda t: group.done()).start()
         assert group.wait(PATIENCE)
-    assert most <= 2
+    assert together.most <= 2
 
 
 # -- a system without threads --------------------------------------------------------------
