@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import signal
 import socket
@@ -10,15 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from http.client import HTTPConnection
-from pathlib import Path
-from types import ModuleType
 
 import pytest
+from example_modules import EXAMPLES, load
 
 from protoserve.events import RequestRefused
 from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask, plugin
-
-EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
 def process(task: WFHttpTask) -> None:
@@ -43,15 +39,6 @@ def talk(server: WFHttpServer, data: bytes) -> bytes:
     with socket.create_connection(server.address, timeout=10) as sock:
         sock.sendall(data)
         return b"".join(iter(lambda: sock.recv(65536), b""))
-
-
-def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_keep_alive(server: WFHttpServer) -> None:
@@ -193,7 +180,7 @@ def test_plugin_registers_its_protocol() -> None:
 
 
 def test_echo_example_escapes() -> None:
-    module = example("http_echo")
+    module = load("http_echo")
     with WFHttpServer(module.process).start("127.0.0.1", 0) as server:
         client = HTTPConnection(*server.address, timeout=10)
         client.request("GET", "/?<script>", headers={"X-Name": "<b>&"})
@@ -207,14 +194,14 @@ def test_echo_example_escapes() -> None:
 
 @pytest.mark.parametrize("args", [["x"], ["70000"], ["-1"], ["1", "2"]])
 def test_echo_example_usage(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert example("http_echo").main(args) == 2
+    assert load("http_echo").main(args) == 2
     assert capsys.readouterr().err.startswith("usage: ")
 
 
 def test_echo_example_busy_port(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("0.0.0.0", 0)) as sock:
         port = sock.getsockname()[1]
-        assert example("http_echo").main([str(port)]) == 1
+        assert load("http_echo").main([str(port)]) == 1
     assert str(port) in capsys.readouterr().err
 
 
