@@ -1,4 +1,4 @@
-"""What the tests of the examples share: their server, a real one, and a client for bytes."""
+"""What the tests of the examples share: their server, a real one, a client for bytes, patience."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small table for the tests of commands, and a raw client."""
+"""Small tables for the tests of commands, and raw clients of their servers."""
 
 from __future__ import annotations
 
@@ -264,3 +264,14 @@ def talk(commands: CommandTable) -> Iterator[RawClient]:
         RawClient(server.address) as client,
     ):
         yield client
+
+
+@contextlib.contextmanager
+def talk_two(commands: CommandTable) -> Iterator[tuple[RawClient, RawClient]]:
+    """Two clients of a server of a table."""
+    with (
+        WFRedisServer(commands).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as one,
+        RawClient(server.address) as two,
+    ):
+        yield one, two

@@ -14,7 +14,7 @@ import pytest
 import redis
 from kv_server import PATIENCE, eventually
 from redis_lockstep import table
-from redis_tables import RawClient
+from redis_tables import RawClient, talk, talk_two
 
 from protoserve import mailbox
 from protoserve_redis import (
@@ -272,11 +272,7 @@ class Queue:
 @pytest.mark.parametrize("name", [b"POP", b"HOLD"])
 def test_unblock(name: bytes) -> None:
     queue = Queue()
-    with (
-        WFRedisServer(queue.commands).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as one,
-        RawClient(server.address) as two,
-    ):
+    with talk_two(queue.commands) as (one, two):
         number = one.ask(b"CLIENT ID")[1:-2]
 
         def unblock(*words: bytes) -> None:
@@ -326,10 +322,7 @@ def test_a_client_that_leaves_takes_nothing(how: str) -> None:
 
 def test_the_last_thing_a_client_says_may_be_a_pop_of_what_is_there() -> None:
     queue = Queue()
-    with (
-        WFRedisServer(queue.commands).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as client,
-    ):
+    with talk(queue.commands) as client:
         client.send(b"PUT x\r\nPOP\r\nPOP")  # as `printf ... | nc` does
         client.sock.shutdown(socket.SHUT_WR)
         assert [client.reply() for _ in range(3)] == [b":1\r\n", b"$1\r\nx\r\n", b""]
@@ -337,11 +330,7 @@ def test_the_last_thing_a_client_says_may_be_a_pop_of_what_is_there() -> None:
 
 def test_what_is_not_blocking_ends_its_work() -> None:
     queue = Queue()
-    with (
-        WFRedisServer(queue.commands).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as client,
-        RawClient(server.address) as other,
-    ):
+    with talk_two(queue.commands) as (client, other):
         client.send(b"WORK\r\nPING")
         assert queue.waiting.wait(PATIENCE)
         client.sock.shutdown(socket.SHUT_WR)
@@ -353,11 +342,7 @@ def test_what_is_not_blocking_ends_its_work() -> None:
 @pytest.mark.parametrize("mode", [b"OFF", b"SKIP"])
 def test_a_late_value_is_not_sent_where_replies_are_off(mode: bytes) -> None:
     queue = Queue()
-    with (
-        WFRedisServer(queue.commands).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as one,
-        RawClient(server.address) as two,
-    ):
+    with talk_two(queue.commands) as (one, two):
         number = one.ask(b"CLIENT ID")[1:-2]
         for name in (b"POP", b"HOLD"):
             one.send(b"CLIENT REPLY " + mode + b"\r\n" + name)

@@ -16,7 +16,7 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis_tables import RawClient, table
+from redis_tables import RawClient, table, talk
 
 from protoserve_redis import NO_REPLY, CommandTable, RedisError, WFRedisServer, glob, session_of
 
@@ -210,10 +210,7 @@ def test_async_commands_and_late_errors() -> None:
     def broken(task: Any) -> Any:
         raise RuntimeError("a secret")
 
-    with (
-        WFRedisServer(commands).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as client,
-    ):
+    with talk(commands) as client:
         client.send(b"SLOW a\r\nSLOW fail\r\nLATER\r\nBROKEN\r\nPING")
         assert client.reply() == b"$1\r\na\r\n"
         assert client.reply() == b"-ERR late\r\n"
@@ -284,10 +281,7 @@ def test_password() -> None:
 
 
 def test_limits_before_authentication() -> None:
-    with (
-        WFRedisServer(table(password="secret")).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as client,
-    ):
+    with talk(table(password="secret")) as client:
         client.sock.sendall(b"*11\r\n")
         assert client.reply() == b"-ERR Protocol error: unauthenticated multibulk length\r\n"
         assert client.reply() == b""
@@ -306,10 +300,7 @@ def test_authenticate_callback(asynchronous: bool) -> None:
         return check(user, password)
 
     commands = CommandTable(authenticate=check_later if asynchronous else check)
-    with (
-        WFRedisServer(commands).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as client,
-    ):
+    with talk(commands) as client:
         assert client.ask(b"AUTH pw").startswith(b"-WRONGPASS")
         assert client.ask(b"HELLO 3 AUTH ann no").startswith(b"-WRONGPASS")
         assert client.ask(b"HELLO 3 AUTH ann pw SETNAME x").startswith(b"%7\r\n")
@@ -382,10 +373,7 @@ def test_no_reply_and_sessions() -> None:
         session = session_of(task)
         return [session.db, session.name, session.protocol]
 
-    with (
-        WFRedisServer(commands).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as client,
-    ):
+    with talk(commands) as client:
         client.send(b"QUIET\r\nSELECT 2\r\nQUIET\r\nWHO")
         assert client.reply() == b"+OK\r\n"
         assert client.reply() == b"*3\r\n:2\r\n$0\r\n\r\n:2\r\n"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from kv_server import eventually
-from redis_tables import RawClient, talk
+from redis_tables import RawClient, talk, talk_two
 
 from protoserve import ConfigError
 from protoserve_redis import OK, REDIS_SPEC, CommandTable, RedisError, WFRedisServer, integer
@@ -79,11 +79,7 @@ def test_guards_see_a_command_once_that_a_pause_held() -> None:
         return OK
 
     commands.guard(lambda task, command, words: seen.append(command.full_name))
-    with (
-        WFRedisServer(commands).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as client,
-        RawClient(server.address) as other,
-    ):
+    with talk_two(commands) as (client, other):
         client.ask(b"CLIENT PAUSE 60000 WRITE")
         other.send(b"PUT")
         eventually(lambda: "put" in seen)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import redis
-from redis_tables import RawClient
+from redis_tables import RawClient, talk, talk_two
 
 from protoserve import ServerParams
 from protoserve_redis import REDIS_SPEC, CommandTable, Glob, WFRedisServer, pubsub
@@ -197,11 +197,7 @@ def test_thousands_of_patterns_are_compiled_once(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(pubsub, "Glob", Counting)
     commands = CommandTable()
     names = [b"user:%d:*" % number for number in range(1000)]
-    with (
-        WFRedisServer(commands).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as one,
-        RawClient(server.address) as two,
-    ):
+    with talk_two(commands) as (one, two):
         for client in (one, two):
             client.ask(b"PSUBSCRIBE " + b" ".join(names), len(names))
         for _ in range(3):
@@ -218,10 +214,7 @@ def test_thousands_of_patterns_are_compiled_once(monkeypatch: pytest.MonkeyPatch
 
 def test_a_pattern_that_is_too_long_hurts_nobody_else() -> None:
     commands = CommandTable()
-    with (
-        WFRedisServer(commands).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as client,
-    ):
+    with talk(commands) as client:
         assert client.ask(b"PSUBSCRIBE a " + b"x" * 2000).startswith(b"-ERR the pattern is longer")
         assert client.ask(b"PUBLISH a m") == b":0\r\n"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 from kv_server import PATIENCE, eventually
-from redis_tables import RawClient
+from redis_tables import RawClient, talk
 
 from examples.redis_jobs import commands, queues
 from protoserve_redis import WFRedisServer
@@ -124,10 +124,7 @@ def test_no_job_is_lost_to_a_worker_that_leaves() -> None:
 
 
 def test_nobody_waits_for_a_job_within_a_transaction() -> None:
-    with (
-        WFRedisServer(commands).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as client,
-    ):
+    with talk(commands) as client:
         for line in (b"MULTI", b"JOB.TAKE q 0", b"JOB.PUT q x", b"JOB.TAKE q 0"):
             client.ask(line)
         assert client.ask(b"EXEC") == b"*3\r\n$-1\r\n:1\r\n$1\r\nx\r\n"

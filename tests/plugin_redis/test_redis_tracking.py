@@ -10,7 +10,7 @@ import pytest
 import redis
 from kv_server import eventually
 from redis.cache import CacheConfig
-from redis_tables import RawClient, Store
+from redis_tables import RawClient, Store, talk_two
 
 from protoserve_redis import CommandTable, WFRedisServer, tracking
 
@@ -104,11 +104,7 @@ def test_what_async_commands_read_is_tracked() -> None:
             await asyncio.sleep(0.001)
         return key
 
-    with (
-        WFRedisServer(commands).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as client,
-        RawClient(server.address) as other,
-    ):
+    with talk_two(commands) as (client, other):
         client.send(b"HELLO 3\r\nCLIENT TRACKING on\r\nSLOWGET k")
         client.reply()
         client.reply()
@@ -147,11 +143,7 @@ def test_many_changes_while_others_come_and_go(
 def test_switching_on_again_keeps_what_caching_said() -> None:
     for mode, word, told in (("OPTOUT", "NO", False), ("OPTIN", "YES", True)):
         commands = Store().commands
-        with (
-            WFRedisServer(commands).start("127.0.0.1", 0) as server,
-            RawClient(server.address) as client,
-            RawClient(server.address) as other,
-        ):
+        with talk_two(commands) as (client, other):
             client.ask(b"HELLO 3")
             for line in (f"TRACKING ON {mode}", f"CACHING {word}", f"TRACKING ON {mode}"):
                 assert client.ask(f"CLIENT {line}".encode()) == b"+OK\r\n"

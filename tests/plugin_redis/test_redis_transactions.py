@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import redis
-from redis_tables import RawClient, table
+from redis_tables import RawClient, table, talk, talk_two
 
 from protoserve_redis import CommandTable, WFRedisServer, session_of
 
@@ -144,10 +144,7 @@ def test_a_transaction_that_is_too_large(
 
 
 def test_table_without_transactions() -> None:
-    with (
-        WFRedisServer(table(transactions=False)).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as client,
-    ):
+    with talk(table(transactions=False)) as client:
         assert client.ask(b"MULTI").startswith(b"-ERR unknown command 'MULTI'")
 
 
@@ -219,11 +216,7 @@ class Store:
 def test_a_key_that_vanishes_is_a_change_and_one_that_was_not_there_is_none() -> None:
     store = Store()
     done, aborted = b"*1\r\n+PONG\r\n", b"*-1\r\n"
-    with (
-        WFRedisServer(store.commands).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as one,
-        RawClient(server.address) as two,
-    ):
+    with talk_two(store.commands) as (one, two):
 
         def attempt(*between: bytes | Callable[[], None]) -> bytes:
             one.ask(b"WATCH k")
@@ -263,10 +256,7 @@ def test_a_store_that_removes_and_touches_while_it_is_asked() -> None:
         return key in alive
 
     commands = CommandTable(exists=exists)
-    with (
-        WFRedisServer(commands).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as client,
-    ):
+    with talk(commands) as client:
         client.send(b"WATCH k none none late\r\nMULTI\r\nEXEC")
         assert [client.reply() for _ in range(3)][2] == b"*0\r\n"
         client.ask(b"WATCH k none")
@@ -278,10 +268,7 @@ def test_a_store_that_removes_and_touches_while_it_is_asked() -> None:
 
 def test_touch_takes_text() -> None:
     commands = CommandTable()
-    with (
-        WFRedisServer(commands).start("127.0.0.1", 0) as server,
-        RawClient(server.address) as client,
-    ):
+    with talk(commands) as client:
         client.ask("WATCH ä".encode())
         commands.touch(0, "ä")
         client.send(b"MULTI\r\nEXEC")
