@@ -137,9 +137,11 @@ def process(task: WFHttpTask) -> None:
     slash = asked.endswith(("/", "/.", "/.."))
     try:
         path = find(name)
-        if is_folder := S_ISDIR(path.stat().st_mode):
+        mode = path.stat().st_mode
+        if is_folder := S_ISDIR(mode):
             path = find(name + "/index.html")
-        if not S_ISREG(path.stat().st_mode) or (slash and not is_folder):
+            mode = path.stat().st_mode
+        if not S_ISREG(mode) or (slash and not is_folder):
             return refuse(task, 404, "no such file")
         if is_folder and not slash:  # else the links of its page would lead astray
             resp.status = 301

@@ -28,7 +28,7 @@ from protoserve.access_log import access_logger, log_access
 from protoserve.application import SharedHooks
 from protoserve.errors import BindError, ConfigError, PluginError
 from protoserve.params import ServerParams
-from protoserve.plugins import describe, installed_plugins, load_protocol
+from protoserve.plugins import describe, installed_plugins, kind_of, load_protocol
 from protoserve.protocol import ProtocolSpec
 from protoserve.server import WFServer
 from protoserve.signals import wait_for_signal
@@ -393,11 +393,12 @@ def _run(args: argparse.Namespace) -> int:
         places = args.bind or [_bind(DEFAULT_BIND)]
         try:
             params = spec.params.replace(**changes)
+            make = spec.server
+            if args.access_log:
+                access_logger.setLevel(logging.INFO)
             for where in places:
-                make = spec.server
                 server = WFServer(spec, process, params) if make is None else make(process, params)
                 if args.access_log:
-                    access_logger.setLevel(logging.INFO)
                     server.subscribe(log_access)
                 if len(places) > 1 and any(server.hooks):
                     # One application starts once, and stops when the last has ended.
@@ -511,9 +512,8 @@ def _load_application(text: str) -> Callable[[Any], object]:
         try:
             found = getattr(found, part)
         except AttributeError:
-            what = "module" if isinstance(found, ModuleType) else type(found).__name__
             raise _CommandError(
-                USAGE, f"{what} {place!r} has no {part!r}; it has: {_callables(found)}"
+                USAGE, f"{kind_of(found)} {place!r} has no {part!r}; it has: {_callables(found)}"
             ) from None
         except Exception as error:
             raise _CommandError(USAGE, f"{place}.{part} raised {describe(error)}") from error

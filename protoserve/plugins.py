@@ -288,7 +288,7 @@ def _load(entry: _Entry) -> None:
         hook = manager.hook.protoserve_register_protocols
         if not hook.get_hookimpls():
             entry.fail(
-                f"{_kind(plugin)} {entry.point.value!r} has no {hook.name} that is marked with "
+                f"{kind_of(plugin)} {entry.point.value!r} has no {hook.name} that is marked with "
                 "protoserve.hookimpl, and is no ProtocolSpec"
             )
             return
@@ -310,7 +310,8 @@ def _load(entry: _Entry) -> None:
             entry.fail("it registered no protocol: call register(spec) in its hook")
 
 
-def _kind(plugin: object) -> str:
+def kind_of(plugin: object) -> str:
+    """What it is, for a message."""
     return "module" if isinstance(plugin, ModuleType) else type(plugin).__name__
 
 

@@ -596,23 +596,21 @@ class WFServerBase(CommService):
         if self._phase == _STARTING:
             return functools.partial(self._cut_start, run)
         run.cutting = True
-        return functools.partial(self._cut_stop_hook if run.drained else self._cut_requests, run)
+        end = self._end_stop_hook if run.drained else self._end_requests
+        return functools.partial(self._cut_run, run, end)
 
-    def _end_cut(self, run: Run) -> None:
-        with self._condition:
-            run.cutting = False
-            self._condition.notify_all()
+    def _cut_run(self, run: Run, end: Callable[[Run], int]) -> int:
+        try:
+            return end(run)
+        finally:
+            with self._condition:
+                run.cutting = False
+                self._condition.notify_all()
 
     def _cut_start(self, run: Run) -> int:
         if run.start_hook is not None:
             run.start_hook.cancel()
         return 0  # the start ends by itself
-
-    def _cut_requests(self, run: Run) -> int:
-        try:
-            return self._end_requests(run)
-        finally:
-            self._end_cut(run)
 
     def _end_requests(self, run: Run) -> int:
         self._close_listener()
@@ -642,21 +640,18 @@ class WFServerBase(CommService):
             logger.warning("%s: cut %d connections or requests at the stop", self.url, cut)
         return cut
 
-    def _cut_stop_hook(self, run: Run) -> int:
-        try:
-            hook = run.stop_hook
-            if hook is not None:
-                hook.cancel()
-            with self._condition:
-                if self._condition.wait_for(lambda: run.ended, _CUT_PATIENCE):
-                    return 0
-                run.abandoned = True
-                run.stop_hook = None
-            logger.warning("on_stop of %r still runs; the stop does not wait for it", self)
-            self._finish(run)
-            return 0
-        finally:
-            self._end_cut(run)
+    def _end_stop_hook(self, run: Run) -> int:
+        hook = run.stop_hook
+        if hook is not None:
+            hook.cancel()
+        with self._condition:
+            if self._condition.wait_for(lambda: run.ended, _CUT_PATIENCE):
+                return 0
+            run.abandoned = True
+            run.stop_hook = None
+        logger.warning("on_stop of %r still runs; the stop does not wait for it", self)
+        self._finish(run)
+        return 0
 
     def _cancel_waiting(self) -> None:
         for task in list(self.waiting):

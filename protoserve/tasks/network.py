@@ -411,11 +411,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             elif series.failure is not None and not self._failed:
                 self._fail(series.failure)
         if self.state is NOREPLY:
-            if self._pushed and (self._failed or (series is not None and series.canceled)):
-                communicator.abandon(self)
-            else:
-                communicator.shutdown(self)
-            self._end()
+            self._leave(cut=self._failed or (series is not None and series.canceled))
             return
         if self._failed and (self._pushed or not self._make_error_response()):
             if self.state is TOREPLY:
@@ -607,14 +603,13 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             self._give_up()
 
     def _fail(self, error: BaseException) -> None:
+        # Not the exception: its traceback would keep this task, and all it holds.
+        self._failed = True
         if isinstance(error, asyncio.CancelledError):
             # Somebody's decision, not a fault: the connection closes.
-            self._failed = True
             self.state = NOREPLY
             self._callback_dropped()
             return
-        # Not the exception: its traceback would keep this task, and all it holds.
-        self._failed = True
         if self.connection.closed and isinstance(error, ConnectionError):
             return  # the handler noticed that its peer is gone
         logger.error("%r failed", self, exc_info=error)
@@ -634,8 +629,12 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
     def _give_up(self) -> None:
         self.state = SYS_ERROR
         self.error = errno.EIO
+        self._leave(cut=True)
+
+    def _leave(self, *, cut: bool) -> None:
+        """There is no reply: the connection ends, with a reset where a part of one is cut."""
         communicator = self.connection.communicator
-        if self._pushed:
+        if cut and self._pushed:
             communicator.abandon(self)
         else:
             communicator.shutdown(self)

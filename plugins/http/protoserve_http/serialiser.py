@@ -28,7 +28,7 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FORBIDDEN: Final = re.compile(r"[\0-\x08\x0a-\x1f\x7f]")
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 # RFC 9110, 15.3.5, 15.3.6 and 15.4.5.
-_WITHOUT_BODY: Final = frozenset({204, 205, 304})
+WITHOUT_BODY: Final = frozenset({204, 205, 304})
 
 # Fields that decide about the message itself, and so are not simply copied.
 _SPECIAL: Final = frozenset({"connection", "content-length", "date", "transfer-encoding"})
@@ -193,7 +193,7 @@ def encode(response: HttpResponse, *, head_only: bool, connection: bytes) -> Mes
                 line = _remembered_line(*field)
             out.append(line)
     if special:
-        counted = not (head_only or status in _WITHOUT_BODY)
+        counted = not (head_only or status in WITHOUT_BODY)
         lines, has_length, has_date = _special_lines(response, size, counted, connection)
         if has_date:
             out[0] = status_line(status, reason)
@@ -202,7 +202,7 @@ def encode(response: HttpResponse, *, head_only: bool, connection: bytes) -> Mes
         out += lines
     elif connection:
         out.append(connection)
-    if status in _WITHOUT_BODY:
+    if status in WITHOUT_BODY:
         if status == 205:
             out.append(b"Content-Length: 0\r\n")
         out.append(b"\r\n")
@@ -351,7 +351,7 @@ def encode_stream(
         raise UsageError(
             "the pieces of this body were sent before; make a response for each reply"
         )
-    without_body = head_only or response.status in _WITHOUT_BODY
+    without_body = head_only or response.status in WITHOUT_BODY
     head, length = _stream_head(response, connection, chunked)
     if without_body:
         if isinstance(pieces, AsyncIterator):
@@ -381,7 +381,7 @@ def _stream_head(
     length = int(headers["Content-Length"]) if has_length else None
     if status == 205:
         lines.append(b"Content-Length: 0\r\n")
-    elif length is None and chunked and status not in _WITHOUT_BODY:
+    elif length is None and chunked and status not in WITHOUT_BODY:
         # For HEAD as well: without it, or a length, clients take the connection for one that
         # ends with the reply, and let go of it (RFC 9112, 6.1).
         lines.append(b"Transfer-Encoding: chunked\r\n")

@@ -20,6 +20,7 @@ from protoserve_http.parser import HttpRequestParser
 from protoserve_http.serialiser import (
     CLOSE,
     STAY,
+    WITHOUT_BODY,
     encode,
     encode_stream,
     serialise,
@@ -126,7 +127,7 @@ def summary(request: HttpRequest, response: HttpResponse) -> dict[str, object]:
     """The facts of an exchange. ``length``: bytes of content in the reply. A reply that did
     not go out has neither ``status`` nor ``length``: see ``HttpServerTask.summary``."""
     status = response.status
-    bare = request.method == "HEAD" or status in (204, 205, 304)
+    bare = request.method == "HEAD" or status in WITHOUT_BODY
     return {
         "method": request.method,
         "target": request.target,
