@@ -4,14 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BIND ?= 127.0.0.1:8888
+# Tests wait more than they compute.
+WORKERS ?= 4
 
 .PHONY: run test check bench chaos clean
 
 run: $(VENV)/.installed  ## serve the HTTP echo example
 	$(BIN)/protoserve run http examples.http_echo:process --bind $(BIND)
 
-test: $(VENV)/.installed-dev  ## run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev  ## run the tests; WORKERS=0 in one process
+	$(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 check: $(VENV)/.installed-dev  ## lint, format, types
 	$(BIN)/ruff check .

@@ -181,7 +181,7 @@ async def async_pieces() -> AsyncIterator[str]:
         (HttpResponse, "call it"),
         (HttpResponse(), "str"),
     ],
-    ids=repr,
+    ids=lambda value: re.sub(r" at 0x\w+", "", repr(value)),
 )
 def test_what_is_no_body(body: object, remedy: str) -> None:
     with pytest.raises(TypeError, match=rf"body is text.* {re.escape(remedy)}"):
