@@ -9,7 +9,7 @@ from typing import Any
 
 import httptools
 from http_exchanges import every_byte, parse
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from protoserve_http import HTTP_SPEC
@@ -256,6 +256,7 @@ QUOTED_OR_SPACE = re.compile(rb'("(?:[^"\\]|\\.)*")|[ \t]+')
 
 
 @given(st.lists(CHUNK_LINES, max_size=3), CHUNK_ENDS)
+@example([b"0\r\n\r\n", b"1"], b"")
 @settings(max_examples=1500, deadline=None)
 def test_chunks_end_where_llhttp_sees_their_end(lines: list[bytes], end: bytes) -> None:
     sent = b"".join(lines) + end
@@ -264,6 +265,10 @@ def test_chunks_end_where_llhttp_sees_their_end(lines: list[bytes], end: bytes) 
     judge = _BodyJudge(CHUNKED + sent + NEXT)
     if outcome.error is not None:
         assert not judge.good or LAX.search(sent)
+        return
+    if not judge.good and outcome.requests[-1].method != "GET":
+        # What follows the end stands before the next method, of which llhttp knows a list.
+        assert [request.body for request in outcome.requests[:1]] == judge.bodies
         return
     if not judge.good:
         # Spaces, which the grammar lets pass.
