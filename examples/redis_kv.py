@@ -50,7 +50,7 @@ class Database:
         """What the key holds, of whatever type; None when it is not there."""
         deadline = self.deadlines.get(key)
         if deadline is not None and deadline <= now_ms():
-            self.remove(key)
+            self.remove(key, expired=True)
         return self.data.get(key)
 
     def get(self, key: bytes, kind: type[V]) -> V | None:
@@ -81,10 +81,10 @@ class Database:
         commands.touch(self.number, key)
         self.find(key)
 
-    def remove(self, key: bytes) -> bool:
+    def remove(self, key: bytes, *, expired: bool = False) -> bool:
         """Forget the key; False when it was not there."""
         self.deadlines.pop(key, None)
-        commands.touch(self.number, key)
+        commands.touch(self.number, key, expired=expired)
         return self.data.pop(key, None) is not None
 
     def all_keys(self) -> list[bytes]:

@@ -12,7 +12,7 @@ from kv_server import eventually
 from redis.cache import CacheConfig
 from redis_tables import RawClient, Store, talk_two
 
-from protoserve_redis import CommandTable, WFRedisServer, tracking
+from protoserve_redis import CommandTable, WFRedisServer, session_of
 
 
 @pytest.fixture
@@ -59,17 +59,75 @@ def test_changes_from_any_thread_are_told_at_once(
 
 
 def test_keys_that_are_remembered_have_a_limit(
-    server: WFRedisServer, commands: CommandTable, monkeypatch: pytest.MonkeyPatch
+    server: WFRedisServer, commands: CommandTable
 ) -> None:
-    monkeypatch.setattr(tracking, "MAX_KEYS", 2)
+    commands.tracking.limit(2)
     with RawClient(server.address) as client, RawClient(server.address) as other:
-        client.send(b"HELLO 3\r\nCLIENT TRACKING on\r\nMGET a b c\r\nPING")
+        # With NOLOOP, too: it is not its doing.
+        client.send(b"HELLO 3\r\nCLIENT TRACKING on NOLOOP\r\nMGET a b c\r\nPING")
         replies = [client.reply() for _ in range(5)]
         assert replies[2:] == [b"*3\r\n_\r\n_\r\n_\r\n", INVALIDATED % b"a", b"+PONG\r\n"]
         assert commands.tracking.key_count == 2
         other.ask(b"SET a 1")
         other.ask(b"SET b 1")
         assert client.reply() == INVALIDATED % b"b"
+        other.ask(b"SET c 1")
+        assert client.reply() == INVALIDATED % b"c"
+        client.ask(b"MGET a b")
+        commands.tracking.limit(1)
+        assert client.reply() == INVALIDATED % b"a"
+        commands.tracking.limit(0)
+        client.ask(b"MGET a b c")
+        assert commands.tracking.key_count == 3
+
+
+def test_info_counts_what_is_tracked(server: WFRedisServer) -> None:
+    with RawClient(server.address) as client, RawClient(server.address) as other:
+        for line in (b"CLIENT TRACKING on", b"MGET a b"):
+            client.ask(line)
+        for prefixes in (b"PREFIX p: PREFIX q:", b"PREFIX r:"):
+            other.ask(b"CLIENT TRACKING on BCAST " + prefixes)
+        with RawClient(server.address) as third:
+            for line in (b"CLIENT TRACKING on", b"GET b"):
+                third.ask(line)
+            facts = client.ask(b"INFO stats")
+    for fact in (b"total_keys:2", b"total_items:3", b"total_prefixes:3"):
+        assert b"tracking_%b\r\n" % fact in facts
+
+
+def test_nobody_s_doing_is_told_to_who_found_it_out(commands: CommandTable) -> None:
+    @commands.command("EXPIRE-NOW", 2, ("readonly",))
+    def expire_now(task: Any, key: bytes) -> None:
+        commands.touch(0, key, expired=True)
+
+    for mode in (b"", b" BCAST"):
+        with talk_two(commands) as (client, _):
+            client.ask(b"HELLO 3")
+            client.ask(b"CLIENT TRACKING on NOLOOP" + mode)
+            client.ask(b"GET k")
+            assert client.ask(b"SET k 1") == b"+OK\r\n"
+            client.ask(b"GET k")
+            assert client.ask(b"EXPIRE-NOW k") == b"_\r\n"
+            assert client.reply() == INVALIDATED % b"k"
+
+
+def test_a_command_that_turns_out_to_read_is_tracked(commands: CommandTable) -> None:
+    @commands.command("RUN", 3, ("skip_monitor", "readonly"), (1, 1, 1))
+    def run(task: Any, key: bytes, what: bytes) -> bytes:
+        session_of(task).reads = what == b"read"
+        return what
+
+    with talk_two(commands) as (client, other):
+        client.ask(b"HELLO 3")
+        client.ask(b"RUN k read")
+        client.ask(b"CLIENT TRACKING on")
+        # Before it tracked it read; as for the flag, a script's commands are what counts.
+        client.ask(b"RUN k write")
+        other.ask(b"SET k 1")
+        assert client.ask(b"PING") == b"+PONG\r\n"
+        client.ask(b"RUN k read")
+        other.ask(b"SET k 2")
+        assert client.reply() == INVALIDATED % b"k"
 
 
 def test_nothing_is_kept_of_clients_that_left(

@@ -652,19 +652,20 @@ class CommandTable:
         neither text nor bytes."""
         return self.subscriptions.publish(_bytes("channel", channel), _bytes("message", message))
 
-    def touch(self, db: int | None, key: bytes | str | None) -> None:
+    def touch(self, db: int | None, key: bytes | str | None, *, expired: bool = False) -> None:
         """A key has changed: transactions that watch it will fail, and clients that track
         it (CLIENT TRACKING) are told. ``key=None`` means all keys of the database,
-        ``db=None`` all databases. Any thread; to be called under ``lock``, as plain
-        commands are, after the change. Raises ``TypeError`` for what is no key, or no
-        database."""
+        ``db=None`` all databases. ``expired``: its time has come, which is nobody's doing,
+        so that a client with NOLOOP is told of it though its own command found it out. Any
+        thread; to be called under ``lock``, as plain commands are, after the change. Raises
+        ``TypeError`` for what is no key, or no database."""
         if db is not None and type(db) is not int:
             raise TypeError(f"db={db!r}: expected a database's number, or None for all")
         name = key if key is None or type(key) is bytes else _bytes("key", key)
         if self._watchers:
             self.watches.touch(db, name)
         if self._trackers:
-            self.tracking.touch(name)
+            self.tracking.touch(name, expired=expired)
 
     def opened(self, connection: CommConnection) -> None:
         """A connection was accepted; its server says so, lest one that has said nothing be

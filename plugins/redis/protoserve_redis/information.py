@@ -150,6 +150,8 @@ class Information:
             "pubsub_patterns": len(subscriptions.patterns),
             "pubsubshard_channels": len(subscriptions.shards),
             "tracking_total_keys": self._table.tracking.key_count,
+            "tracking_total_items": self._table.tracking.item_count,
+            "tracking_total_prefixes": self._table.tracking.prefix_count,
         }
 
     def _replication(self) -> dict[str, Any]:

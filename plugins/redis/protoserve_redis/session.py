@@ -69,6 +69,7 @@ class RedisSession:
         "patterns",
         "postscript",
         "protocol",
+        "reads",
         "reply_off",
         "reply_skip",
         "reply_skip_next",
@@ -104,6 +105,9 @@ class RedisSession:
         self.monitoring = False
         self.tracked: Tracked | None = None
         """What CLIENT TRACKING asked for, or None."""
+        self.reads = False
+        """Set by a command that turns out to read, such as a script: then its keys are
+        tracked though it has no flag ``readonly``."""
         self.transaction: Transaction | None = None
         """The open MULTI, or None."""
         self.executing = False

@@ -27,7 +27,7 @@ CHANNEL: Final = b"__redis__:invalidate"
 """Where clients of RESP2 hear of changes, on the connection that they redirect to."""
 
 MAX_KEYS: Final = 1_000_000  # Redis' tracking-table-max-keys
-"""Keys that are remembered; beyond it some are declared changed."""
+"""Keys that are remembered, unless ``Tracking.limit`` says otherwise."""
 
 
 class Tracked:
@@ -95,6 +95,7 @@ class Tracking:
         self._table = table
         self._lock = threading.Lock()
         self._keys: dict[bytes, set[int]] = {}  # who has read them
+        self._max_keys = MAX_KEYS
         self._batch = _Batch()
 
     @property
@@ -102,10 +103,33 @@ class Tracking:
         """How many keys are remembered."""
         return len(self._keys)
 
+    @property
+    def item_count(self) -> int:
+        """How many are remembered, counted for each who has read them."""
+        with self._lock:
+            return sum(map(len, self._keys.values()))
+
+    @property
+    def prefix_count(self) -> int:
+        """How many prefixes are listened to; one that several listen to is one."""
+        with self._lock:
+            tracked = [session.tracked for session in self._broadcasting.values()]
+        return len({prefix for one in tracked if one is not None for prefix in one.prefixes})
+
+    def limit(self, keys: int) -> None:
+        """Remember so many keys at most (Redis' ``tracking-table-max-keys``): beyond it some
+        are declared changed, now and later. 0 is no limit."""
+        with self._lock:
+            self._max_keys = keys
+            self._evict()
+        if self._batch.session is None:
+            self._flush()
+
     def begin(self, session: RedisSession, tracked: Tracked) -> None:
         """A connection tracks from now on."""
         with self._lock:
             session.tracked = tracked
+            session.reads = False
             self.clients[session.id] = session
             if tracked.broadcast:
                 self._broadcasting[session.id] = session
@@ -133,18 +157,24 @@ class Tracking:
         self, session: RedisSession, tracked: Tracked, command: Command, args: list[bytes]
     ) -> None:
         """A command of a client that tracks has run: note the keys that it read."""
-        if "readonly" not in command.flags or not tracked.remembers:
+        # Of a script it is what it runs that reads.
+        read = session.reads or (
+            "readonly" in command.flags and "skip_monitor" not in command.flags
+        )
+        session.reads = False
+        if not read or not tracked.remembers:
             return
         keys = command.keys_of(args)
-        evicted = []
         with self._lock:
             for key in keys:
                 self._keys.setdefault(key, set()).add(session.id)
-            while len(self._keys) > MAX_KEYS:
-                evicted.append(next(iter(self._keys)))
-                self._tell_readers(evicted[-1])
-        if self._batch.session is None and evicted:
+            self._evict()
+        if self._batch.session is None:
             self._flush()
+
+    def _evict(self) -> None:
+        while len(self._keys) > self._max_keys > 0:
+            self._tell_readers(next(iter(self._keys)), None)
 
     # -- changes -----------------------------------------------------------------------
 
@@ -157,30 +187,31 @@ class Tracking:
         finally:
             self._flush()
 
-    def touch(self, key: bytes | None) -> None:
-        """A key has changed, or with None all of them."""
+    def touch(self, key: bytes | None, *, expired: bool = False) -> None:
+        """A key has changed, or with None all of them; or its time has come."""
         batch = self._batch
+        by = None if expired else batch.session
         with self._lock:
             if key is None:
                 self._keys.clear()
                 batch.keys += [(session, None) for session in self.clients.values()]
                 batch.broadcast.clear()
             else:
-                self._tell_readers(key)
+                self._tell_readers(key, by)
                 for session in self._broadcasting.values():
-                    self._tell_prefixes(session, key)
+                    self._tell_prefixes(session, key, by)
         if batch.session is None:
             self._flush()
 
-    def _tell_readers(self, key: bytes) -> None:
+    def _tell_readers(self, key: bytes, by: RedisSession | None) -> None:
         for number in self._keys.pop(key, ()):
             session = self.clients.get(number)
-            if session is not None and self._wants(session) and number not in self._broadcasting:
+            if session is not None and _wants(session, by) and number not in self._broadcasting:
                 self._batch.keys.append((session, key))
 
-    def _tell_prefixes(self, session: RedisSession, key: bytes) -> None:
+    def _tell_prefixes(self, session: RedisSession, key: bytes, by: RedisSession | None) -> None:
         tracked = session.tracked
-        if tracked is None or not self._wants(session):
+        if tracked is None or not _wants(session, by):
             return
         for length in tracked.lengths:
             if length > len(key):
@@ -188,12 +219,6 @@ class Tracking:
             prefix = key[:length]
             if prefix in tracked.prefixes:
                 self._batch.broadcast.setdefault((session, prefix), {})[key] = None
-
-    def _wants(self, session: RedisSession) -> bool:
-        tracked = session.tracked
-        if tracked is None:
-            return False
-        return not (tracked.noloop and session is self._batch.session)
 
     def _flush(self) -> None:
         """Tell what was noted. Without the lock: a push may close a connection."""
@@ -225,6 +250,15 @@ class Tracking:
             _push(connection, own, Push([b"invalidate", keys]))
         elif target is not session and target.subscribed:
             _push(connection, own, Push([b"message", CHANNEL, keys]))
+
+
+def _wants(session: RedisSession, by: RedisSession | None) -> bool:
+    """Whether a client wants to be told of what another, or it itself, has done; ``by`` is
+    None where nobody has."""
+    tracked = session.tracked
+    if tracked is None:
+        return False
+    return not (tracked.noloop and session is by)
 
 
 def _push(connection: CommConnection, own: RedisSession | None, message: Push) -> None:
