@@ -16,7 +16,7 @@ from kv_server import PATIENCE, eventually
 from redis_lockstep import table
 from redis_tables import RawClient, talk, talk_two
 
-from protoserve import mailbox
+from protoserve import ConfigError, mailbox
 from protoserve_redis import (
     NULL_ARRAY,
     CommandTable,
@@ -202,6 +202,26 @@ def test_unpause_from_elsewhere(server: WFRedisServer) -> None:
         one.ask(b"CLIENT UNPAUSE")
         assert b"\nblocked_clients:0\r" in one.ask(b"INFO clients")
         assert [two.reply(), two.reply()] == [b"+OK\r\n", b"$1\r\n1\r\n"]
+
+
+def test_a_line_that_changes_nothing_is_not_held(commands: CommandTable) -> None:
+    @commands.command("RUN", 2, ("may_replicate",), changes=lambda line: line[1] != b"read")
+    def run(task: Any, what: bytes) -> bytes:
+        return what
+
+    with talk_two(commands) as (one, two):
+        for line in (b"MULTI", b"RUN write", b"RUN read"):
+            two.ask(line)
+        one.ask(b"CLIENT PAUSE 1000000 WRITE")
+        assert one.ask(b"RUN read") == b"$4\r\nread\r\n"
+        assert one.ask(b"MULTI") + one.ask(b"RUN read") == b"+OK\r\n+QUEUED\r\n"
+        assert one.ask(b"EXEC") == b"*1\r\n$4\r\nread\r\n"
+        two.send(b"EXEC")
+        eventually(lambda: commands.pause.waiting == 1)
+        one.ask(b"CLIENT UNPAUSE")
+        assert two.reply() == b"*2\r\n$5\r\nwrite\r\n$4\r\nread\r\n"
+    with pytest.raises(ConfigError, match="changes"):
+        commands.command("RUN", 2, ("write",), changes=lambda: True)
 
 
 def test_a_client_that_leaves_during_a_pause_does_nothing_more(

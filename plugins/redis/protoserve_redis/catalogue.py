@@ -129,7 +129,8 @@ def register(table: CommandTable) -> None:
             keys = known.keys_of(words)
         except Exception:
             raise RedisError("ERR Invalid arguments specified for command") from None
-        if not keys and known.find_keys is not None:
+        must = known.find_keys is not None and "no_mandatory_keys" not in known.flags
+        if not keys and must:
             raise RedisError("ERR The command has no key arguments")
         return known, keys
 
@@ -150,7 +151,8 @@ def _categories(command: Command) -> list[str]:
         category
         for flag, category in (
             ("write", "@write"),
-            ("readonly", "@read"),
+            # Of scripts it is what they run that reads.
+            ("readonly", "" if command.group == "scripting" else "@read"),
             ("admin", "@admin"),
             ("admin", "@dangerous"),
             ("pubsub", "@pubsub"),

@@ -16,6 +16,9 @@ FindKeys = Callable[[list[bytes]], list[bytes]]
 """Returns the keys among the words of a command line, for commands whose keys are not all
 at places that are the same in every line."""
 
+Changes = Callable[[list[bytes]], object]
+"""Whether a command line changes anything, or may."""
+
 FLAGS: Final = (
     "write", "readonly", "denyoom", "module", "admin", "pubsub", "noscript", "blocking",
     "loading", "stale", "skip_monitor", "skip_slowlog", "asking", "fast", "no_auth",
@@ -40,6 +43,7 @@ class Command:
 
     __slots__ = (
         "arity",
+        "changes",
         "complexity",
         "find_keys",
         "flags",
@@ -67,6 +71,7 @@ class Command:
         summary: str = "",
         since: str = "1.0.0",
         complexity: str = "",
+        changes: Changes | None = None,
     ) -> None:
         text = name.decode("latin-1") if isinstance(name, bytes) else name
         if not isinstance(text, str) or not _NAME.match(text):
@@ -111,6 +116,9 @@ class Command:
         self.summary = summary
         self.since = since
         self.complexity = complexity
+        if changes is not None:
+            check_hook(f"command {text}: changes", changes, 1)
+        self.changes = changes
         self.subcommands: dict[bytes, Command] | None = None
 
     def __repr__(self) -> str:
@@ -129,6 +137,12 @@ class Command:
             return []
         end = last if last >= 0 else len(args) + last
         return args[first : end + 1 : step]
+
+    def may_change(self, args: list[bytes]) -> bool:
+        """Whether a command line has to wait while CLIENT PAUSE lets nothing change."""
+        if "write" not in self.flags and "may_replicate" not in self.flags:
+            return False
+        return self.changes is None or bool(self.changes(args))
 
     def has_flag(self, flag: str) -> bool:
         """Whether the command carries a flag."""

@@ -33,7 +33,7 @@ from protoserve_redis import (
 )
 from protoserve_redis.addresses import peer_address
 from protoserve_redis.arguments import text_of
-from protoserve_redis.command import Command, Handler, check_hook, waits
+from protoserve_redis.command import Changes, Command, Handler, check_hook, waits
 from protoserve_redis.serialiser import encode
 from protoserve_redis.session import RedisSession
 from protoserve_redis.values import NO_REPLY, NULL_ARRAY, QUEUED, RedisError, SimpleString, decoded
@@ -219,6 +219,7 @@ class CommandTable:
         summary: str = "",
         since: str = "1.0.0",
         complexity: str = "",
+        changes: Changes | None = None,
     ) -> Callable[[_F], _F]:
         """Register the decorated function under ``name`` (``"CLIENT|ID"``: a subcommand).
 
@@ -228,17 +229,21 @@ class CommandTable:
         are what CLIENT PAUSE and CLIENT TRACKING go by, ``blocking`` on an ``async``
         function says that it may wait for long and is cancelled when its client leaves.
         ``keys`` is the place of the first key, the last (negative: from the end) and the
-        step; or a function of the line's words that returns the keys. A later registration
-        replaces an earlier one. Register before the server starts.
+        step; or a function of the line's words that returns the keys. ``changes``, of a
+        command with the flag ``write`` or ``may_replicate``, is a function of the words, too:
+        whether CLIENT PAUSE WRITE holds the line, as it does without one. A later
+        registration replaces an earlier one. Register before the server starts.
 
         Raises :class:`~protoserve.ConfigError` for what cannot work.
         """
         # What is wrong is said where it stands, not where the function is.
-        Command(name, _container, arity, flags, keys)
+        Command(name, _container, arity, flags, keys, changes=changes)
 
         def register(function: _F) -> _F:
             self.add(
-                Command(name, function, arity, flags, keys, group, summary, since, complexity)
+                Command(
+                    name, function, arity, flags, keys, group, summary, since, complexity, changes
+                )
             )
             return function
 
@@ -490,7 +495,7 @@ class CommandTable:
         self, task: Any, session: RedisSession, command: Command, args: list[bytes]
     ) -> Coroutine[Any, Any, None] | None:
         transaction = session.transaction
-        if self.pause.active and self.pause.holds(task, session, command):
+        if self.pause.active and self.pause.holds(task, session, command, args):
             self.pause.hold(task, command)
             return None
         session.last_command = command

@@ -61,10 +61,14 @@ class Monitors:
         session: RedisSession,
         command: Command,
         args: list[bytes],
+        *,
+        itself: bool = False,
     ) -> None:
         """Tell who watches of a command that was run; of administrative ones nothing, of
-        credentials only that there were some. Without a connection a script has run it."""
-        if not _HIDDEN.isdisjoint(command.flags):
+        credentials only that there were some. Without a connection a script has run it. One
+        with the flag ``skip_monitor`` tells of ``itself``, as those do that run others and
+        come before them."""
+        if not _HIDDEN.isdisjoint(command.flags) and not itself:
             return
         now = time.time_ns() // 1000
         who = "lua" if connection is None else monitor_address(connection)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from protoserve_redis.command import Command
     from protoserve_redis.commands import CommandTable
 
-_CHANGING: Final = frozenset({"write", "may_replicate"})
 _LONGEST: Final = 10 * 365 * 86400.0  # seconds; what is longer is as good as this
 
 
@@ -76,7 +75,7 @@ class Pause:
             told.cancel()
         self._table.detour("pause", on=False)
 
-    def holds(self, task: Any, session: RedisSession, command: Command) -> bool:
+    def holds(self, task: Any, session: RedisSession, command: Command, args: list[bytes]) -> bool:
         """Whether a command has to wait."""
         stops = task.connection.service.stopping
         with self._lock:
@@ -87,12 +86,14 @@ class Pause:
                 return False
             if session.monitoring:
                 return False
-            if self._all or not _CHANGING.isdisjoint(command.flags):
+            if self._all:
                 return True
+        if command.may_change(args):
+            return True
         return (
             command.name == b"EXEC"
             and session.transaction is not None
-            and any(not _CHANGING.isdisjoint(c.flags) for c, _ in session.transaction.commands)
+            and any(each.may_change(line) for each, line in session.transaction.commands)
         )
 
     def hold(self, task: Any, command: Command) -> None:
