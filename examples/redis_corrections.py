@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from fakeredis._command_args_parsing import Timeout
+from fakeredis._command_args_parsing import Int, Timeout
 from fakeredis._commands import SUPPORTED_COMMANDS, Key, Signature
 from fakeredis._core import CommandItem
 from fakeredis._helpers import SimpleError
 from fakeredis._socket._fakesocket import FakeSocket
-from fakeredis.model import XStream, ZSet
+from fakeredis.model import ExpiringMembersSet, XStream, ZSet
 
 from protoserve_redis import NULL_ARRAY, RedisError, glob, integer, real, timeout
 
@@ -71,7 +71,7 @@ _RELATIVE = {"expire": 1000, "pexpire": 1, "expireat": 1000, "pexpireat": 1}
 _SCANS = {"scan": 0, "sscan": 1, "hscan": 1, "zscan": 1}  # where the cursor is
 _MOST_RANDOM = 1_000_000
 _TIMEOUT_FIRST = ("blmpop", "bzmpop")
-_TIMEOUT_LAST = ("blpop", "brpop", "bzpopmin", "bzpopmax", "blmove", "brpoplpush")
+TIMEOUT_LAST = ("blpop", "brpop", "bzpopmin", "bzpopmax", "blmove", "brpoplpush")
 
 
 def before(name: str, arguments: list[bytes]) -> tuple[str, list[bytes]]:
@@ -110,7 +110,7 @@ def _scan(name: str, arguments: list[bytes]) -> None:
 def _times(name: str, arguments: list[bytes]) -> None:
     if name == "blmove":
         _sides(name, arguments)
-    timeout(arguments[0 if name in _TIMEOUT_FIRST else -1])
+    timeout(arguments[-1])
 
 
 def _sides(name: str, arguments: list[bytes]) -> None:
@@ -162,24 +162,67 @@ def _decrby(name: str, arguments: list[bytes]) -> None:
 
 
 def _zrange(name: str, arguments: list[bytes]) -> None:
-    if not {word.upper() for word in arguments[3:]} & {b"BYSCORE", b"BYLEX"}:
-        integer(arguments[1])
-        integer(arguments[2])
+    words = arguments[1:] if name == "zrangestore" else arguments
+    options = {word.upper() for word in words[3:]}
+    if not options & {b"BYSCORE", b"BYLEX"}:
+        integer(words[1])
+        integer(words[2])
+    if b"WITHSCORES" in options:
+        if name == "zrangestore":
+            raise RedisError(SYNTAX)
+        if b"BYLEX" in options:
+            raise RedisError(
+                "ERR syntax error, WITHSCORES not supported in combination with BYLEX"
+            )
+
+
+def _zrevrange(name: str, arguments: list[bytes]) -> None:
+    if {word.upper() for word in arguments[3:]} - {b"WITHSCORES"}:
+        raise RedisError(SYNTAX)
+
+
+def _counted_pop(name: str, arguments: list[bytes]) -> None:
+    if name in _TIMEOUT_FIRST:
+        timeout(arguments[0])
+        arguments = arguments[1:]
+    keys = integer(arguments[0], "ERR numkeys should be greater than 0", least=1)
+    options = arguments[keys + 2 :]  # behind the side
+    if options and options[0].upper() == b"COUNT" and len(options) > 1:
+        integer(options[1], "ERR count should be greater than 0", least=1)
+        if options[2:]:
+            raise RedisError(SYNTAX)
+
+
+def _cardinality(name: str, arguments: list[bytes]) -> list[bytes] | None:
+    if name == "sintercard":
+        keys = integer(arguments[0], "ERR numkeys should be greater than 0", least=1)
+    else:
+        keys = integer(arguments[0])
+    options = arguments[keys + 1 :] if keys > 0 else []
+    for option in options[::2]:
+        if option.upper() != b"LIMIT" or len(options) % 2:
+            raise RedisError(SYNTAX)
+    for limit in options[1::2]:
+        integer(limit, "ERR LIMIT can't be negative", least=0)
+    return [*arguments[: keys + 1], *options[-2:]] if options else None
 
 
 _CHECKS: dict[str, Callable[[str, list[bytes]], list[bytes] | None]] = {
     **dict.fromkeys(_RELATIVE, _expire),
     **dict.fromkeys(_SCANS, _scan),
-    **dict.fromkeys((*_TIMEOUT_FIRST, *_TIMEOUT_LAST), _times),
+    **dict.fromkeys(TIMEOUT_LAST, _times),
+    **dict.fromkeys((*_TIMEOUT_FIRST, "lmpop", "zmpop"), _counted_pop),
+    **dict.fromkeys(("sintercard", "zintercard"), _cardinality),
     **dict.fromkeys(("lpop", "rpop", "spop", "zpopmin", "zpopmax"), _count),
     **dict.fromkeys(("srandmember", "hrandfield", "zrandmember"), _random),
     **dict.fromkeys(("flushall", "flushdb"), _flush),
     "lmove": _sides,
-    "evalsha": _evalsha,
+    **dict.fromkeys(("evalsha", "evalsha_ro"), _evalsha),
     "script exists": _script_exists,
     "script flush": _script_flush,
     "decrby": _decrby,
-    "zrange": _zrange,
+    **dict.fromkeys(("zrange", "zrangestore"), _zrange),
+    "zrevrange": _zrevrange,
 }
 
 
@@ -226,6 +269,7 @@ class Instead:
     run: Callable[[Signature, list[bytes]], Any]
     _blocking: Callable[..., Any]
     _db: Any
+    _script_resp: int | None
 
     def incrbyfloat(self, key: CommandItem, increment: bytes) -> bytes:
         """With the digits of a ``long double``."""
@@ -306,10 +350,24 @@ class Instead:
         return super()._xrange(stream, *bounds, **options)  # type: ignore[misc]
 
     def _check_streams(self, words: tuple[bytes, ...]) -> None:
+        options = words[: len(words) - 2 * len(streams(words))]
+        if self._script_resp is not None and b"BLOCK" in map(bytes.upper, options):
+            name = "xreadgroup" if options[0].upper() == b"GROUP" else "xread"
+            raise SimpleError(f"ERR {name} command is not allowed with BLOCK option from scripts")
         for key in streams(words):
             item = self._db.get(key)
             if item is not None and not isinstance(item.value, XStream):
                 raise SimpleError(WRONGTYPE)
+
+    def sintercard(self, numkeys: int, *words: bytes) -> int:
+        """Also of a key that is not there: fakeredis takes it for one of another type."""
+        items = [self._db.get(key) for key in words[:numkeys]]
+        if any(
+            item is not None and not isinstance(item.value, ExpiringMembersSet) for item in items
+        ):
+            raise SimpleError(WRONGTYPE)
+        missing = len(items) == numkeys and None in items
+        return 0 if missing else super().sintercard(numkeys, *words)  # type: ignore[misc, no-any-return]
 
     def expiretime(self, key: CommandItem) -> int:
         """Rounded, not cut off."""
@@ -332,14 +390,16 @@ class Instead:
         return self._blocking(seconds, attempt)
 
 
-def _signature(name: str, *fixed: Any) -> Signature:
-    return Signature(name, name, fixed)
+def _signature(name: str, *fixed: Any, **more: Any) -> Signature:
+    return Signature(name, name, fixed, **more)
 
 
 SIGNATURES: dict[str, Signature] = {
     **SUPPORTED_COMMANDS,
     "blmove": _signature("blmove", bytes, bytes, bytes, bytes, Timeout),
     "incrbyfloat": _signature("incrbyfloat", Key(bytes), bytes),
+    "eval_ro": _signature("eval_ro", bytes, Int, repeat=(bytes,)),
+    "evalsha_ro": _signature("evalsha_ro", bytes, Int, repeat=(bytes,)),
 }
 
 
@@ -351,6 +411,7 @@ _NULL_ARRAYS = {
 }
 _SETS = {"smembers", "sinter", "sunion", "sdiff", "spop"}
 _UNCHANGED = {"sadd", "srem", "hdel", "zrem", "lrem"}
+_NO_KEY = "ERR at least 1 input key is needed for "
 _WRONG_COUNT = "ERR Wrong number of args calling Redis command from script"
 _INVALID_TIME = "ERR invalid expire time in "
 
@@ -367,6 +428,8 @@ def after(name: str, arguments: list[bytes], value: Any) -> Any:
             return RedisError(value.value.removeprefix("ERR "))
         if value.value == _WRONG_COUNT and not name.startswith(("eval", "fcall")):
             return _arity(name)
+        if value.value.startswith(_NO_KEY):
+            return RedisError(f"{_NO_KEY}'{name}' command")
         if re.fullmatch(_INVALID_TIME + r"\w+", value.value):
             return RedisError(f"{_INVALID_TIME}'{name}' command")
     elif name in _SETS and isinstance(value, list):

@@ -10,7 +10,10 @@ taken from it. The connection's commands, publish/subscribe and MULTI are the ta
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import heapq
 import logging
+import math
 import re
 import sys
 import time
@@ -20,16 +23,18 @@ from typing import Any
 
 import redis
 from fakeredis import FakeServer
-from fakeredis._commands import COMMANDS_WITH_SUB, SUPPORTED_COMMANDS, Signature
+from fakeredis._commands import COMMANDS_WITH_SUB, Signature
 from fakeredis._core import Database
 from fakeredis._helpers import NoResponse, SimpleError
 from fakeredis._helpers import SimpleString as FakeSimpleString
 from fakeredis._socket._fakesocket import FakeSocket
+from fakeredis.commands_mixins.scripting_mixin import _convert_redis_arg
 from fakeredis.model import ExpiringMembersSet, Hash, ZSet, get_command_info
 
 from examples.redis_corrections import (
     PLACES,
     SIGNATURES,
+    TIMEOUT_LAST,
     Instead,
     after,
     before,
@@ -37,8 +42,8 @@ from examples.redis_corrections import (
     is_unchanged,
     streams,
 )
-from examples.redis_lua import LuaError, Sandbox, close
-from protoserve import empty
+from examples.redis_lua import NOT_COMPILED, LuaError, Sandbox, close, flags_of, undressed
+from protoserve import CallbackHandle, TimerTask, empty, timer
 from protoserve_redis import (
     NULL_ARRAY,
     OK,
@@ -79,16 +84,95 @@ class Keys(Database):
         super().__init__(lock)
         self.number = number
         self.waiting: dict[Waiter, None] = {}  # in the order of their arrival
+        self.expirations = 0
 
     def notify_watch(self, key: bytes | None) -> None:
         """fakeredis calls this for each key that a command is about to change."""
         store.touched.append((self, key))
+
+    def __getitem__(self, key: bytes) -> Any:
+        """An item; one whose time has come is forgotten, and those who track it are told."""
+        item = self._dict[key]
+        if self.expired(item):
+            del self._dict[key]
+            self.expirations += 1
+            commands.touch(self.number, key, expired=True)
+            raise KeyError(key)
+        return item
+
+    def _remove_expired(self) -> None:
+        heap = self._expiry_heap
+        while heap and heap[0][0] < self.time:
+            _, key = heapq.heappop(heap)
+            self.get(key)
+
+    def schedule_expiry(self, key: bytes, expireat: float | None) -> None:
+        """Forget a key then, also when nobody asks for it."""
+        super().schedule_expiry(key, expireat)
+        if expireat is not None:
+            sweep.wanted = min(sweep.wanted, expireat)
+
+    @property
+    def next_expiry(self) -> float:
+        """When to look for such keys, at the latest."""
+        return self._expiry_heap[0][0] if self._expiry_heap else math.inf
+
+    def clear(self) -> None:
+        """FLUSHDB: also of keys that were read and not there."""
+        self._dict.clear()
+        self._expiry_heap.clear()
+        self.notify_watch(None)
 
     def swap(self, other: Database) -> None:
         """SWAPDB."""
         super().swap(other)
         for keys in (self, other):
             keys.notify_watch(None)
+
+
+class Sweep:
+    """Forgets keys when their time has come. Under the lock."""
+
+    def __init__(self) -> None:
+        self.wanted = math.inf  # when to look
+        self.at = math.inf  # when it is going to
+        self.timer: TimerTask | None = None
+        self.server: Any = None
+        self.told: CallbackHandle | None = None  # of its stop
+
+    def begin(self, server: Any) -> None:
+        """Look when it is wanted, or within an hour."""
+        self.end()
+        if self.told is not None:
+            self.told.cancel()
+        self.server, self.at = server, self.wanted
+        # What is to vanish at a moment is there until it is over.
+        self.timer = timer(min(max(self.at - now(), 0) + 0.001, 3600), self.look)
+        self.timer.start()
+        self.told = server.on_stopping(self.end)
+
+    def end(self) -> None:
+        """Do not look. Without the lock where the server stops."""
+        clock, self.timer, self.at = self.timer, None, math.inf
+        if clock is not None:
+            clock.cancel()
+
+    def look(self, clock: TimerTask) -> None:
+        """Look now."""
+        if clock.canceled:
+            return
+        with lock:
+            if clock is self.timer:
+                for keys in databases:
+                    keys.time = now()
+                    keys._remove_expired()
+                self.wanted = min(keys.next_expiry for keys in databases)
+                self.timer, self.at = None, math.inf
+                if self.wanted < self.at:
+                    self.begin(self.server)
+
+
+sweep = Sweep()
 
 
 class Store(Instead, FakeSocket):
@@ -104,6 +188,7 @@ class Store(Instead, FakeSocket):
         self.session = RedisSession()
         self.lua: Sandbox | None = None
         self.functions_closed = False
+        self.read_only = False  # the script that runs
         self.blocked: tuple[float, Callable[[bool], Any], Callable[[Any], Any]] | None = None
 
     def become(self, session: RedisSession) -> None:
@@ -127,8 +212,11 @@ class Store(Instead, FakeSocket):
 
     def tell(self, unchanged: bool = False) -> None:
         """Tell those who WATCH, and remember whether somebody waits for what is new."""
+        emptied = {keys for keys, key in self.touched if key is None}
+        if len(emptied) == len(databases):
+            commands.touch(None, None)  # in one message
         for keys, key in self.touched:
-            if not unchanged:
+            if not unchanged and len(emptied) < len(databases):
                 commands.touch(keys.number, key)
             if keys.waiting:
                 ready.add(keys)
@@ -152,21 +240,83 @@ class Store(Instead, FakeSocket):
         # For scripts; commands of clients know theirs.
         return super()._name_to_func(cmd_name)[0], SIGNATURES[cmd_name]
 
-    def _lua_redis_call(self, lua: Any, names: set[Any], op: bytes, *words: Any) -> Any:
-        command = commands.find(op)
-        if commands.monitors and command is not None:
-            line = [w if isinstance(w, bytes) else f"{w:.17g}".encode() for w in (op, *words)]
+    def eval(self, script: bytes, numkeys: int, *words: bytes) -> Any:
+        """EVAL, and what EVALSHA has found."""
+        self.read_only = "no-writes" in (flags_of(script) or ())
+        return self._eval(script, numkeys, *words)
+
+    def eval_ro(self, script: bytes, numkeys: int, *words: bytes) -> Any:
+        """EVAL_RO: fakeredis has none."""
+        flags = flags_of(script)
+        if flags is not None and "no-writes" not in flags:
+            raise SimpleError("ERR Can not execute a script with write flag using *_ro command.")
+        self.read_only = True
+        return self._eval(script, numkeys, *words)
+
+    def _eval(self, script: bytes, numkeys: int, *words: bytes) -> Any:
+        try:
+            return super().eval(script, numkeys, *words)
+        except SimpleError as error:
+            if error.value.startswith(NOT_COMPILED):  # it is kept already
+                self._server.script_cache.pop(hashlib.sha1(script).hexdigest().encode(), None)
+            raise
+
+    def script_load(self, script: bytes) -> Any:
+        """SCRIPT LOAD, of what can be run."""
+        self._get_server_runtime(self._server).compiled(script)
+        return super().script_load(script)
+
+    def evalsha_ro(self, digest: bytes, numkeys: int, *words: bytes) -> Any:
+        """EVALSHA_RO, likewise."""
+        script = self._server.script_cache.get(digest)
+        if script is None:
+            raise SimpleError("NOSCRIPT No matching script. Please use EVAL.")
+        return self.eval_ro(script, numkeys, *words)
+
+    def _from_script(self, line: list[bytes], read_only: bool) -> None:
+        """Look at a command that a script, or a function, is about to run."""
+        command = commands.find(line[0])
+        if command is None:
+            raise SimpleError("ERR Unknown Redis command called from script")
+        if command.subcommands is not None and len(line) > 1:
+            command = command.subcommands.get(line[1].upper(), command)
+        if "noscript" in command.flags:
+            raise SimpleError("ERR This Redis command is not allowed from script")
+        if read_only and not {"write", "may_replicate"}.isdisjoint(command.flags):
+            raise SimpleError("ERR Write commands are not allowed from read-only scripts.")
+        if commands.monitors:
             commands.monitors.feed(None, self.session, command, line)
-        return super()._lua_redis_call(lua, names, op, *words)
+        if "readonly" in command.flags:
+            self.session.reads = True
+
+    def _call(self, *words: Any) -> Any:
+        if not words:
+            raise SimpleError("ERR Please specify at least one argument for this redis lib call")
+        try:
+            line = [_convert_redis_arg(word) for word in words]
+        except SimpleError:
+            raise SimpleError(
+                "ERR Lua redis lib command arguments must be strings or integers"
+            ) from None
+        self._from_script(line, self.read_only)
+        names = self._server._lua_expected_globals
+        return self._lua_redis_call(self.lua, names, *line)
+
+    def _function_redis_call(self, lua: Any, read_only: bool, *words: Any) -> Any:
+        if words and all(type(word) in (bytes, int, float) for word in words):
+            self._from_script([_convert_redis_arg(word) for word in words], read_only)
+        return super()._function_redis_call(lua, read_only, *words)
 
     def _get_server_runtime(self, server: FakeServer) -> Any:
         if self.lua is None:
-            self.lua = Sandbox(super()._get_server_runtime(server), VERSION)
+            self.lua = Sandbox(super()._get_server_runtime(server), VERSION, self._call)
         return self.lua
 
     def _functions(self) -> Any:
         engine = super()._functions()
         if not self.functions_closed:
+            bare, call = undressed(engine.runtime), engine.call
+            engine.call = lambda *words: bare(call(*words))
             close(engine.runtime)
             self.functions_closed = True
         return engine
@@ -227,7 +377,8 @@ class Waiter:
             # It is this client's, not of who pushed.
             logger.exception("a command that waited raised")
             self.end(SimpleError("ERR internal error"))
-        store.tell()
+        with commands.tracking.batch(self.session):  # it is this client that has changed something
+            store.tell()
 
     def end(self, value: Any) -> None:
         """Wait no more; the second time this does nothing."""
@@ -272,8 +423,16 @@ def _counted(place: int) -> Callable[[list[bytes]], list[bytes]]:
     return keys_of
 
 
+def _target_and_counted(line: list[bytes]) -> list[bytes]:
+    return [line[1], *_counted(2)(line)]
+
+
+SCRIPTS = ("eval", "evalsha", "fcall")
+READ_ONLY = ("eval_ro", "evalsha_ro", "fcall_ro")
+
 KEYS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
-    **dict.fromkeys(("eval", "evalsha", "fcall", "fcall_ro", "blmpop", "bzmpop"), _counted(2)),
+    **dict.fromkeys((*SCRIPTS, *READ_ONLY, "blmpop", "bzmpop"), _counted(2)),
+    **dict.fromkeys(("zunionstore", "zinterstore", "zdiffstore"), _target_and_counted),
     **dict.fromkeys(("lmpop", "zmpop", "sintercard", "zintercard"), _counted(1)),
     **dict.fromkeys(("zunion", "zinter", "zdiff"), _counted(1)),
     **dict.fromkeys(("xread", "xreadgroup"), lambda line: list(streams(line))),
@@ -281,16 +440,51 @@ KEYS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
 """Where they stand in no fixed place."""
 
 
+def _may_write(line: list[bytes]) -> bool:
+    """Whether a script, or a function, does not say that it only reads: then CLIENT PAUSE
+    WRITE holds it."""
+    name, which = line[0].lower(), line[1]
+    if name == b"fcall":
+        with lock:
+            function = store._functions().find(which)
+        return function is None or b"no-writes" not in function.flags
+    script = which if name == b"eval" else store._server.script_cache.get(which.lower(), b"")
+    try:
+        return "no-writes" not in (flags_of(script) or ())
+    except SimpleError:
+        return False  # all that it does is to fail
+
+
+GROUPS = {
+    "sortedset": "sorted-set",
+    **{
+        name: name
+        for name in (
+            *("string", "list", "set", "hash", "bitmap"),
+            *("hyperloglog", "geo", "stream", "scripting"),
+        )
+    },
+}
+"""The categories of commands that are groups, and their names as such."""
+
+
 def _register(name: str) -> None:
-    facts = get_command_info(name.encode())
+    facts = get_command_info(name.encode()) or get_command_info(name.removesuffix("_ro").encode())
     assert facts is not None, name
 
     def run(task: Any, *words: bytes) -> Any:
         session = session_of(task)
         what, arguments = before(name, list(words))
         store.become(session)
+        if commands.monitors and "skip_monitor" in flags:
+            # Before what it is going to run.
+            line = [name.encode(), *words]
+            command = commands.commands[name.upper().encode()]
+            commands.monitors.feed(task.connection, session, command, line, itself=True)
         value = store.run(SIGNATURES[what], arguments)
         store.tell(is_unchanged(name, value))
+        if sweep.wanted < sweep.at:
+            sweep.begin(task.server)
         if ready:
             # After this command, or the whole transaction, when our lock is free.
             task.series.push_back(empty(lambda _: serve()))
@@ -302,9 +496,19 @@ def _register(name: str) -> None:
     flags = [flag.decode() for flag in facts[2] if flag != b"script_runner"]  # Redis 8's
     if name == "pfcount":
         flags.append("may_replicate")  # it may write down what it has counted
+    if name in READ_ONLY:
+        flags.append("readonly")
+    if name in TIMEOUT_LAST:
+        flags.append("noscript")
+    changes = None
+    if name in SCRIPTS:
+        flags.append("may_replicate")
+        changes = _may_write
     first, last, step = facts[3:6]
     keys = KEYS.get(name) or PLACES.get(name, (first, last or first, step))
-    commands.command(name.replace(" ", "|"), facts[1], flags, keys)(run)
+    categories = [category.decode().removeprefix("@") for category in facts[6]]
+    group = next((GROUPS[c] for c in categories if c in GROUPS), "generic")
+    commands.command(name.replace(" ", "|"), facts[1], flags, keys, group, changes=changes)(run)
 
 
 NOT_THEIRS = {known.decode().lower() for known in commands.commands} | {
@@ -312,7 +516,7 @@ NOT_THEIRS = {known.decode().lower() for known in commands.commands} | {
     *("dump", "restore"),  # it would unpickle what clients send
 }
 
-for _name, _signature in SUPPORTED_COMMANDS.items():
+for _name, _signature in SIGNATURES.items():
     if (
         "redis" in _signature.server_types
         and _name.split()[0] not in NOT_THEIRS
@@ -395,15 +599,16 @@ latency-monitor-threshold 0 list-compress-depth 0 list-max-listpack-size -2
 list-max-ziplist-size -2 lua-time-limit 5000 maxclients 10000 maxmemory 0
 maxmemory-policy noeviction proto-max-bulk-len 536870912 set-max-intset-entries 512
 slowlog-log-slower-than 10000 stream-node-max-bytes 4096 stream-node-max-entries 100
-tcp-keepalive 300 timeout 0 zset-max-listpack-entries 128 zset-max-listpack-value 64
-zset-max-ziplist-entries 128 zset-max-ziplist-value 64
+tcp-keepalive 300 timeout 0 tracking-table-max-keys 1000000
+zset-max-listpack-entries 128 zset-max-listpack-value 64 zset-max-ziplist-entries 128
+zset-max-ziplist-value 64
 """.split()
 _settings = {
     b"databases": b"%d" % commands.databases,
     b"save": b"",
     **dict(zip(_words[::2], _words[1::2], strict=True)),
 }
-"""What CONFIG tells; nothing here depends on it."""
+"""What CONFIG tells; on the others than ``tracking-table-max-keys`` nothing depends here."""
 
 
 @commands.command("CONFIG|GET", -3, ("admin", "noscript", "loading", "stale"), group="server")
@@ -422,7 +627,11 @@ def config_set(task: Any, *pairs: bytes) -> Any:
             raise RedisError(
                 f"ERR Unknown option or number of arguments for CONFIG SET - '{shown}'"
             )
-    _settings.update(zip(map(bytes.lower, pairs[::2]), pairs[1::2], strict=True))
+    given = dict(zip(map(bytes.lower, pairs[::2]), pairs[1::2], strict=True))
+    tracked = given.get(b"tracking-table-max-keys")
+    if tracked is not None:
+        commands.tracking.limit(integer(tracked, least=0))
+    _settings.update(given)
     return OK
 
 
@@ -435,6 +644,16 @@ def config_resetstat(task: Any) -> Any:
 def debug_error(task: Any, text: bytes) -> Any:
     """Clients' tests ask for errors so."""
     raise RedisError(text.decode("utf-8", "surrogateescape"))
+
+
+@commands.info("stats")
+def expirations() -> dict[str, int]:
+    return {"expired_keys": sum(keys.expirations for keys in databases)}
+
+
+@commands.info("memory")
+def scripts() -> dict[str, int]:
+    return {"number_of_cached_scripts": len(store._server.script_cache)}
 
 
 @commands.info("keyspace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 
@@ -171,6 +172,30 @@ SCRIPTS = {
         EXISTS z2 | SET s v | ZADD s 1 a | ZSCORE s a | ZRANGE s 0 -1 | ZPOPMIN s | ZINCRBY s 1 a
         ZREM s a | ZRANGEBYSCORE s 0 1 | ZCARD s | ZADD z | ZRANGE z 0
     """,
+    "counted keys": """
+        ZADD z 1 a 2 b 3 c | SADD s a b c | SINTERCARD 1 x | SINTERCARD 1 x LIMIT 0
+        SINTERCARD 0 x | SINTERCARD x x | SINTERCARD 1 x LIMIT -1 | SINTERCARD 1 x LIMIT x
+        SINTERCARD 2 x | SINTERCARD 1 x y | SINTERCARD 1 x LIMIT 1 1 | SINTERCARD 1 z
+        SINTERCARD 1 s | SINTERCARD 1 s LIMIT 2 | SINTERCARD 1 s LIMIT 2 LIMIT 1
+        SINTERCARD 2 s x | SINTERCARD 2 x z | ZINTERCARD 1 x LIMIT 0 | ZINTERCARD 0 x
+        ZINTERCARD x x | ZINTERCARD 1 x LIMIT -1 | ZINTERCARD 1 x LIMIT x | ZINTERCARD 2 x
+        ZINTERCARD 1 x y | ZINTERCARD 1 z LIMIT 1 | ZINTERCARD 1 s
+        LMPOP 0 x LEFT | LMPOP x x LEFT | LMPOP -1 x LEFT | LMPOP 1 x | LMPOP 1 x FOO
+        LMPOP 2 x LEFT | LMPOP 1 x LEFT COUNT 0 | LMPOP 1 x LEFT COUNT x | LMPOP 1 x LEFT COUNT
+        LMPOP 1 x LEFT FOO 1 | LMPOP 1 x LEFT COUNT 1 COUNT 2 | LMPOP 1 s LEFT
+        BLMPOP 0 0 x LEFT | BLMPOP 0 x x LEFT | BLMPOP 0 1 x | BLMPOP 0 1 x FOO
+        BLMPOP x 1 x LEFT | BLMPOP 0 1 x LEFT COUNT 0 | BLMPOP 0 1 x LEFT COUNT x
+        BLMPOP 0.01 1 x LEFT COUNT 1 | ZMPOP 0 x MIN | ZMPOP x x MIN | ZMPOP 1 x | ZMPOP 1 x FOO
+        ZMPOP 1 x MIN COUNT 0 | ZMPOP 1 x MIN COUNT x | ZMPOP 1 x MIN COUNT 1 COUNT 2
+        ZMPOP 1 s MIN | BZMPOP 0 0 x MIN | BZMPOP 0 x x MIN | BZMPOP 0 1 x FOO
+        BZMPOP 0 1 x MIN COUNT 0 | ZUNION 0 x | ZINTER 0 x | ZDIFF 0 x | ZUNIONSTORE d 0 x
+        ZINTERSTORE d 0 x | ZDIFFSTORE d 0 x | ZUNION x x | ZUNION -1 x | ZUNION 3 x y
+        ZRANGESTORE d z 0 -1 LIMIT 1 2 | ZRANGESTORE d z 0 -1 WITHSCORES | ZRANGESTORE d z x 1
+        ZRANGESTORE d z [a [c BYLEX LIMIT 0 1 | ZRANGE z 0 -1 BYLEX WITHSCORES
+        ZRANGE z [a [b BYLEX WITHSCORES | ZREVRANGE z 0 -1 BYSCORE | ZRANGEBYSCORE z 0 -1 REV
+        COMMAND GETKEYS ZUNIONSTORE d 2 a b | COMMAND GETKEYS ZDIFFSTORE d 1 a
+        COMMAND GETKEYS EVAL x 0 | COMMAND GETKEYS EVAL x 1 k | COMMAND GETKEYS FCALL_RO f 0
+    """,
     "wrong types": """
         RPUSH l a | HSET h f v | SADD s m | GET l | GET h | SET l v GET | GETSET l v | GETDEL l
         GETEX l | APPEND l v | STRLEN l | GETRANGE l 0 1 | SETRANGE l 0 v | MGET l h | INCR h
@@ -197,6 +222,59 @@ SCRIPTS = {
         TIME x | OBJECT NOPE k | TTL | EXPIRE | TYPE | CONFIG SET maxmemory
     """,
 }
+
+
+# What EVAL and EVAL_RO run.
+LUA = """
+return redis.call('incr', 'foo')
+return redis.pcall('incr', 'foo')
+~~return redis.call('incr', 'foo')
+local function f() return redis.call('incr', 'foo') end~return f()
+local _, e = pcall(redis.call, 'incr', 'foo') return e
+local _, e = pcall(error, {err = 'MY words'}) return e
+return {pcall(function(...) return ... end, 1, 2)}
+return redis.call('nosuch', 'foo')
+return redis.pcall('nosuch')
+return redis.call('get')
+return redis.pcall('get')
+return redis.call()
+return redis.pcall()
+return redis.call({})
+return redis.pcall({})
+return redis.sha1hex()
+return redis.sha1hex(1.5)
+error('boom')
+error({err='MY words'})
+return redis.error_reply('MY words')
+return {1, {err='MY words'}, {ok='fine'}, {double=1.5}, {2, {3}}, nil, 4}
+return redis.call('subscribe', 'a')
+return redis.call('blmove', 'a', 'b', 'left', 'left', 0)
+return redis.call('blpop', 'a', 0)
+return redis.call('xread', 'block', 0, 'streams', 's', '0')
+return redis.call('xreadgroup', 'group', 'g', 'block', 'block', 0, 'streams', 's', '0')
+return setmetatable({}, {__index = function() error('x') end})
+return setmetatable({1, 2}, {__index = function() return redis.call('incr', 'x') end})
+return _G
+return _G._G.tostring(1)
+_G.x = 1
+rawset(redis, 'x', 1)
+redis.call = nil
+math.x = 1
+return redis.call('set', 'a', 'b')
+return redis.call('publish', 'a', 'b')
+return redis.pcall('publish', 'a', 'b')
+#!lua~return 1
+#!lua flags=no-writes~return redis.call('get', 'foo')
+#!lua flags=no-writes~~return redis.call('set', 'a', 'b')
+#!lua flags=no-writes,allow-oom flags=allow-stale~return 1
+#!lua flags=no-writes,allow-oom~foo(
+#!lua flags=~return 1
+#!lua flags=x~return 1
+#!lua foo~return 1
+#!lux~return 1
+#!~return 1
+#!lua
+"""
 
 
 # What `redis_kv` has of them.
@@ -299,6 +377,18 @@ def test_byte_by_byte(pair: tuple[Wire, Wire], store: str, name: str) -> None:
     for i in range(len(data)):
         ours.sock.sendall(data[i : i + 1])
     assert ours.answer(len(commands)) == expected
+
+
+@pytest.mark.parametrize("store", ["redis_full"])
+def test_scripts(pair: tuple[Wire, Wire], store: str) -> None:
+    commands = [packed("SET", "foo", "abc"), packed("EVALSHA_RO", "abc", "0")]
+    for line in LUA.splitlines()[1:]:
+        script = line.replace("~", "\n")
+        digest = hashlib.sha1(script.encode()).hexdigest()
+        commands += [packed(name, script, "0") for name in ("EVAL", "EVAL_RO")]
+        commands += [packed(name, digest, "0") for name in ("EVALSHA", "EVALSHA_RO")]
+        commands += [packed("SCRIPT", "LOAD", script), packed("SCRIPT", "EXISTS", digest)]
+    _compare(pair, commands)
 
 
 @pytest.mark.parametrize("store", ["redis_full"])

@@ -472,6 +472,8 @@ def test_a_script_in_a_transaction_is_watched(client: Any) -> None:
         assert isinstance(reply[2], redis.ResponseError)
 
 
+CAUGHT = "local _, e = xpcall(function() redis.call('x') end, function(e) return e end)"
+
 # Ways out of Lua, and into the scripts of others.
 ESCAPES = [
     "os.execute('true')",
@@ -483,8 +485,8 @@ ESCAPES = [
     "return tostring(redis.call.__globals__)",
     "return tostring(cjson.null.__class__)",
     "redis.call.x = 1",
-    "local _, e = pcall(redis.call, 'nosuch') return tostring(e.__traceback__)",
-    "local _, e = pcall(redis.call, 'nosuch') return tostring(getmetatable(e).__index)",
+    f"{CAUGHT} return tostring(e.__traceback__)",
+    f"{CAUGHT} return tostring(getmetatable(e).__index)",
     "return debug.getregistry()",
     "return getfenv(0)",
     "x = 1",
@@ -634,12 +636,170 @@ def test_keys_in_no_fixed_place(client: Any) -> None:
 
 
 def test_monitor_shows_what_a_script_runs(client: Any) -> None:
+    library = """#!lua name=one
+        redis.register_function('put', function(keys) return redis.call('set', keys[1], 4) end)"""
+    client.function_load(library, replace=True)
     with client.monitor() as monitor:
         client.eval("return redis.call('set', KEYS[1], 3)", 1, "k")
+        client.fcall("put", 1, "k")
+        client.ping()
+        seen = []
         for shown in monitor.listen():
-            if shown["client_type"] == "lua":
-                assert shown["command"] == "set k 3"
-                return
+            if shown["command"].lower() == "ping":
+                break
+            seen.append((shown["client_type"], shown["command"].lower()))
+    assert seen[-4:] == [
+        ("tcp", "eval return redis.call('set', keys[1], 3) 1 k"),
+        ("lua", "set k 3"),
+        ("tcp", "fcall put 1 k"),
+        ("lua", "set k 4"),
+    ]
+
+
+def test_a_pause_lets_scripts_by_that_only_read(client: Any, port: int) -> None:
+    library = """#!lua name=one
+        local function one() return 1 end
+        redis.register_function('writes', one)
+        redis.register_function{function_name='reads', callback=one, flags={'no-writes'}}"""
+    client.function_load(library, replace=True)
+    digest = client.script_load("#!lua flags=no-writes\nreturn 2")
+    with Wire(port) as paused:
+        client.client_pause(1_000_000, all=False)
+        assert client.eval("#!lua flags=no-writes\nreturn 1", 0) == 1
+        assert client.evalsha(digest.upper(), 0) == 2
+        assert client.execute_command("EVAL_RO", "return 3", 0) == 3
+        assert client.fcall("reads", 0) == 1
+        with client.pipeline() as pipe:
+            assert pipe.evalsha(digest, 0).ping().execute() == [2, True]
+        with pytest.raises(redis.ResponseError, match="Unexpected flag"):
+            client.eval("#!lua flags=x\nreturn 1", 0)
+        for line in (
+            ("EVAL", "return 4", "0"),
+            ("EVAL", "#!lua\nreturn 4", "0"),
+            ("EVALSHA", "0" * 40, "0"),
+            ("FCALL", "writes", "0"),
+        ):
+            before = client.info("clients")["blocked_clients"]
+            assert before == 0
+            paused.sock.sendall(packed(*line))
+            eventually(lambda: client.info("clients")["blocked_clients"] == 1)
+            client.client_unpause()
+            assert paused.answer() in (b":4\r\n", b":1\r\n") or line[0] == "EVALSHA"
+            client.client_pause(1_000_000, all=False)
+        client.client_unpause()
+
+
+INVALIDATED = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\n%b\r\n"
+
+
+@contextlib.contextmanager
+def tracking(port: int, options: str = "") -> Iterator[Wire]:
+    """A client that tracks."""
+    with Wire(port) as wire:
+        wire.ask(packed("HELLO", "3"))
+        assert wire.ask(packed("CLIENT", "TRACKING", "ON", *options.split())) == b"+OK\r\n"
+        yield wire
+
+
+@pytest.mark.parametrize("options", ["", "BCAST", "NOLOOP", "BCAST NOLOOP"])
+def test_who_tracks_is_told_of_what_expires(port: int, options: str) -> None:
+    with tracking(port, options) as wire:
+        wire.sock.sendall(packed("SET", "k", "v", "PX", "20") + packed("GET", "k"))
+        told = [] if options != "BCAST" else [INVALIDATED % b"k"]  # of its own change
+        assert wire.answer(2 + len(told)) == b"+OK\r\n" + b"".join(told) + b"$1\r\nv\r\n"
+        # Nobody asks for it.
+        assert wire.answer() == INVALIDATED % b"k"
+
+
+def test_keys_vanish_when_their_time_has_come(client: Any) -> None:
+    keys = module("redis_full").databases[0]._dict
+    before = client.info("stats")["expired_keys"]
+    client.set("later", 1, ex=1000)
+    client.set("soon", 1, px=30)
+    client.set("sooner", 1, px=10)
+    client.set("spared", 1, px=20)
+    client.persist("spared")
+    client.set("last", 1, px=60)
+    eventually(lambda: sorted(keys) == [b"later", b"spared"])
+    assert client.info("stats")["expired_keys"] == before + 3
+
+
+def test_a_flush_is_told_once(port: int) -> None:
+    everything = b">2\r\n$10\r\ninvalidate\r\n_\r\n"
+    with tracking(port) as wire, client_of(port) as other:
+        assert wire.ask(packed("GET", "none")) == b"_\r\n"
+        other.flushall()
+        assert wire.answer() == everything
+        assert other.info("stats")["tracking_total_keys"] == 0
+        other.flushdb()
+        assert wire.answer() == everything
+        assert wire.ask(packed("PING")) == b"+PONG\r\n"
+
+
+def test_a_client_that_waited_is_told_after_its_reply(port: int) -> None:
+    store = module("redis_full")
+    for options in ("", "NOLOOP"):
+        with tracking(port, options) as waiter, client_of(port) as pusher:
+            waiter.ask(packed("LRANGE", "b", "0", "-1"))
+            blocked(store, waiter, "BLMOVE", "a", "b", "LEFT", "LEFT", "0")
+            pusher.rpush("a", "x")
+            told = [] if options else [INVALIDATED % b"b"]
+            assert waiter.answer(1 + len(told)) == b"".join((b"$1\r\nx\r\n", *told))
+            assert waiter.ask(packed("PING")) == b"+PONG\r\n"
+
+
+def test_what_a_script_reads_is_tracked(port: int) -> None:
+    library = """#!lua name=one
+        redis.register_function('read', function(keys) return redis.call('get', keys[1]) end)"""
+    with tracking(port) as wire, client_of(port) as other:
+        other.function_load(library, replace=True)
+        for line, tracked in (
+            (("EVAL", "return redis.call('set', 'x', 1)", "1", "k"), False),
+            (("EVAL_RO", "return redis.call('ping')", "1", "k"), False),
+            (("EVAL", "return redis.call('get', 'x')", "1", "k"), True),
+            (("EVAL_RO", "return redis.call('get', 'x')", "1", "k"), True),
+            (("FCALL", "read", "1", "k"), True),
+        ):
+            wire.ask(packed(*line))
+            other.set("k", 1)
+            if tracked:
+                assert wire.answer() == INVALIDATED % b"k"
+            assert wire.ask(packed("PING")) == b"+PONG\r\n"
+
+
+def test_the_number_of_tracked_keys_is_a_setting(port: int) -> None:
+    name = "tracking-table-max-keys"
+    with tracking(port, "NOLOOP") as wire, client_of(port) as other:
+        assert other.config_get(name) == {name: "1000000"}
+        wire.ask(packed("MGET", "a", "b"))
+        try:
+            other.config_set(name, 1)
+            assert wire.answer() == INVALIDATED % b"a"
+            assert wire.ask(packed("GET", "c"), 2) == b"_\r\n" + INVALIDATED % b"b"
+            with pytest.raises(redis.ResponseError, match="not an integer"):
+                other.config_set(name, "x")
+        finally:
+            other.config_set(name, 1_000_000)
+
+
+def test_scripts_are_counted_and_a_category_of_their_own(client: Any) -> None:
+    names = client.command_list(category="scripting")
+    texts = {name.decode() if isinstance(name, bytes) else name for name in names}
+    assert {"eval", "eval_ro", "evalsha", "fcall", "function|load", "script|load"} <= texts
+    client.script_flush()
+    client.eval("return 1", 0)
+    assert client.info("memory")["number_of_cached_scripts"] == 1
+
+
+def test_no_table_of_a_script_is_too_deep(client: Any) -> None:
+    for script in (
+        "local a = {} a[1] = a return a",
+        "local a = {} a[1] = a a[2] = a return a",
+        "local a = {} for i = 1, 1000 do a = {a} end return a",
+    ):
+        with pytest.raises(redis.ResponseError, match="reached lua stack limit"):
+            client.eval(script, 0)
+    assert client.eval("local a = 1 for i = 1, 50 do a = {a} end return a", 0)
 
 
 def test_a_wait_that_fails_is_its_own_clients_matter(port: int) -> None:
