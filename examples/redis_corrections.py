@@ -36,6 +36,10 @@ def streams(line: Sequence[bytes]) -> Sequence[bytes]:
     return rest[: len(rest) // 2]
 
 
+def _shown(word: bytes) -> str:
+    return word.decode("utf-8", "surrogateescape")
+
+
 def _arity(name: str) -> RedisError:
     return RedisError(f"ERR wrong number of arguments for '{name}' command")
 
@@ -263,6 +267,10 @@ _UNITS = {b"EX": (1000, True), b"PX": (1, True), b"EXAT": (1000, False), b"PXAT"
 """How an expiry is given: milliseconds of the unit, and whether it counts from now."""
 
 
+def _single(value: Any, words: tuple[bytes, ...]) -> Any:
+    return value[0] if not words and isinstance(value, list) and value else value
+
+
 class Instead:
     """Functions that replace those of fakeredis' connection."""
 
@@ -334,9 +342,45 @@ class Instead:
         return super().xread(*words)  # type: ignore[misc]
 
     def xreadgroup(self, *words: bytes) -> Any:
-        """Of streams only."""
+        """Of streams only; one that waits looks anew at what has become of the stream."""
         self._check_streams(words)
-        return super().xreadgroup(*words)  # type: ignore[misc]
+        keys = streams(words)
+        options = [word.upper() for word in words[3 : len(words) - 2 * len(keys)]]
+        missing = [key for key in keys if key not in self._db]
+        if missing:
+            key, group = (_shown(word) for word in (missing[0], words[1]))
+            raise SimpleError(
+                f"NOGROUP No such key '{key}' or consumer group '{group}' in XREADGROUP with "
+                "GROUP option"
+            )
+        read = super().xreadgroup  # type: ignore[misc]
+        if not keys or b"BLOCK" not in options:
+            return read(*words)
+        at = 3 + options.index(b"BLOCK")
+        at_once = (*words[:at], *words[at + 2 :])
+        if any(place != b">" for place in words[len(words) - len(keys) :]):
+            return read(*at_once)  # what it has read already is there
+        wrong = "ERR timeout is not an integer or out of range"
+        milliseconds = integer(words[at + 1], wrong)
+        if milliseconds < 0:
+            raise SimpleError("ERR timeout is negative")
+
+        def attempt(first: bool) -> Any:
+            if not first:
+                items = [self._db.get(key) for key in keys]
+                if not all(isinstance(getattr(i, "value", None), XStream) for i in items):
+                    raise SimpleError("UNBLOCKED the stream key no longer exists")
+            return read(*at_once)
+
+        return self._blocking(milliseconds / 1000, attempt)
+
+    def hrandfield(self, key: CommandItem, *words: bytes) -> Any:
+        """One field, where it is not said how many, and not a list of one."""
+        return _single(super().hrandfield(key, *words), words)  # type: ignore[misc]
+
+    def zrandmember(self, key: CommandItem, *words: bytes) -> Any:
+        """Likewise."""
+        return _single(super().zrandmember(key, *words), words)  # type: ignore[misc]
 
     def _zpop(self, key: CommandItem, *options: Any, **more: Any) -> Any:
         if key.value and not isinstance(key.value, ZSet):

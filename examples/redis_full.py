@@ -273,6 +273,14 @@ class Store(Instead, FakeSocket):
             raise SimpleError("NOSCRIPT No matching script. Please use EVAL.")
         return self.eval_ro(script, numkeys, *words)
 
+    def xgroup_destroy(self, key: Any, group: bytes) -> Any:
+        """XGROUP DESTROY; those who wait for the group are told."""
+        count = super().xgroup_destroy(key, group)
+        keys = databases[self.session.db]
+        if keys.waiting:
+            ready.add(keys)
+        return count
+
     def _from_script(self, line: list[bytes], read_only: bool) -> None:
         """Look at a command that a script, or a function, is about to run."""
         command = commands.find(line[0])
@@ -427,6 +435,18 @@ def _target_and_counted(line: list[bytes]) -> list[bytes]:
     return [line[1], *_counted(2)(line)]
 
 
+def _sorted(line: list[bytes]) -> list[bytes]:
+    """The keys of SORT, the last that it stores to among them."""
+    target: list[bytes] = []
+    rest = iter(line[2:])
+    for word in map(bytes.upper, rest):
+        for _ in range({b"LIMIT": 2, b"GET": 1, b"BY": 1}.get(word, 0)):
+            next(rest, None)
+        if word == b"STORE":
+            target = [key for key in (next(rest, None),) if key is not None]
+    return [line[1], *target]
+
+
 SCRIPTS = ("eval", "evalsha", "fcall")
 READ_ONLY = ("eval_ro", "evalsha_ro", "fcall_ro")
 
@@ -435,6 +455,7 @@ KEYS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     **dict.fromkeys(("zunionstore", "zinterstore", "zdiffstore"), _target_and_counted),
     **dict.fromkeys(("lmpop", "zmpop", "sintercard", "zintercard"), _counted(1)),
     **dict.fromkeys(("zunion", "zinter", "zdiff"), _counted(1)),
+    "sort": _sorted,
     **dict.fromkeys(("xread", "xreadgroup"), lambda line: list(streams(line))),
 }
 """Where they stand in no fixed place."""

@@ -432,6 +432,31 @@ def test_a_served_client_serves_the_next(port: int) -> None:
         assert last.answer() == b"*2\r\n$1\r\nb\r\n$1\r\nx\r\n"
 
 
+def test_who_waits_for_a_group_learns_what_becomes_of_it(port: int) -> None:
+    store = module("redis_full")
+    gone = b"-UNBLOCKED the stream key no longer exists\r\n"
+    news = b"*1\r\n*2\r\n$1\r\ns\r\n*1\r\n*2\r\n$3\r\n1-0\r\n*2\r\n$1\r\nf\r\n$1\r\nv\r\n"
+    with Wire(port) as waiter, client_of(port) as other:
+        for change, told in (
+            (lambda: other.delete("s"), gone),
+            (lambda: other.set("s", 1), gone),
+            (lambda: other.flushdb(), gone),
+            (lambda: other.xgroup_destroy("s", "g"), b"-NOGROUP"),
+            (lambda: other.rename("without", "s"), b"-NOGROUP"),
+            (lambda: other.rename("with", "s"), news),
+        ):
+            other.flushall()
+            for key in ("s", "with"):
+                other.xgroup_create(key, "g", mkstream=True)
+            for key in ("with", "without"):
+                other.xadd(key, {"f": "v"}, id="1-0")
+            line = "XREADGROUP GROUP g c BLOCK 0 STREAMS s >"
+            blocked(store, waiter, *line.split())
+            change()
+            assert waiter.answer().startswith(told)
+            assert waiting(store) == 0
+
+
 # -- what fakeredis is not asked -------------------------------------------------------
 
 
