@@ -176,6 +176,41 @@ def test_what_async_commands_read_is_tracked() -> None:
         assert client.reply() == INVALIDATED % b"k"
 
 
+def test_what_an_async_command_changes_is_told_to_its_client_after_its_reply() -> None:
+    commands = Store().commands
+    begun, go_on = threading.Event(), threading.Event()
+
+    @commands.command("SLOWSET", 2, ("write",), (1, 1, 1))
+    async def slow_set(task: Any, key: bytes) -> bytes:
+        await asyncio.sleep(0)
+        commands.touch(0, key)
+        begun.set()
+        while not go_on.is_set():
+            await asyncio.sleep(0.001)
+        return key
+
+    for options in (b"", b" NOLOOP"):
+        for line in ([b"SLOWSET k"], [b"MULTI", b"SLOWSET k", b"EXEC"]):
+            begun.clear()
+            go_on.clear()
+            with talk_two(commands) as (client, other):
+                for one, more in ((client, options), (other, b"")):
+                    one.send(b"HELLO 3\r\nCLIENT TRACKING on%b\r\nGET k" % more)
+                    for _ in range(3):
+                        one.reply()
+                for words in line[:-1]:
+                    client.ask(words)
+                client.send(line[-1])
+                assert begun.wait(10)
+                assert other.reply() == INVALIDATED % b"k"  # at once
+                go_on.set()
+                assert client.reply().endswith(b"$1\r\nk\r\n")
+                if not options:
+                    assert client.reply() == INVALIDATED % b"k"
+                assert client.ask(b"PING") == b"+PONG\r\n"
+                assert not commands.tracking._acting
+
+
 def test_many_changes_while_others_come_and_go(
     server: WFRedisServer, commands: CommandTable
 ) -> None:

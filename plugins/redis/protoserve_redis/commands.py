@@ -561,7 +561,11 @@ class CommandTable:
     async def _finish(
         self, task: Any, session: RedisSession, command: Command, value: Coroutine[Any, Any, Any]
     ) -> None:
-        result = await self.outcome(task, session, command, value)
+        if session.tracked is None:
+            result = await self.outcome(task, session, command, value)
+        else:
+            with self.tracking.acting(session):
+                result = await self.outcome(task, session, command, value)
         if session.tracked is not None:
             quietly = isinstance(result, RedisError)
             args = task.req.args

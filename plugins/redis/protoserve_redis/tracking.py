@@ -7,6 +7,7 @@ client is told of a key once, until it reads that again; databases make no diffe
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -97,6 +98,7 @@ class Tracking:
         self._keys: dict[bytes, set[int]] = {}  # who has read them
         self._max_keys = MAX_KEYS
         self._batch = _Batch()
+        self._acting: dict[asyncio.Task[Any], RedisSession] = {}
 
     @property
     def key_count(self) -> int:
@@ -187,10 +189,37 @@ class Tracking:
         finally:
             self._flush()
 
+    @contextlib.contextmanager
+    def acting(self, session: RedisSession) -> Iterator[None]:
+        """What the running asyncio task invalidates is the doing of a session's command,
+        whose reply is still to come. It is told at once: the command may take long."""
+        task = asyncio.current_task()
+        if task is None:
+            yield
+            return
+        with self._lock:
+            self._acting[task] = session
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._acting[task]
+
+    def _actor(self) -> RedisSession | None:
+        """The session whose command runs here."""
+        if self._batch.session is not None or not self._acting:
+            return self._batch.session
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # no loop runs in this thread
+            return None
+        return None if task is None else self._acting.get(task)
+
     def touch(self, key: bytes | None, *, expired: bool = False) -> None:
         """A key has changed, or with None all of them; or its time has come."""
         batch = self._batch
-        by = None if expired else batch.session
+        actor = self._actor()
+        by = None if expired else actor
         with self._lock:
             if key is None:
                 self._keys.clear()
@@ -201,7 +230,7 @@ class Tracking:
                 for session in self._broadcasting.values():
                     self._tell_prefixes(session, key, by)
         if batch.session is None:
-            self._flush()
+            self._flush(actor)
 
     def _tell_readers(self, key: bytes, by: RedisSession | None) -> None:
         for number in self._keys.pop(key, ()):
@@ -220,10 +249,11 @@ class Tracking:
             if prefix in tracked.prefixes:
                 self._batch.broadcast.setdefault((session, prefix), {})[key] = None
 
-    def _flush(self) -> None:
-        """Tell what was noted. Without the lock: a push may close a connection."""
+    def _flush(self, own: RedisSession | None = None) -> None:
+        """Tell what was noted, its own session after its reply. Without the lock: a push may
+        close a connection."""
         batch = self._batch
-        own, batch.session = batch.session, None
+        own, batch.session = batch.session or own, None
         keys, batch.keys = batch.keys, []
         broadcast, batch.broadcast = batch.broadcast, {}
         for session, key in keys:
