@@ -353,7 +353,11 @@ class Instead:
                 f"NOGROUP No such key '{key}' or consumer group '{group}' in XREADGROUP with "
                 "GROUP option"
             )
-        read = super().xreadgroup  # type: ignore[misc]
+        read_at_once = super().xreadgroup  # type: ignore[misc]
+
+        def read(*words: bytes) -> Any:
+            return read_at_once(*words) or None  # nothing is nothing in RESP3, too
+
         if not keys or b"BLOCK" not in options:
             return read(*words)
         at = 3 + options.index(b"BLOCK")

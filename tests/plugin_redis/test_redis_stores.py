@@ -432,6 +432,19 @@ def test_a_served_client_serves_the_next(port: int) -> None:
         assert last.answer() == b"*2\r\n$1\r\nb\r\n$1\r\nx\r\n"
 
 
+def test_a_group_without_news_waits_in_resp3_too(port: int) -> None:
+    store = module("redis_full")
+    with Wire(port) as waiter, client_of(port) as other:
+        waiter.ask(packed("HELLO", "3"))
+        other.xgroup_create("s", "g", mkstream=True)
+        read = "XREADGROUP GROUP g c BLOCK 0 STREAMS s >"
+        blocked(store, waiter, *read.split())
+        other.xadd("s", {"f": "v"}, id="1-0")
+        assert waiter.answer().startswith(b"%1\r\n$1\r\ns\r\n*1\r\n*2\r\n$3\r\n1-0\r\n")
+        for line in (read.replace("BLOCK 0", "BLOCK 1"), read.replace("BLOCK 0 ", "")):
+            assert waiter.ask(packed(*line.split())) == b"_\r\n"
+
+
 def test_who_waits_for_a_group_learns_what_becomes_of_it(port: int) -> None:
     store = module("redis_full")
     gone = b"-UNBLOCKED the stream key no longer exists\r\n"
