@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import threading
@@ -239,6 +240,27 @@ def test_a_client_that_leaves_during_a_pause_does_nothing_more(
 
 
 # -- waiting commands ------------------------------------------------------------------
+
+
+def test_who_has_left_is_not_counted_as_blocked() -> None:
+    commands = table()
+    go_on = threading.Event()
+
+    @commands.command("LINGER", 1, ("blocking",))
+    async def linger(task: Any) -> int:
+        while not go_on.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.001)
+        return 1
+
+    with talk_two(commands) as (one, two):
+        two.send(b"LINGER")
+        eventually(lambda: b"\nblocked_clients:1\r" in one.ask(b"INFO clients"))
+        two.sock.shutdown(socket.SHUT_WR)
+        try:
+            eventually(lambda: b"\nblocked_clients:0\r" in one.ask(b"INFO clients"))
+        finally:
+            go_on.set()
 
 
 class Queue:

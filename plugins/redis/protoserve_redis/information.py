@@ -107,12 +107,13 @@ class Information:
 
     def _clients(self) -> dict[str, Any]:
         connections = self._table.connections()
+        # Not those that have left, and of whom what they waited for does not know yet.
+        blocked = [c for c in connections if c.state.blocked is not None and not c.peer_ended]
         return {
             "connected_clients": len(connections),
             "cluster_connections": 0,
             "maxclients": _most(connections),
-            "blocked_clients": sum(c.state.blocked is not None for c in connections)
-            + self._table.pause.waiting,
+            "blocked_clients": len(blocked) + self._table.pause.waiting,
             "tracking_clients": len(self._table.tracking.clients),
         }
 
