@@ -57,11 +57,11 @@ def _measure(request: bytes) -> dict[str, float]:
         communicator = Communicator(poller)
         communicator.attach(_EndlessRequest(ours, request), ("stages", 0), server)  # type: ignore[arg-type]
         [conn] = server.connections()
-        communicator.on_ready(conn, READABLE)
+        communicator.on_ready(conn.entry, READABLE)
         task = seen.pop()
 
         server.process = process
-        whole = _micros(lambda: communicator.on_ready(conn, READABLE))
+        whole = _micros(lambda: communicator.on_ready(conn.entry, READABLE))
 
         def parse() -> None:
             conn.parser.feed(request)
@@ -76,7 +76,7 @@ def _measure(request: bytes) -> dict[str, float]:
             "handler: the page": _micros(handle),
             "serialiser": _micros(task.message_out),
         }
-        communicator.close(conn)
+        communicator.close(conn.entry)
     poller.close()
     return {**parts, "engine: states, locks, timers, task": whole - sum(parts.values())}
 

@@ -12,19 +12,26 @@ from protoserve.errors import (
     ProtoserveError,
     UsageError,
 )
+from protoserve.events import CloseReason
 from protoserve.hookspecs import hookimpl
 from protoserve.kernel.communicator import Communicator
-from protoserve.kernel.connection import CallbackHandle, CommConnection
+from protoserve.kernel.connection import CommConnection
+from protoserve.kernel.incoming import IncomingStream
+from protoserve.kernel.life import CallbackHandle
 from protoserve.kernel.scheduler import CommScheduler, get_scheduler
-from protoserve.kernel.session import CommService, CommSession, TaskState
+from protoserve.kernel.service import CommService
+from protoserve.kernel.session import CommSession, TaskState
 from protoserve.kernel.subtask import SubTask
 from protoserve.kernel.transport import Transport
 from protoserve.params import SERVER_PARAMS_DEFAULT, ServerParams
 from protoserve.plugins import InstalledPlugin, installed_plugins, load_protocol
 from protoserve.protocol import (
+    HOLD,
     NEED_DATA,
+    Arriving,
     Buffer,
     Feedback,
+    Hold,
     MessageOut,
     MessageParser,
     NeedData,
@@ -55,11 +62,14 @@ from protoserve.tasks.timer import TimerTask, cancel_by_name, timer
 from protoserve.tasks.wait_group import WaitGroup
 
 __all__ = [
+    "HOLD",
     "NEED_DATA",
     "SERVER_PARAMS_DEFAULT",
+    "Arriving",
     "BindError",
     "Buffer",
     "CallbackHandle",
+    "CloseReason",
     "CommConnection",
     "CommScheduler",
     "CommService",
@@ -75,6 +85,8 @@ __all__ = [
     "GoTask",
     "GraphNode",
     "GraphTask",
+    "Hold",
+    "IncomingStream",
     "InstalledPlugin",
     "MailboxTask",
     "MessageOut",

@@ -17,7 +17,7 @@ from protoserve.log import logger
 
 if TYPE_CHECKING:
     from protoserve.kernel.engine import Engine
-    from protoserve.kernel.session import CommService
+    from protoserve.kernel.service import CommService
 
 _SIGNAL_INTERVAL: Final = 0.5
 """Seconds after which a thread that waits looks whether there was a signal."""

@@ -18,6 +18,9 @@ from protoserve.errors import ConfigError, ProtocolError
 from protoserve.params import ServerParams
 
 if TYPE_CHECKING:
+    from protoserve.events import CloseReason
+    from protoserve.kernel.connection import CommConnection
+    from protoserve.kernel.incoming import IncomingStream
     from protoserve.server import WFServer
     from protoserve.tasks.network import WFServerTask
 
@@ -51,6 +54,22 @@ NEED_DATA: Final = _NeedData.NEED_DATA
 NeedData: TypeAlias = Literal[_NeedData.NEED_DATA]
 
 
+class _Hold(Enum):
+    HOLD = "HOLD"
+
+    def __repr__(self) -> str:
+        return "HOLD"
+
+
+HOLD: Final = _Hold.HOLD
+"""Returned by ``next_message``: what follows is read differently, according to the replies to
+the requests before it (SMTP's ``DATA``, ``STARTTLS``, an upgrade). It is returned once; the
+next call comes when all of them have been given. Returned by ``greeting``: it comes later,
+and nothing is read before."""
+
+Hold: TypeAlias = Literal[_Hold.HOLD]
+
+
 @dataclass(frozen=True, slots=True)
 class Feedback:
     """An interim answer while a request is still arriving, such as ``100 Continue``.
@@ -64,6 +83,37 @@ class Feedback:
     def __post_init__(self) -> None:
         if not isinstance(self.data, (bytes, bytearray, memoryview)):
             raise TypeError(f"the data of Feedback is bytes, not {type(self.data).__name__}")
+
+
+class _Unset(Enum):
+    UNSET = "UNSET"
+
+    def __repr__(self) -> str:
+        return "unset"
+
+
+UNSET: Final = _Unset.UNSET
+"""In place of a setting: as it was."""
+
+
+class Arriving(Generic[REQ]):
+    """Returned by ``next_message``: a request whose head is known, and whose body is on its
+    way in ``stream``, which the parser goes on to feed.
+
+    ``new_session`` finds it as ``conn.arriving`` and may give this request settings of its
+    own: ``streams``, whether it is handled now (else when its body is whole);
+    ``receive_timeout``, seconds that the body may take from now on, ``None`` for no limit;
+    ``size_limit``, bytes that the parser lets it have, ``None`` for the parameters' limit.
+    """
+
+    __slots__ = ("receive_timeout", "request", "size_limit", "stream", "streams")
+
+    def __init__(self, request: REQ, stream: IncomingStream) -> None:
+        self.request = request
+        self.stream = stream
+        self.streams = True
+        self.receive_timeout: float | Literal[_Unset.UNSET] | None = UNSET
+        self.size_limit: int | None = None
 
 
 class MessageParser(ABC, Generic[REQ_co]):
@@ -86,8 +136,9 @@ class MessageParser(ABC, Generic[REQ_co]):
         """
 
     @abstractmethod
-    def next_message(self) -> REQ_co | NeedData | Feedback:
-        """The next complete request, in order of arrival.
+    def next_message(self) -> REQ_co | NeedData | Feedback | Hold | Arriving[Any]:
+        """The next complete request, in order of arrival; or :class:`Arriving`, one whose body
+        is on its way; or :data:`HOLD`.
 
         Raises :class:`~protoserve.errors.ProtocolError` once the messages before the
         fault were returned, and again on every later call.
@@ -105,10 +156,10 @@ class MessageParser(ABC, Generic[REQ_co]):
     def close(self) -> None:
         """The connection has closed: break cycles, so that memory is freed at once."""
 
-    def timeout_reply(self) -> bytes | ProtocolError:
-        """The farewell when an unfinished message took too long; empty for none. A
-        :class:`~protoserve.errors.ProtocolError`, which is not raised here, carries it
-        together with facts for observers."""
+    def leftover(self) -> bytes:
+        """The bytes that were fed and belong to no message so far. Called once, when the
+        connection goes on in another protocol. By default none, for protocols that are never
+        left."""
         return b""
 
 
@@ -137,8 +188,27 @@ class ProtocolSpec(Generic[REQ, RESP]):
     task: type[WFServerTask[Any, Any]] | None = None
     """The task class of a request; ``None`` for plain ``WFServerTask``."""
 
-    error_response: Callable[[], RESP] | None = None
-    """Makes the response that is sent when a handler raised; ``None`` closes instead."""
+    error_response: Callable[[REQ, BaseException], RESP] | None = None
+    """Makes the response that is sent when the handler of a request raised this exception;
+    ``None`` closes instead."""
+
+    greeting: Callable[[CommConnection], Piece | Hold] | None = None
+    """What a server says first, in protocols where it does: bytes, a list of them, or
+    nothing. It may set ``connection.state``. ``HOLD``: the greeting comes later, by
+    ``connection.push``, and nothing is read before. The connection counts and its
+    ``peer_response_timeout`` runs before a byte of it goes out. Called on the engine's thread
+    in the middle of the connection's work: it must not block, nor push."""
+
+    farewell: Callable[[CommConnection, CloseReason], bytes | ProtocolError] | None = None
+    """What it says last when it ends a connection by itself: because the first request, or the
+    next, did not come (``NO_REQUEST``, ``IDLE``), or not all of one (``REQUEST_TOO_SLOW``),
+    the server stops (``SERVER_STOPPED``) or another needs its place (``MADE_ROOM``). Empty for
+    no word. A :class:`~protoserve.errors.ProtocolError`, which is returned, carries it
+    together with facts for observers. Called as ``greeting`` is."""
+
+    in_flight: int = 1
+    """How many requests of one connection are served at the same time and answered as they
+    finish, as protocols with correlation ids want it. 1: in order."""
 
     summary: Callable[[REQ, RESP], Mapping[str, object]] | None = None
     """The facts of an exchange for logs and metrics, such as HTTP's method, target, status
@@ -179,13 +249,30 @@ class ProtocolSpec(Generic[REQ, RESP]):
                     f"protocol {self.name!r}: {what} must be callable, "
                     f"not {type(getattr(self, what)).__name__}"
                 )
-        for what in ("task", "error_response", "summary", "handler_key", "server"):
+        for what in (
+            "task",
+            "error_response",
+            "greeting",
+            "farewell",
+            "summary",
+            "handler_key",
+            "server",
+        ):
             value = getattr(self, what)
             if value is not None and not callable(value):
                 raise ConfigError(
                     f"protocol {self.name!r}: {what} must be callable, or None, "
                     f"not {type(value).__name__}"
                 )
+        if (
+            isinstance(self.in_flight, bool)
+            or not isinstance(self.in_flight, int)
+            or self.in_flight < 1
+        ):
+            raise ConfigError(
+                f"protocol {self.name!r}: in_flight={self.in_flight!r}: expected a number of "
+                "requests, 1 or more"
+            )
         if self.demo is not None and not (
             isinstance(self.demo, str) and all(self.demo.partition(":"))
         ):

@@ -24,17 +24,12 @@ from protoserve.application import (
     look_at_handler,
     look_at_hook,
 )
-from protoserve.errors import BindError, ConfigError, UsageError
+from protoserve.errors import BindError, ConfigError, ProtocolError, UsageError
 from protoserve.events import CloseReason, ListenerStarted, ListenerStopped
-from protoserve.kernel.connection import (
-    CONNECTED,
-    DRAINING,
-    KEEPALIVE,
-    CallbackHandle,
-    CommConnection,
-)
+from protoserve.kernel.connection import CommConnection
 from protoserve.kernel.current import CURRENT
 from protoserve.kernel.engine import NoThreadError
+from protoserve.kernel.life import CallbackHandle
 from protoserve.kernel.listener import (
     UNIX_PREFIX,
     Listener,
@@ -43,11 +38,11 @@ from protoserve.kernel.listener import (
     open_listener,
 )
 from protoserve.kernel.scheduler import CommScheduler, get_scheduler
-from protoserve.kernel.session import CommService
+from protoserve.kernel.service import CommService
 from protoserve.kernel.wakeup import Wakeup
 from protoserve.log import logger
 from protoserve.params import ServerParams
-from protoserve.protocol import REQ, RESP, MessageParser, ProtocolSpec
+from protoserve.protocol import REQ, RESP, Hold, MessageParser, Piece, ProtocolSpec
 from protoserve.run import Run
 from protoserve.signals import wait_for_signal
 from protoserve.stopping import StopNotice
@@ -76,8 +71,6 @@ _ADVICE = (
     "call shutdown() there, which does not wait; stop() works in a thread of its own, and "
     "asyncio.create_task(server.aclose()) in a coroutine, as long as nobody waits for them there"
 )
-
-_IDLE_PHASES = (CONNECTED, KEEPALIVE, DRAINING)
 
 _RESERVED_DESCRIPTORS = 64
 """Descriptors left to the rest of the program when RLIMIT_NOFILE bounds connections."""
@@ -345,7 +338,7 @@ class WFServerBase(CommService):
             self._run.listener.close_copy()
         for conn in list(self._connections):
             with contextlib.suppress(OSError):
-                conn.transport.close_copy()
+                conn.entry.transport.close_copy()
         self._forget_fork()
 
     def _forget_fork(self) -> bool:
@@ -494,7 +487,7 @@ class WFServerBase(CommService):
             notice.tell()
         if not run.ended:  # else they took longer than the stop, and what is there is the next's
             for conn in self.connections():
-                conn.communicator.stop_connection(conn)
+                conn.communicator.stop_connection(conn.entry)
         listener.finish(self.release)
 
     def on_stopping(self, callback: Callable[[], object]) -> CallbackHandle:
@@ -617,8 +610,8 @@ class WFServerBase(CommService):
         cut = 0
         for conn in self.connections():
             # What has nothing in hand is not cut: all that was asked for is delivered.
-            idle = conn.phase in _IDLE_PHASES and not (conn.out or conn.more or conn.deferred)
-            if conn.communicator.close(conn, CloseReason.CUT) and not idle:
+            idle = conn.entry.at_rest
+            if conn.communicator.close(conn.entry, CloseReason.CUT) and not idle:
                 cut += 1
         with self._condition:
             running = list(self._series)
@@ -870,6 +863,7 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
         self.process = process
         self.variables = contextvars.copy_context()
         """The context variables that each request gets a copy of."""
+        self.in_flight = spec.in_flight
         self.asynchronous = is_asynchronous(process)
         self.habits.learns = bool(getattr(process, "may_block", True))
         self.set_hooks(
@@ -893,7 +887,7 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
                 f"protocol {name!r}: message_in raised {error!r}; it is called with the "
                 "server's parameters for each new connection and must return a parser"
             ) from error
-        for method in ("feed", "next_message", "feed_eof", "close", "timeout_reply"):
+        for method in ("feed", "next_message", "feed_eof", "close", "leftover"):
             if not callable(getattr(parser, method, None)):
                 raise ConfigError(
                     f"protocol {name!r}: message_in made a {type(parser).__name__}, which has "
@@ -906,6 +900,16 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
                 "above it"
             )
         parser.close()
+
+    def greeting(self, conn: CommConnection) -> Piece | Hold:
+        """The protocol's: see ``ProtocolSpec.greeting``."""
+        greet = self.spec.greeting
+        return b"" if greet is None else greet(conn)
+
+    def farewell(self, conn: CommConnection, reason: CloseReason) -> bytes | ProtocolError:
+        """The protocol's: see ``ProtocolSpec.farewell``."""
+        say = self.spec.farewell
+        return b"" if say is None else say(conn, reason)
 
     def new_parser(self) -> MessageParser[REQ]:
         """The parser of a new connection."""

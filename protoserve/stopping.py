@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from protoserve.kernel.connection import CallbackHandle
+from protoserve.kernel.life import CallbackHandle
 from protoserve.kernel.wakeup import Wakeup
 from protoserve.log import logger
 

@@ -30,7 +30,7 @@ from protoserve.log import logger
 
 if TYPE_CHECKING:
     from protoserve.kernel.scheduler import CommScheduler
-    from protoserve.kernel.session import CommService
+    from protoserve.kernel.service import CommService
 
 _IDLE_CARRIERS: Final = 64
 """Carriers kept for later; under a burst there are as many as coroutines wait."""

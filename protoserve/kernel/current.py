@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from protoserve.kernel.session import CommService
+    from protoserve.kernel.service import CommService
 
 
 class Current(threading.local):

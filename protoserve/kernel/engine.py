@@ -9,14 +9,14 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from protoserve.kernel.communicator import Communicator
-from protoserve.kernel.connection import CommConnection
+from protoserve.kernel.entry import CommConnEntry
 from protoserve.kernel.leader_followers import LeaderFollowers
 from protoserve.kernel.poller import Callback, Poller
 from protoserve.log import logger
 
 if TYPE_CHECKING:
     from protoserve.kernel.scheduler import CommScheduler
-    from protoserve.kernel.session import CommService
+    from protoserve.kernel.service import CommService
 
 
 class NoThreadError(RuntimeError):
@@ -197,5 +197,5 @@ class ThreadEngine(Engine):
         return self.scheduler.run_coroutine(coro, ended, service)
 
     def _on_blocked(self, argument: Any, waits: bool) -> None:
-        if isinstance(argument, CommConnection):
+        if isinstance(argument, CommConnEntry):
             self.communicator.on_blocked(argument, waits)

@@ -17,8 +17,8 @@ from typing import Any, Final, TypeAlias
 from protoserve.errors import BindError, ConfigError
 from protoserve.events import AcceptFailed, LimitReached
 from protoserve.kernel.communicator import Communicator
-from protoserve.kernel.connection import CommConnection
-from protoserve.kernel.session import CommService
+from protoserve.kernel.entry import CommConnEntry
+from protoserve.kernel.service import CommService
 from protoserve.kernel.transport import SocketTransport
 from protoserve.log import logger
 
@@ -249,7 +249,7 @@ class Listener:
         self._last: deque[tuple[socket.socket, Any]] = deque()  # accepted by close()
         self._pause_until = 0.0
         self._retry_at = 0.0
-        self._idle: list[tuple[float, CommConnection]] = []
+        self._idle: list[tuple[float, CommConnEntry]] = []
         self._file: tuple[str, int] | None = None
         name = sock.getsockname()
         if sock.family == socket.AF_UNIX and not adopted and isinstance(name, str):
@@ -453,25 +453,29 @@ class Listener:
         for fresh in (False, True):
             if fresh:
                 self._idle = sorted(
-                    ((conn.idle_since, conn) for conn in self._service.connections() if conn.idle),
+                    (
+                        (conn.entry.deadline.idle_since, conn.entry)
+                        for conn in self._service.connections()
+                        if conn.entry.idle
+                    ),
                     key=lambda entry: entry[0],
                     reverse=True,
                 )
             while self._idle:
-                idle_since, conn = self._idle.pop()
-                if self._communicator.evict_idle(conn, idle_since):
+                idle_since, entry = self._idle.pop()
+                if self._communicator.evict(entry, idle_since):
                     return True
         return False
 
     def _evict_silent(self) -> bool:
         before = self._communicator.poller.time() - SILENT_TIME
         silent = [
-            conn
+            conn.entry
             for conn in self._service.connections()
-            if conn.silent and conn.idle_since < before
+            if conn.entry.silent and conn.entry.deadline.idle_since < before
         ]
-        silent.sort(key=lambda conn: conn.idle_since)
-        return any(self._communicator.evict_silent(conn) for conn in silent)
+        silent.sort(key=lambda entry: entry.deadline.idle_since)
+        return any(self._communicator.evict(entry, None) for entry in silent)
 
     def _report_limit(self, limit: int, action: str) -> None:
         event = LimitReached("max_connections", limit, action)

@@ -17,7 +17,7 @@ from protoserve.kernel.asyncio_host import LoopEngine, OwnLoopEngine
 from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.engine import Engine, ThreadEngine
 from protoserve.kernel.executor import Executor
-from protoserve.kernel.session import REPORT_INTERVAL, CommService
+from protoserve.kernel.service import REPORT_INTERVAL, CommService
 from protoserve.log import logger
 from protoserve.params import COMPUTE_THREADS, SERVER_PARAMS_DEFAULT
 

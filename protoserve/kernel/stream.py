@@ -6,17 +6,23 @@ import asyncio
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from protoserve.kernel.habits import Habit
-from protoserve.kernel.wakeup import Wakeup
+from protoserve.kernel.ending import break_off, drop_stream
+from protoserve.kernel.habits import SLOW, Habit, Watch
+from protoserve.kernel.life import SHUT
+from protoserve.kernel.output import buffers_of
+from protoserve.kernel.waiting import flush_aside, settle
 from protoserve.log import logger
-from protoserve.protocol import Piece
+from protoserve.protocol import Buffer, Piece
 
 if TYPE_CHECKING:
-    from protoserve.kernel.communicator import Communicator
     from protoserve.kernel.connection import CommConnection
     from protoserve.kernel.session import CommSession
+
+
+Reply: TypeAlias = "tuple[list[Buffer], int] | Stream"
+"""A reply that waits for that of another: its buffers and their size, or its stream."""
 
 
 class _End:
@@ -35,20 +41,20 @@ class Stream(ABC):
     still reply otherwise.
     """
 
-    __slots__ = ("begun", "busy", "habit", "keep_alive", "session")
+    __slots__ = ("begun", "busy", "entry", "habit", "keep_alive", "session")
 
-    keep_alive: float | None
-    """The session's, when it replied."""
-
-    def __init__(self, session: CommSession) -> None:
+    def __init__(self, session: CommSession, keep_alive: float | None) -> None:
         self.session = session
+        self.entry = session.connection.entry
+        self.keep_alive = keep_alive
+        """The session's, when it replied."""
         self.busy = True
         self.begun = False
         self.habit: Habit | None = None
         """Whether its source blocks, once it was slow."""
 
     @abstractmethod
-    def begin(self, communicator: Communicator) -> bool:
+    def begin(self) -> bool:
         """Get the first piece and hand it on; False when the peer is gone. Raises what
         the source raises. Without the connection's lock."""
 
@@ -63,23 +69,174 @@ class Stream(ABC):
     def close(self) -> None:
         """Nobody wants the rest, and the source rests. Without the connection's lock."""
 
+    # -- what its source calls, on any thread, without the lock --------------------------
+
+    def start(self, first: Piece, *, busy: bool) -> bool:
+        """The first piece is there: from here on it is the reply. ``busy`` tells whether its
+        source goes on by itself, and is not to be pulled. False when the peer is gone. Raises
+        ``TypeError`` for a piece that is none."""
+        entry = self.entry
+        entry.lock.acquire()
+        if entry.life.rung >= SHUT:
+            entry.exchanges.stream = None
+            entry.lock.release()
+            self.close()
+            return False
+        try:
+            self._put(first)
+        except BaseException:
+            self._leave()
+            entry.lock.release()
+            raise
+        self.busy = busy
+        if entry.exchanges.pumping:
+            entry.lock.release()
+            return True
+        entry.flush()
+        if entry.life.rung < SHUT:
+            entry.resume_later()
+            settle(entry)
+        entry.release()
+        return True
+
+    def abandon(self) -> None:
+        """There is no first piece: the session will reply otherwise, if at all."""
+        with self.entry.lock:
+            self._leave()
+
+    def add(self, piece: Piece) -> bool:
+        """One more piece, from a source that is not pulled. False when the peer is gone.
+        Raises ``TypeError`` for a piece that is none."""
+        entry = self.entry
+        entry.lock.acquire()
+        if entry.life.rung < SHUT:
+            try:
+                self._put(piece)
+            except BaseException:
+                entry.lock.release()
+                raise
+            flush_aside(entry)
+        gone = entry.life.rung >= SHUT
+        entry.release()
+        return not gone
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The source has ended, well or with an exception."""
+        entry = self.entry
+        entry.lock.acquire()
+        self.busy = False
+        if entry.life.rung >= SHUT:
+            drop_stream(entry)
+        elif error is not None:
+            self._fail(error)
+        else:
+            self._last()
+            if not entry.exchanges.pumping:
+                entry.finish_reply()
+                return
+        entry.release()
+
+    # -- with the lock -------------------------------------------------------------------
+
+    def take(self, now: float) -> float:
+        """Take the next piece: lets the lock go while user code runs. Returns the time
+        afterwards."""
+        entry = self.entry
+        communicator = entry.communicator
+        self.busy = True
+        entry.lock.release()
+        error: BaseException | None = None
+        piece: Any = END
+        habit = self.habit
+        watch = None
+        if habit is not None:
+            if habit.blocks and communicator.threads is not None:
+                communicator.threads.promote()
+            watch = Watch(communicator.clock)
+        try:
+            piece = self.pull()
+        except BaseException as raised:
+            error = raised
+        if habit is None or watch is None:
+            began, now = now, communicator.clock()
+            if now - began > SLOW:
+                self.habit = Habit()
+        else:
+            now, slow, blocked = watch.end()
+            if habit.note(slow, blocked):
+                self.habit = None
+        entry.lock.acquire()
+        self.busy = False
+        if entry.life.rung >= SHUT:
+            drop_stream(entry)
+        elif error is None and piece is END:
+            self._last()
+        else:
+            if error is None:
+                try:
+                    self._put(piece)
+                except TypeError as raised:
+                    error = raised
+            if error is not None and not self.begun:
+                # Nothing but empty pieces so far: the session may still reply otherwise.
+                self._leave()
+                entry.lock.release()
+                try:
+                    self.close()
+                    self.session.reply_failed(error)
+                finally:
+                    entry.lock.acquire()
+            elif error is not None:
+                self._fail(error)
+        return now
+
+    def _put(self, piece: Piece) -> None:
+        """An empty one begins no reply."""
+        output = self.entry.output
+        before = output.end
+        output.put(piece)
+        self.begun = self.begun or output.end > before
+
+    def _last(self) -> None:
+        entry = self.entry
+        entry.output.marks.append((self.session, entry.output.end))
+        self._leave()
+        entry.answered(self.session, self.keep_alive)
+
+    def _leave(self) -> None:
+        """It is not under way any more: what was pushed meanwhile follows, and what others
+        replied."""
+        self.entry.exchanges.stream = None
+        self.entry.put_held()
+
+    def _fail(self, error: BaseException) -> None:
+        """A part of the reply is out: the peer can only be told by a reset."""
+        entry = self.entry
+        logger.error("the reply of %r failed midway", self.session, exc_info=error)
+        break_off(entry, self.session)
+        if not entry.exchanges.pumping:
+            entry.flush()
+            settle(entry)
+
 
 class IteratorStream(Stream):
     """Pieces from an iterator, pulled by the thread that serves the connection."""
 
     __slots__ = ("_pieces",)
 
-    def __init__(self, session: CommSession, pieces: Iterator[Piece]) -> None:
-        super().__init__(session)
+    def __init__(
+        self, session: CommSession, keep_alive: float | None, pieces: Iterator[Piece]
+    ) -> None:
+        super().__init__(session, keep_alive)
         self._pieces = pieces
 
-    def begin(self, communicator: Communicator) -> bool:
+    def begin(self) -> bool:
         try:
             first = self.session.call(next, self._pieces, b"")
         except BaseException:
-            communicator.abandon_stream(self)
+            self.abandon()
             raise
-        return communicator.begin_stream(self, first, busy=False)
+        return self.start(first, busy=False)
 
     def pull(self) -> Any:
         return self.session.call(next, self._pieces, END)
@@ -96,10 +253,12 @@ class IteratorStream(Stream):
 class AsyncIteratorStream(Stream):
     """Pieces from an async iterator, which a coroutine awaits and passes on."""
 
-    __slots__ = ("_accepted", "_cancel", "_communicator", "_leaving", "_loop", "_pieces", "_task")
+    __slots__ = ("_accepted", "_cancel", "_leaving", "_loop", "_pieces", "_task")
 
-    def __init__(self, session: CommSession, pieces: AsyncIterator[Piece]) -> None:
-        super().__init__(session)
+    def __init__(
+        self, session: CommSession, keep_alive: float | None, pieces: AsyncIterator[Piece]
+    ) -> None:
+        super().__init__(session, keep_alive)
         self._pieces = pieces
         self._cancel: Callable[[], object] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -107,15 +266,12 @@ class AsyncIteratorStream(Stream):
         self._leaving = False
         self._accepted = False  # its first piece was taken
 
-    def begin(self, communicator: Communicator) -> bool:
-        self._communicator = communicator
-        assert communicator.engine is not None
+    def begin(self) -> bool:
+        engine = self.entry.communicator.engine
+        assert engine is not None
         # In the request's context variables, of which the new task takes a copy.
         self._cancel = self.session.call(
-            communicator.engine.run_coroutine,
-            self._send(),
-            self._ended,
-            self.session.connection.service,
+            engine.run_coroutine, self._send(), self._ended, self.entry.service
         )
         if self.session.connection.closed:
             self._cancel()
@@ -138,7 +294,6 @@ class AsyncIteratorStream(Stream):
         """Done by the coroutine, which ends with it."""
 
     async def _send(self) -> None:
-        communicator = self._communicator
         pieces = self._pieces
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
@@ -147,12 +302,12 @@ class AsyncIteratorStream(Stream):
                 # It closed a moment ago, when there was no task to cancel.
                 raise ConnectionResetError
             first = await anext(pieces, b"")
-            self._accepted = communicator.begin_stream(self, first, busy=True)
+            self._accepted = self.start(first, busy=True)
             if self._accepted:
                 async for piece in pieces:
-                    if not communicator.add_piece(self, piece):
+                    if not self.add(piece):
                         break
-                    await room(communicator, self.session.connection)
+                    await room(self.session.connection)
         finally:
             self._leaving = True
             self._task = None
@@ -169,26 +324,33 @@ class AsyncIteratorStream(Stream):
             # Nobody is left to be told, and what it did when it was ended is a fault.
             logger.error("closing the reply of %r raised", self.session, exc_info=error)
         if self.begun or (self._accepted and error is None):
-            self._communicator.end_stream(self, error)
+            self.end(error)
         else:
-            self._communicator.abandon_stream(self)
+            self.abandon()
             self.session.reply_failed(error)
 
 
-async def room(communicator: Communicator, conn: CommConnection) -> None:
+async def room(conn: CommConnection) -> None:
     """Wait until the connection's output has room, or it has closed."""
-    wakeup = Wakeup()
-    if communicator.wait_for_room(conn, wakeup.wake):
-        await wakeup
+    limit = conn.unsent_limit
+    if conn.entry.output.size >= limit:
+        await conn.wait_pending(limit // 2)
 
 
-def open_stream(session: CommSession, out: object) -> Stream:
+def open_stream(session: CommSession, keep_alive: float | None, out: object) -> Stream:
     """The stream of what ``message_out`` returned; ``TypeError`` for what is none."""
     if isinstance(out, Iterator):
-        return IteratorStream(session, out)
+        return IteratorStream(session, keep_alive, out)
     if isinstance(out, AsyncIterator):
-        return AsyncIteratorStream(session, out)
+        return AsyncIteratorStream(session, keep_alive, out)
     raise TypeError(
         "message_out must give a bytes-like object, a list or tuple of them, or an iterator "
         f"or async iterator, not {type(out).__name__}"
     )
+
+
+def reply_of(session: CommSession, keep_alive: float | None, out: object) -> Reply:
+    """What ``message_out`` returned, for later. Raises ``TypeError`` for what is none."""
+    if isinstance(out, (bytes, bytearray, memoryview, list, tuple)):
+        return buffers_of(out)
+    return open_stream(session, keep_alive, out)

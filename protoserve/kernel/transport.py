@@ -42,6 +42,9 @@ class Transport(Protocol):
     """Send some of it; returns how many bytes were taken."""
     sendmsg: Callable[[Iterable[Buffer]], int]
     """The same for several buffers (at most ``IOV_MAX``)."""
+    short_read_empties: bool
+    """Whether ``recv`` that gives fewer bytes than were asked for has taken all there is, so
+    that the poller announces more. Not where it gives records, as TLS does."""
 
     def fileno(self) -> int:
         """The descriptor that the poller watches."""
@@ -75,6 +78,8 @@ class SocketTransport:
     """A plain stream socket: its own C methods, with nothing in between."""
 
     __slots__ = ("recv", "send", "sendmsg", "sock")
+
+    short_read_empties = True
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)

@@ -1,11 +1,11 @@
-"""How any thread wakes a coroutine that waits."""
+"""How any thread wakes a coroutine that waits, and what one awaits that need not."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Final
 
 
 class Wakeup:
@@ -32,3 +32,16 @@ class Wakeup:
 
     def __await__(self) -> Generator[Any, None, None]:
         return self._future.__await__()
+
+
+class _NoWait:
+    """An awaitable that is there already."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return
+        yield
+
+
+NO_WAIT: Final = _NoWait()

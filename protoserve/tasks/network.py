@@ -6,7 +6,7 @@ import asyncio
 import errno
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic
 
@@ -17,6 +17,7 @@ from protoserve.kernel.session import CommSession, TaskState, returned
 from protoserve.kernel.stream import room
 from protoserve.kernel.subtask import SubTask
 from protoserve.kernel.variables import run_in
+from protoserve.kernel.wakeup import NO_WAIT
 from protoserve.log import logger
 from protoserve.params import YEAR
 from protoserve.protocol import REQ, RESP, Buffer, MessageOut, ProtocolSpec
@@ -24,7 +25,8 @@ from protoserve.tasks.coroutine import CoroutineTask
 from protoserve.tasks.series import SeriesWork
 
 if TYPE_CHECKING:
-    from protoserve.kernel.connection import CallbackHandle, CommConnection
+    from protoserve.kernel.connection import CommConnection
+    from protoserve.kernel.life import CallbackHandle
     from protoserve.server import WFServer
 
 
@@ -48,18 +50,6 @@ def _look_at_result(handler: CoroutineTask[object]) -> None:
     if handler.result is not None:
         raise returned(handler.result)
 
-
-class _NoWait:
-    """An awaitable that is there already."""
-
-    __slots__ = ()
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        return
-        yield
-
-
-NO_WAIT: Final = _NoWait()
 
 _series_lock = threading.Lock()  # series are made rarely; one lock serves all tasks
 
@@ -181,7 +171,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
 
     __slots__ = (
         "_cancel",
-        "_failed",
+        "_failure",
         "_handles",
         "_process",
         "_pushed",
@@ -227,7 +217,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         self.keep_alive = connection.keep_alive_limit
         self._process = process
         self._stage = _PROCESSING
-        self._failed = False
+        self._failure: BaseException | None = None
         self._started = 0.0
         self._pushed = False
         self._cancel: Callable[[], object] | None = None
@@ -408,21 +398,21 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             if series.canceled:
                 self.state = NOREPLY
                 self._callback_dropped()
-            elif series.failure is not None and not self._failed:
+            elif series.failure is not None and self._failure is None:
                 self._fail(series.failure)
         if self.state is NOREPLY:
-            self._leave(cut=self._failed or (series is not None and series.canceled))
+            self._leave(cut=self._failure is not None or (series is not None and series.canceled))
             return
-        if self._failed and (self._pushed or not self._make_error_response()):
+        if self._failure is not None and (self._pushed or not self._make_error_response()):
             if self.state is TOREPLY:
                 self._give_up()
             return
         try:
             sent = communicator.reply(self)
         except BaseException as error:
-            if self.connection.session is not self:
+            if not self.connection.entry.exchanges.awaits(self):
                 raise  # it was answered before, by hand
-            again = not self._failed
+            again = self._failure is None
             self._fail(error)
             if again:
                 self.dispatch()
@@ -494,27 +484,25 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         conn = self.connection
         communicator = conn.communicator
         in_loop = asyncio._get_running_loop() is not None
-        if in_loop and conn.out_size >= conn.unsent_limit and not conn.closed:
+        if in_loop and conn.pending >= conn.unsent_limit and not conn.closed:
             raise UsageError(
                 "the peer does not keep up, and nobody waits for it: await task.push(...)"
             )
-        if not communicator.push(conn, data, self):
+        if not communicator.push(conn.entry, data, self):
             raise ConnectionResetError(errno.ECONNRESET, "the peer is gone")
         self._pushed = True
-        if conn.out_size < conn.unsent_limit:
+        if conn.pending < conn.unsent_limit:
             return NO_WAIT
         if in_loop:
             return self._pushed_room()
-        made = threading.Event()
-        if communicator.wait_for_room(conn, made.set):
-            made.wait()
+        conn.wait_pending(conn.unsent_limit // 2)
         if conn.closed:
             raise ConnectionResetError(errno.ECONNRESET, "the peer is gone")
         return NO_WAIT
 
     async def _pushed_room(self) -> None:
         conn = self.connection
-        await room(conn.communicator, conn)
+        await room(conn)
         if conn.closed:
             raise ConnectionResetError(errno.ECONNRESET, "the peer is gone")
 
@@ -595,7 +583,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             self.error = errno.ENOENT
             self._end()
             return
-        again = not self._failed
+        again = self._failure is None
         self._fail(error)
         if again:
             self.dispatch()
@@ -603,10 +591,10 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             self._give_up()
 
     def _fail(self, error: BaseException) -> None:
-        # Not the exception: its traceback would keep this task, and all it holds.
-        self._failed = True
+        self._failure = error
         if isinstance(error, asyncio.CancelledError):
             # Somebody's decision, not a fault: the connection closes.
+            error.__traceback__ = None
             self.state = NOREPLY
             self._callback_dropped()
             return
@@ -618,11 +606,16 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         """Put the protocol's error response in place; False when there is none to give."""
         make = self.spec.error_response
         if make is not None:
+            failure = self._failure
+            assert failure is not None
             try:
-                self.resp = make()
+                self.resp = make(self.req, failure)
                 return True
             except BaseException:
                 logger.exception("error_response of %r raised", self.spec.name)
+            finally:
+                # It would keep this task, and all it holds.
+                failure.__traceback__ = None
         self._give_up()
         return False
 
@@ -647,6 +640,8 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
 
     def _end(self) -> None:
         """The communicator will not call again."""
+        if self._failure is not None:
+            self._failure.__traceback__ = None  # else it would keep this task
         try:
             self.subtask_done()
         finally:

@@ -17,7 +17,7 @@ from protoserve.log import logger
 
 if TYPE_CHECKING:
     from protoserve.kernel.engine import Engine
-    from protoserve.kernel.session import CommService
+    from protoserve.kernel.service import CommService
 
 
 class SeriesWork:

@@ -106,7 +106,7 @@ def _encode(answer: Answer) -> Any:
     return itertools.chain(answer.data, [b"\n"])
 
 
-def _error() -> Answer:
+def _error(request: object, error: BaseException) -> Answer:
     answer = Answer()
     answer.data = b"ERR"
     return answer

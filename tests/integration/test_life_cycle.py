@@ -61,7 +61,7 @@ def serve() -> Iterator[Serve]:
 
 def received(server: WFHttpServer, count: int) -> bool:
     """Whether so many connections hold the beginning of a request."""
-    return [conn.phase.name for conn in server.connections()].count("RECEIVING") == count
+    return [conn.phase for conn in server.connections()].count("RECEIVING") == count
 
 
 def refused(address: tuple[str, int]) -> bool:

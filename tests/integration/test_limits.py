@@ -22,11 +22,11 @@ def process(task: WFHttpTask) -> None:
 
 
 def idle(server: WFHttpServer) -> int:
-    return [conn.phase.name for conn in server.connections()].count("KEEPALIVE")
+    return [conn.phase for conn in server.connections()].count("KEEPALIVE")
 
 
 def all_settled(server: WFHttpServer) -> bool:
-    return {conn.phase.name for conn in server.connections()} <= {"KEEPALIVE", "CONNECTED"}
+    return {conn.phase for conn in server.connections()} <= {"KEEPALIVE", "CONNECTED"}
 
 
 def test_case_13_the_least_recently_used_idle_connection_goes() -> None:
@@ -228,7 +228,7 @@ def test_client_that_resets_while_the_reply_is_written() -> None:
     with WFHttpServer(process).start("127.0.0.1", 0) as server:
         with RawClient(server.address, receive_buffer=4096) as client:
             client.send(get())
-            eventually(lambda: [c.phase.name for c in server.connections()] == ["REPLYING"])
+            eventually(lambda: [c.phase for c in server.connections()] == ["REPLYING"])
         assert ended.wait(10)
         eventually(lambda: server.conn_count == 0)
     assert ends == [TaskState.SYS_ERROR]

@@ -123,7 +123,7 @@ def test_stop_is_the_reason() -> None:
     server = Observed()
     with server.start("127.0.0.1", 0), RawClient(server.address) as client:
         client.ask()
-        eventually(lambda: server.connections()[0].phase.name == "KEEPALIVE")
+        eventually(lambda: server.connections()[0].phase == "KEEPALIVE")
         server.stop()
     assert isinstance(server.events[-2], ListenerStopped)
     closed = server.events[-1]
@@ -139,9 +139,7 @@ def test_limit_reached(caplog: pytest.LogCaptureFixture) -> None:
             client = RawClient(server.address)
             clients.append(client)
             client.ask()
-            eventually(
-                lambda: all(conn.phase.name == "KEEPALIVE" for conn in server.connections())
-            )
+            eventually(lambda: all(conn.phase == "KEEPALIVE" for conn in server.connections()))
         assert server.wait_closed().reason == "made room for another"
         for client in clients:
             client.close()
@@ -214,7 +212,7 @@ def test_on_close_may_shut_the_server_down_at_the_limit() -> None:
     server = WFHttpServer(process, HTTP_SPEC.params.replace(max_connections=1))
     with server.start("127.0.0.1", 0), RawClient(server.address) as one:
         one.ask()
-        eventually(lambda: server.connections()[0].phase.name == "KEEPALIVE")
+        eventually(lambda: server.connections()[0].phase == "KEEPALIVE")
         with contextlib.suppress(ConnectionError), RawClient(server.address) as two:
             two.rest()
         assert one.rest() == b""

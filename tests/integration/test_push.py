@@ -395,8 +395,8 @@ def test_a_push_that_was_not_taken_counts_as_cut_at_a_stop(taken: bool) -> None:
     with RawClient(server.address, receive_buffer=4096) as client:
         assert client.ask().status == 200
         (conn,) = server.connections()
-        eventually(lambda: conn.idle)
+        eventually(lambda: conn.entry.idle)
         # More than any system holds for two ends; less than what cuts it at once.
         assert conn.push(b"x" if taken else bytes(24 * 1024 * 1024))
-        assert bool(conn.out) is not taken
+        assert bool(conn.entry.output.buffers) is not taken
         assert server.stop() == (0 if taken else 1)

@@ -42,7 +42,7 @@ def lock(client):
         "listener": listener._lock,
         "poller": engine.poller._lock,
         "scheduler": get_scheduler()._lock,
-        "connection": next(iter(server._connections)).lock,
+        "connection": next(iter(server._connections)).entry.lock,
     }[what]
 
 

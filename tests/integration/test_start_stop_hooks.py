@@ -232,7 +232,7 @@ def test_on_stop_comes_after_handlers_that_were_cut() -> None:
     server = WFHttpServer(process, params, on_stop=lambda s: notes.append("stop"))
     with server.start("127.0.0.1", 0), RawClient(server.address) as client:
         client.send(get())
-        eventually(lambda: [c for c in server.connections() if c.session])
+        eventually(lambda: [c for c in server.connections() if c.entry.exchanges.session])
         assert server.stop() == 1
         assert notes == ["stop"]
         gate.set()
@@ -261,7 +261,7 @@ def test_on_stop_comes_once_when_handlers_that_were_cut_end_during_it() -> None:
     server = WFHttpServer(process, params, on_stop=on_stop)
     with server.start("127.0.0.1", 0), RawClient(server.address) as client:
         client.send(get())
-        eventually(lambda: [c for c in server.connections() if c.session])
+        eventually(lambda: [c for c in server.connections() if c.entry.exchanges.session])
         assert server.cut() == 1
         eventually(lambda: notes)
         ends.set()
@@ -283,7 +283,7 @@ def test_all_who_stop_it_learn_how_much_was_cut() -> None:
         server.start("127.0.0.1", 0)
         with RawClient(server.address) as client:
             client.send(get())
-            eventually(lambda: [c for c in server.connections() if c.session])
+            eventually(lambda: [c for c in server.connections() if c.entry.exchanges.session])
             threads = [
                 threading.Thread(target=lambda results=results: results.append(server.stop()))
                 for _ in range(4)
@@ -716,7 +716,7 @@ def test_after_a_cut_on_stop_has_its_time() -> None:
     server = WFHttpServer(process, on_stop=on_stop)
     with server.start("127.0.0.1", 0), RawClient(server.address) as client:
         client.send(get())
-        eventually(lambda: [c for c in server.connections() if c.session])
+        eventually(lambda: [c for c in server.connections() if c.entry.exchanges.session])
         assert server.cut() == 1
         assert server.stop() == 1
     assert notes == ["begins", "ends"]
@@ -737,7 +737,7 @@ def test_the_time_of_on_stop_begins_with_it() -> None:
     server = WFHttpServer(process, params, on_stop=on_stop)
     with server.start("127.0.0.1", 0), RawClient(server.address) as client:
         client.send(get())
-        eventually(lambda: [c for c in server.connections() if c.session])
+        eventually(lambda: [c for c in server.connections() if c.entry.exchanges.session])
         server.stop()
     assert notes == ["stop"]
 

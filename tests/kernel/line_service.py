@@ -22,7 +22,7 @@ from protoserve import (
     ServerParams,
     TaskState,
 )
-from protoserve.events import ConnectionClosed
+from protoserve.events import CloseReason, ConnectionClosed
 from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.transport import Transport
 
@@ -157,7 +157,7 @@ class LineService(CommService):
         """Whether sessions need not be told that their reply is out, as tasks without
         callbacks need not."""
         self.parsers: list[LineParser] = []
-        self.farewell: Any = b"TIMEOUT\n"
+        self.last_word: Any = b"TIMEOUT\n"
         self.unbound = 0
         self.ends: list[ConnectionClosed] = []
         self.subscribe(self._note)
@@ -180,8 +180,13 @@ class LineService(CommService):
     def new_session(self, seq: int, conn: CommConnection) -> CommSession:
         return self.session(self, seq, conn)
 
+    def farewell(self, conn: CommConnection, reason: CloseReason) -> bytes | ProtocolError:
+        if reason is CloseReason.REQUEST_TOO_SLOW:
+            return conn.parser.timeout_reply()  # type: ignore[attr-defined, no-any-return]
+        return b""
+
     def new_parser(self) -> MessageParser[Any]:
-        parser = self.parser(self.farewell)
+        parser = self.parser(self.last_word)
         self.parsers.append(parser)
         return parser
 

@@ -19,7 +19,7 @@ from typing import Any
 from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.connection import CommConnection
 from protoserve.kernel.poller import HANGUP, READABLE, WRITABLE, Poller
-from protoserve.kernel.session import CommService
+from protoserve.kernel.service import CommService
 from protoserve.protocol import Buffer
 
 _descriptors = count(1_000_000)  # far above any descriptor of the system
@@ -194,6 +194,8 @@ class MemoryPeer:
 
 class MemoryTransport:
     """The server's end: a :class:`~protoserve.kernel.transport.Transport`."""
+
+    short_read_empties = True
 
     def __init__(self, peer: MemoryPeer) -> None:
         self.peer = peer

@@ -125,7 +125,7 @@ def test_pushes_beside_callbacks_that_wait_do_not_end_the_connection(
     peer = answered_in_vain(engine, threads, service)
     conn = connection_of(service)
     service.stopping = True
-    engine.communicator.stop_connection(conn)
+    engine.communicator.stop_connection(conn.entry)
     engine.run()
     assert conn.push(b"one\n")
     assert conn.push(b"two\n")
@@ -172,7 +172,7 @@ def test_another_leads_before_a_piece_that_is_known_to_block(
     peer.send(b"a\n")
     engine.turn()
     assert promotions == [0, 0]
-    stream = connection_of(service).stream
+    stream = connection_of(service).entry.exchanges.stream
     assert stream is not None
     assert stream.habit is not None
     stream.habit.expect_blocking()

@@ -13,20 +13,10 @@ from line_service import LineService, LineSession, echo, later
 from memory_transport import MemoryEngine, connection_of
 
 from protoserve import ServerParams, TaskState, UsageError
-from protoserve.kernel.communicator import (
-    _TURN_READS,
-    _TURN_REQUESTS,
-    JOIN_SIZE,
-    RECEIVE_SIZE,
-)
-from protoserve.kernel.connection import (
-    CLOSED,
-    CONNECTED,
-    KEEPALIVE,
-    PROCESSING,
-    RECEIVING,
-    REPLYING,
-)
+from protoserve.kernel.communicator import _TURN_REQUESTS
+from protoserve.kernel.ending import TURN_READS
+from protoserve.kernel.intake import RECEIVE_SIZE
+from protoserve.kernel.output import JOIN_SIZE
 
 HIGH_WATER = ServerParams().unsent_limit
 TOREPLY, SUCCESS, SYS_ERROR = TaskState.TOREPLY, TaskState.SUCCESS, TaskState.SYS_ERROR
@@ -37,15 +27,15 @@ def test_one_request(engine: MemoryEngine) -> None:
     peer = engine.connect(service)
     conn = connection_of(service)
     engine.run()
-    assert conn.phase is CONNECTED
+    assert conn.phase == "CONNECTED"
     peer.send(b"hello\n")
     engine.run()
     assert peer.received == b"hello\n"
-    assert conn.phase is KEEPALIVE
+    assert conn.phase == "KEEPALIVE"
     assert service.sessions[0].states == [(TOREPLY, 0), (SUCCESS, 0)]
     # One recv and one send for the event.
     assert (peer.reads, peer.sends) == (1, 1)
-    assert (conn.bytes_in, conn.bytes_out, conn.seq) == (6, 6, 1)
+    assert (conn.entry.intake.bytes_in, conn.entry.output.sent, conn.seq) == (6, 6, 1)
 
 
 def test_split_at_every_byte(engine: MemoryEngine) -> None:
@@ -95,7 +85,7 @@ def test_partial_writes(engine: MemoryEngine, at_most: int) -> None:
     peer.send(b"alpha\nbeta\ngamma\n")
     engine.run()
     assert peer.received == b"alpha\nbeta\ngamma\n"
-    assert connection_of(service).phase is KEEPALIVE
+    assert connection_of(service).phase == "KEEPALIVE"
 
 
 def test_success_is_told_when_the_last_byte_is_out(engine: MemoryEngine) -> None:
@@ -107,7 +97,7 @@ def test_success_is_told_when_the_last_byte_is_out(engine: MemoryEngine) -> None
     assert peer.received == b"alpha\nb"
     assert first.states[-1] == (SUCCESS, 0)
     assert second.states == [(TOREPLY, 0)]
-    assert connection_of(service).phase is REPLYING
+    assert connection_of(service).phase == "REPLYING"
     peer.read(100)
     engine.run()
     assert second.states[-1] == (SUCCESS, 0)
@@ -120,7 +110,7 @@ def test_an_empty_reply_is_a_reply(engine: MemoryEngine, answer: Any) -> None:
     peer.send(b"silent\n")
     engine.run()
     assert service.sessions[0].states == [(TOREPLY, 0), (SUCCESS, 0)]
-    assert connection_of(service).phase is KEEPALIVE
+    assert connection_of(service).phase == "KEEPALIVE"
     peer.send(b"loud\n")
     engine.run()
     assert peer.received == b"loud\n"
@@ -151,7 +141,7 @@ def test_every_kind_of_buffer(engine: MemoryEngine) -> None:
     peer.send(b"x\n")
     engine.run()
     assert peer.received == b"1abcdefgh\n"
-    assert connection_of(service).bytes_out == 10
+    assert connection_of(service).entry.output.sent == 10
 
 
 def run_in_thread(call: Any) -> None:
@@ -178,13 +168,13 @@ def test_reply_from_another_thread(engine: MemoryEngine) -> None:
     engine.run()
     for word in ("one", "two", "three"):
         assert service.lines[-1] == word
-        assert connection_of(service).phase is PROCESSING
+        assert connection_of(service).phase == "PROCESSING"
         run_in_thread(service.sessions[-1].reply)
         # Sent by the thread that replied; the next request waits for a handler thread.
         assert peer.received.endswith(word.encode() + b"\n")
         engine.run()
     assert service.lines == ["one", "two", "three"]
-    assert connection_of(service).phase is KEEPALIVE
+    assert connection_of(service).phase == "KEEPALIVE"
 
 
 def test_a_reply_while_its_handler_runs_is_sent_by_the_handler_thread(
@@ -233,8 +223,8 @@ def test_a_reply_just_after_another_thread_let_go_ends_once(engine: MemoryEngine
     engine.run()
     conn = connection_of(service)
     (session,) = service.sessions
-    conn.lock = HookedLock(session.reply)  # type: ignore[assignment]
-    engine.communicator.resume(conn)
+    conn.entry.lock = HookedLock(session.reply)  # type: ignore[assignment]
+    engine.communicator.resume(conn.entry)
     assert peer.received == b"x\n"
     assert session.states == [(TOREPLY, 0), (SUCCESS, 0)]
 
@@ -261,7 +251,7 @@ def test_a_reply_of_the_wrong_type_can_be_mended(engine: MemoryEngine) -> None:
     peer.send(b"x\n")
     engine.run()
     assert peer.received == b"right\n"
-    assert connection_of(service).bytes_out == 6
+    assert connection_of(service).entry.output.sent == 6
 
 
 def test_a_buffer_that_is_released_before_it_is_sent(
@@ -272,7 +262,7 @@ def test_a_buffer_that_is_released_before_it_is_sent(
     peer = engine.connect(service, room=0)
     peer.send(b"a\n")
     engine.run()
-    connection_of(service).out[0].release()  # type: ignore[union-attr]
+    connection_of(service).entry.output.buffers[0].release()  # type: ignore[union-attr]
     peer.read(None)
     engine.run()
     assert peer.closed
@@ -307,8 +297,8 @@ def test_reading_pauses_at_max_pipelined_and_goes_on(engine: MemoryEngine) -> No
     peer.send(piece * 3)
     engine.run()
     conn = connection_of(service)
-    assert conn.queue is not None
-    assert len(conn.queue) == 3
+    assert conn.entry.intake.queue is not None
+    assert len(conn.entry.intake.queue) == 3
     assert peer.unread == len(piece) * 2
     service.handler = echo
     service.sessions[0].reply()
@@ -451,11 +441,11 @@ def test_a_fast_sender_gives_way_to_others(engine: MemoryEngine) -> None:
     greedy = engine.connect(service, "greedy")
     modest = engine.connect(service, "modest")
     engine.run()
-    upload = b"u" * (RECEIVE_SIZE * _TURN_READS * 3)
+    upload = b"u" * (RECEIVE_SIZE * TURN_READS * 3)
     greedy.send(upload)
     modest.send(b"m\n")
     engine.turn()
-    assert greedy.reads == _TURN_READS
+    assert greedy.reads == TURN_READS
     assert modest.received == b"m\n"
     engine.run()
     greedy.send(b"\n")
@@ -466,9 +456,9 @@ def test_a_fast_sender_gives_way_to_others(engine: MemoryEngine) -> None:
 def test_a_fast_sender_gives_way_while_its_request_runs(engine: MemoryEngine) -> None:
     service = LineService(later)
     greedy = engine.connect(service, "greedy")
-    greedy.send(b"first\n" + b"u" * (RECEIVE_SIZE * _TURN_READS * 5))
+    greedy.send(b"first\n" + b"u" * (RECEIVE_SIZE * TURN_READS * 5))
     engine.turn()
-    assert greedy.reads <= 2 * _TURN_READS + 1
+    assert greedy.reads <= 2 * TURN_READS + 1
     engine.run()
     assert greedy.unread == 0
     assert service.lines == ["first"]
@@ -730,7 +720,7 @@ def test_a_farewell_of_the_wrong_type(
     engine: MemoryEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = LineService()
-    service.farewell = "text"
+    service.last_word = "text"
     peer = engine.connect(service)
     peer.send(b"part")
     engine.run()
@@ -921,7 +911,7 @@ def test_a_last_reply_with_nothing_left_to_read_just_closes(engine: MemoryEngine
     peer = engine.connect(service)
     peer.send(b"a\n")
     engine.run()
-    connection_of(service).readable = True  # as stop_connection() does
+    connection_of(service).entry.intake.readable = True  # as stop_connection() does
     run_in_thread(service.sessions[0].reply)
     assert peer.closed
 
@@ -966,7 +956,7 @@ def test_close_from_other_threads(engine: MemoryEngine) -> None:
     for thread in threads:
         thread.join()
     assert peer.closed
-    assert conn.phase is CLOSED
+    assert conn.phase == "CLOSED"
     assert len(service.ends) == 1
     assert service.sessions[0].reply() is False
 
@@ -1036,7 +1026,7 @@ def test_the_poller_refuses_a_connection(
 def stop(engine: MemoryEngine, service: LineService) -> None:
     service.stopping = True
     for conn in service.connections():
-        engine.communicator.stop_connection(conn)
+        engine.communicator.stop_connection(conn.entry)
     service.release()
     engine.run()
 
@@ -1126,4 +1116,12 @@ def test_states_of_a_request(engine: MemoryEngine) -> None:
     peer.reset()
     engine.run()
     seen.append(conn.phase)
-    assert seen == [CONNECTED, RECEIVING, PROCESSING, REPLYING, KEEPALIVE, RECEIVING, CLOSED]
+    assert seen == [
+        "CONNECTED",
+        "RECEIVING",
+        "PROCESSING",
+        "REPLYING",
+        "KEEPALIVE",
+        "RECEIVING",
+        "CLOSED",
+    ]

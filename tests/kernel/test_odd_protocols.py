@@ -24,7 +24,6 @@ from protoserve import (
     UsageError,
 )
 from protoserve.events import LimitReached
-from protoserve.kernel.connection import CLOSED
 from protoserve.kernel.poller import GONE, READABLE
 
 
@@ -60,7 +59,7 @@ def test_a_client_that_resets_during_the_greeting_ends_itself_only(engine: Memor
 
     def greet(conn: CommConnection) -> None:
         conn.on_close(closed.append)
-        conn.transport.peer.reset()  # type: ignore[attr-defined]
+        conn.entry.transport.peer.reset()  # type: ignore[attr-defined]
         conn.push(b"hello\n")
 
     service = Greeting(greet)
@@ -182,7 +181,7 @@ def test_a_parser_that_uses_its_connection(engine: MemoryEngine) -> None:
                 conn.on_close(lambda c: seen.append("closed"))
                 conn.close()
 
-        conn.parser = Parser()
+        conn.entry.intake.parser = Parser()
 
     service = Greeting(greet)
     peer = engine.connect(service)
@@ -224,10 +223,10 @@ def test_an_on_close_callback_that_is_called_at_once_is_called_without_the_lock(
         conn: CommConnection
 
         def close(self) -> None:
-            self.conn.on_peer_end(lambda c: seen.append(c.locked_here))
+            self.conn.on_peer_end(lambda c: seen.append(c.entry.locked_here))
 
     def greet(conn: CommConnection) -> None:
-        conn.parser = Parser()
+        conn.entry.intake.parser = Parser()
         conn.parser.conn = conn
 
     service = Greeting(greet)
@@ -412,10 +411,10 @@ def test_a_push_is_a_use_of_an_idle_connection(engine: MemoryEngine) -> None:
     peer.send(b"a\n")
     engine.run()
     conn = connection_of(service)
-    since = conn.idle_since
+    since = conn.entry.deadline.idle_since
     engine.advance(59)
     conn.push(b"news\n")
-    assert conn.idle_since == since + 59
+    assert conn.entry.deadline.idle_since == since + 59
     engine.advance(59)
     assert not peer.eof
     engine.advance(2)
@@ -441,11 +440,11 @@ def test_pushed_bytes_that_wait_are_not_idle(engine: MemoryEngine) -> None:
     engine.run()
     conn = connection_of(service)
     conn.push(b"news\n")
-    assert not conn.idle
-    assert not engine.communicator.evict_idle(conn, conn.idle_since)
+    assert not conn.entry.idle
+    assert not engine.communicator.evict(conn.entry, conn.entry.deadline.idle_since)
     peer.read()
     engine.run()
-    assert conn.idle
+    assert conn.entry.idle
 
 
 def test_a_connection_without_a_request_may_get_another_time(engine: MemoryEngine) -> None:
@@ -522,7 +521,7 @@ def test_what_came_in_time_is_read_before_a_deadline_counts(
     peer.send(b"llo\n")
     engine.readiness._edges.clear()  # not announced yet
     engine.clock.advance(11)
-    engine.communicator.on_deadline(conn, 0)
+    engine.communicator.on_deadline(conn.entry, 0)
     engine.run()
     assert bytes(peer.received) == (b"hello\n" if begun else b"llo\n")
     assert not peer.eof
@@ -545,7 +544,7 @@ def test_a_cut_reply_ends_with_a_reset(engine: MemoryEngine) -> None:
     peer = engine.connect(service, room=5)
     peer.send(b"a\n")
     engine.run()
-    engine.communicator.close(connection_of(service), "cut by the server")
+    engine.communicator.close(connection_of(service).entry, "cut by the server")
     assert peer.aborted
 
 
@@ -567,7 +566,7 @@ def test_a_reply_that_was_begun_by_a_push_ends_with_a_reset(
 
     def handler(session: LineSession) -> None:
         if session.line == pushed_in:
-            engine.communicator.push(session.connection, b"part ", session)
+            engine.communicator.push(session.connection.entry, b"part ", session)
         if session.line == "a":
             session.reply()
 
@@ -604,7 +603,7 @@ def test_a_peer_that_ended_is_probed_while_something_runs_for_it(engine: MemoryE
     peer.reset(errno.ETIMEDOUT)
     engine.readiness.announce(peer.fd, READABLE | GONE)
     engine.run()
-    assert conn.phase is CLOSED
+    assert conn.phase == "CLOSED"
     assert not service.sessions[0].reply()
 
 
@@ -616,8 +615,8 @@ def test_many_small_replies_to_a_peer_that_does_not_read(engine: MemoryEngine) -
         peer.send(b"abc\n" * 500)
         engine.run()
     conn = connection_of(service)
-    assert conn.out_size == 400_000
-    assert len(conn.out) < 1000
+    assert conn.pending == 400_000
+    assert len(conn.entry.output.buffers) < 1000
     peer.at_most = 30_000
     peer.read()
     engine.run()
@@ -645,7 +644,7 @@ def test_a_peer_that_asks_and_does_not_read_is_told_of(
             peer.send((b"x" * 99 + b"\n") * 20)
             engine.run()
         conn = connection_of(service)
-        assert 1000 <= conn.out_size < 1200
+        assert 1000 <= conn.pending < 1200
         engine.advance(11)
         assert peer.aborted
     assert [(e.limit, e.value) for e in seen] == [("unsent_limit", 1000)] * 3
@@ -707,7 +706,7 @@ def test_the_keep_alive_time_runs_after_a_push_from_a_callback(engine: MemoryEng
     peer.send(b"a\n")
     engine.run()
     assert bytes(peer.received) == b"a\nnews\n"
-    assert connection_of(service).idle
+    assert connection_of(service).entry.idle
     engine.advance(59)
     assert not peer.eof
     engine.advance(2)
@@ -735,7 +734,7 @@ def test_a_large_request_that_came_in_time_is_read_whole(engine: MemoryEngine) -
     peer.send(b"x" * 3_000_000 + b"\n")
     engine.readiness._edges.clear()  # not announced yet
     engine.clock.advance(11)
-    engine.communicator.on_deadline(connection_of(service), 0)
+    engine.communicator.on_deadline(connection_of(service).entry, 0)
     engine.run()
     assert len(peer.received) == 3_000_002
 

@@ -85,12 +85,12 @@ class Stand:
         """Everything must come to its end."""
         self.service.stopping = True
         for conn in self.service.connections():
-            self.communicator.stop_connection(conn)
+            self.communicator.stop_connection(conn.entry)
         self.service.release()
         end = time.monotonic() + PATIENCE
         while not self.service.unbound and time.monotonic() < end:
             time.sleep(0.002)
-        left = [f"{conn!r} {conn.session}" for conn in self.service.connections()]
+        left = [f"{conn!r} {conn.entry.exchanges.session}" for conn in self.service.connections()]
         for _ in self.repliers:
             self.deferred.put(None)
         for thread in self.repliers:

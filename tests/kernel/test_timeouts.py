@@ -11,8 +11,7 @@ from line_service import LineService, LineSession, echo, later
 from memory_transport import MemoryEngine, MemoryPeer, connection_of
 
 from protoserve import ServerParams, TaskState
-from protoserve.kernel.communicator import DRAIN_TIME
-from protoserve.kernel.connection import KEEPALIVE, RECEIVING
+from protoserve.kernel.ending import DRAIN_TIME
 
 HIGH_WATER = ServerParams().unsent_limit
 TIMED_OUT = (TaskState.SYS_ERROR, errno.ETIMEDOUT)
@@ -50,7 +49,7 @@ def test_silence_between_two_reads(engine: MemoryEngine) -> None:
 
 def test_no_farewell(engine: MemoryEngine) -> None:
     service = LineService(peer_response_timeout=10)
-    service.farewell = b""
+    service.last_word = b""
     peer = engine.connect(service)
     peer.send(b"x")
     open_for(engine, peer, 10)
@@ -160,10 +159,10 @@ def test_the_first_byte_ends_keep_alive(engine: MemoryEngine) -> None:
     peer.send(b"a\n")
     engine.run()
     conn = connection_of(service)
-    assert conn.phase is KEEPALIVE
+    assert conn.phase == "KEEPALIVE"
     peer.send(b"b")
     engine.run()
-    assert conn.phase is RECEIVING
+    assert conn.phase == "RECEIVING"
     open_for(engine, peer, 10)
 
 
@@ -237,7 +236,7 @@ def test_a_reader_that_ends_unannounced(engine: MemoryEngine) -> None:
     peer.room = None
     engine.advance(2)
     assert peer.received == b"a\nb\n"
-    assert connection_of(service).phase is KEEPALIVE
+    assert connection_of(service).phase == "KEEPALIVE"
     engine.advance(61)
     assert peer.closed
 
@@ -314,16 +313,16 @@ def test_send_timeout_starts_anew_after_a_pause(engine: MemoryEngine) -> None:
     conn = connection_of(service)
     service.sessions[0].reply()
     # The handler of the second request blocks, and another thread sends meanwhile.
-    conn.pumping = True
-    engine.communicator.on_blocked(conn, True)
+    conn.entry.exchanges.pumping = True
+    engine.communicator.on_blocked(conn.entry, True)
     engine.advance(5)
     peer.read(2)
     engine.run()
     assert peer.received == b"a\n"
     engine.advance(50)
-    conn.pumping = False
+    conn.entry.exchanges.pumping = False
     service.handler = echo
-    engine.communicator.resume(conn)
+    engine.communicator.resume(conn.entry)
     engine.advance(5)
     assert not peer.aborted
 
@@ -336,10 +335,10 @@ def test_a_late_report_of_a_blocked_handler_changes_nothing(engine: MemoryEngine
     engine.run()
     conn = connection_of(service)
     peer.read(None)
-    engine.communicator.on_blocked(conn, True)
+    engine.communicator.on_blocked(conn.entry, True)
     engine.run()
     assert peer.received == b"a\n"
-    assert conn.phase is KEEPALIVE
+    assert conn.phase == "KEEPALIVE"
     open_for(engine, peer, 60)
 
 

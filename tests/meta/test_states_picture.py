@@ -1,19 +1,28 @@
-"""The picture of a connection's states in the documentation is that of the table."""
+"""The table of a connection's states in the documentation is the engine's."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from protoserve.kernel.connection import TRANSITIONS
+import pytest
 
-BEHAVIOUR = Path(__file__).parent.parent.parent / "docs" / "behaviour.md"
+from protoserve.kernel.deadline import NO_LIMIT
+from protoserve.kernel.life import RUNGS
+from protoserve.kernel.states import STATES
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
-def test_picture_is_drawn_from_the_table() -> None:
-    lines = ["```mermaid", "stateDiagram-v2", "    [*] --> CONNECTED"]
-    lines += [
-        f"    {state!r} --> {following!r}: {signal}"
-        for (state, signal), following in TRANSITIONS.items()
+@pytest.mark.parametrize("document", ["behaviour.md", "design.md"])
+def test_the_table_is_the_engine_s(document: str) -> None:
+    rows = [
+        f"| {state.name} | {state.meaning} | "
+        f"{'' if state.limit is NO_LIMIT else f'`{state.limit.name}`'} |"
+        for state in STATES
     ]
-    lines += ["    CLOSED --> [*]", "```"]
-    assert "\n".join(lines) in BEHAVIOUR.read_text(), "replace the picture with this one"
+    table = "\n".join(["| state | what | which limit runs |", "|---|---|---|", *rows])
+    assert table in (DOCS / document).read_text(), f"put this into docs/{document}:\n{table}"
+
+
+def test_the_ladder_is_the_engine_s() -> None:
+    assert " < ".join(RUNGS) in (DOCS / "design.md").read_text()

@@ -351,6 +351,17 @@ def test_a_protocol_without_a_demo(capsys: pytest.CaptureFixture[str]) -> None:
 # -- standard output that cannot be written to -----------------------------------------
 
 
+def handles_sigterm(pid: int) -> bool:
+    """Whether the process has a handler for it; True where the system does not tell."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+    caught = re.search(r"(?m)^SigCgt:\s*(\w+)$", status)
+    assert caught
+    return bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 @pytest.mark.parametrize("kind", ["no reader", "full", "closed", "the reader leaves"])
 def test_it_serves_on_when_it_cannot_say_so(kind: str, app: Path) -> None:
     """Also when the application writes there, and at the end."""
@@ -398,6 +409,9 @@ def test_it_serves_on_when_it_cannot_say_so(kind: str, app: Path) -> None:
             # What the application does with a reader that has left is its own affair.
             assert kind == "the reader leaves" or reply.endswith(b"\r\n\r\nserved")
             assert get(("127.0.0.1", number)).startswith(b"HTTP/1.1 ")
+            # It says nowhere that it listens for signals, which it does a moment later.
+            while not handles_sigterm(program.pid):
+                assert program.poll() is None, program.communicate()
             code, _, err = end(program)
         finally:
             program.kill()

@@ -22,7 +22,7 @@ def encode(answer: Answer) -> bytes:
     return answer.text.encode() + b"\n"  # type: ignore[no-any-return]
 
 
-def error_response() -> Answer:
+def error_response(request: Any, error: BaseException) -> Answer:
     return Answer("ERR internal error")
 
 

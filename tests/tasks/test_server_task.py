@@ -621,7 +621,7 @@ def test_a_failure_without_an_error_reply_closes(
         task.set_callback(lambda t: results.append((t.state, t.error)))
         task.resp.text = 5
 
-    def error_response() -> Any:
+    def error_response(request: Any, failure: BaseException) -> Any:
         if again == "raises":
             raise error("a fault of error_response")
         return Answer(5 if again == "not encodable" else 6)  # type: ignore[arg-type]
@@ -802,8 +802,8 @@ def test_a_task_s_own_callbacks_end_with_it(engine: MemoryEngine, kind: str) -> 
         peer.send(b"a\n")
         engine.run()
     (conn,) = server.connections()
-    assert not conn.close_callbacks
-    assert not conn.end_callbacks
+    assert not conn.entry.life.callbacks
+    assert not conn.entry.life.end_callbacks
     peer.shutdown()
     engine.run()
     assert seen == []
@@ -905,12 +905,12 @@ def test_on_close_in_a_task_s_callback_ends_with_the_request(engine: MemoryEngin
         peer.send(b"a\n")
         engine.run()
     (conn,) = server.connections()
-    assert not conn.close_callbacks
+    assert not conn.entry.life.callbacks
     peer.send(b"series\n")
     engine.run()
-    assert len(conn.close_callbacks or {}) == 1  # its series runs
+    assert len(conn.entry.life.callbacks or {}) == 1  # its series runs
     pending[0].subtask_done()
-    assert not conn.close_callbacks
+    assert not conn.entry.life.callbacks
     assert ended(engine, server)
 
 

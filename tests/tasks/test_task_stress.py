@@ -84,7 +84,7 @@ class Stand:
     def close(self) -> None:
         self.server.stopping = True
         for conn in self.server.connections():
-            self.communicator.stop_connection(conn)
+            self.communicator.stop_connection(conn.entry)
         self.server.release()
         ended = self.unbound.wait(PATIENCE)
         for _ in self.threads:

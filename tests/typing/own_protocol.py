@@ -9,6 +9,7 @@ from typing import Any
 
 from protoserve import (
     NEED_DATA,
+    Arriving,
     BindError,
     Buffer,
     CallbackHandle,
@@ -19,6 +20,7 @@ from protoserve import (
     Communicator,
     ConfigError,
     Feedback,
+    IncomingStream,
     InstalledPlugin,
     MessageOut,
     MessageParser,
@@ -99,6 +101,17 @@ class LineTask(WFServerTask[str, Answer]):
 class Handle(CallbackHandle): ...
 
 
+class Body(IncomingStream):
+    def first(self) -> bytes:
+        return next(self, b"")
+
+
+class Upload(Arriving[str]):
+    def __init__(self, line: str) -> None:
+        super().__init__(line, Body())
+        self.size_limit = 1 << 30
+
+
 class LineConnection(CommConnection):
     greeted = False
 
@@ -125,7 +138,7 @@ SPEC = ProtocolSpec[str, Answer](
     message_out=whole,
     response=Answer,
     task=LineTask,
-    error_response=lambda: Answer("error"),
+    error_response=lambda request, error: Answer("error"),
     server=make_server,
     params=ServerParams(keep_alive_timeout=5, compute_threads=4),
 )

@@ -121,6 +121,7 @@ def test_a_subclass_of_each_public_class_is_among_them() -> None:
 
 # In what a user gets or passes on, and does not call or make.
 INTERNAL = {
+    "CommConnEntry",  # the engine's half of a connection
     "Engine",  # the scheduler's dealings with what drives pollers
     "Poller",  # the communicator is made with one
     "Stream",  # the communicator's dealings with replies in pieces

@@ -78,7 +78,7 @@ LINE_SPEC: Final = ProtocolSpec[str, LineReply](
     message_in=LineParser,
     message_out=line_bytes,
     response=LineReply,
-    error_response=lambda: LineReply("error: internal error"),
+    error_response=lambda request, error: LineReply("error: internal error"),
     params=ServerParams(request_size_limit=64 * 1024),
     url_scheme="line",
 )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 from protoserve import (
+    CloseReason,
     CommConnection,
     MessageOut,
+    ProtocolError,
     ProtocolSpec,
     ServerParams,
     TaskState,
@@ -142,11 +144,18 @@ def handler_key(request: HttpRequest) -> tuple[str, str]:
     return request.method, request.path
 
 
-def error_response() -> HttpResponse:
+def error_response(request: HttpRequest, error: BaseException) -> HttpResponse:
     """The reply when a handler raised; it tells nothing about the reason."""
     return HttpResponse(
         500, "Internal Server Error\n", {"Content-Type": "text/plain; charset=utf-8"}
     )
+
+
+def farewell(connection: CommConnection, reason: CloseReason) -> bytes | ProtocolError:
+    """``408 Request Timeout`` to a request that was too slow; to the rest, nothing."""
+    if reason is CloseReason.REQUEST_TOO_SLOW:
+        return cast(HttpRequestParser, connection.parser).timeout_reply()
+    return b""
 
 
 HTTP_SPEC: Final = ProtocolSpec[HttpRequest, HttpResponse](
@@ -156,6 +165,7 @@ HTTP_SPEC: Final = ProtocolSpec[HttpRequest, HttpResponse](
     response=HttpResponse,
     task=HttpServerTask,
     error_response=error_response,
+    farewell=farewell,
     summary=summary,
     handler_key=handler_key,
     demo="protoserve_http.demo:process",

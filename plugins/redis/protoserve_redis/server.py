@@ -86,7 +86,7 @@ def summary(request: RedisRequest, response: RedisResponse) -> dict[str, object]
     }
 
 
-def error_response() -> RedisResponse:
+def error_response(request: RedisRequest, error: BaseException) -> RedisResponse:
     """The reply when a command raised; it tells nothing about the reason."""
     return RedisResponse(RedisError("ERR internal error"))
 

@@ -219,7 +219,7 @@ def deliver(
     elif not session.defer(data):
         return connection.push(data)
     limit = max(KEPT_LIMIT, connection.unsent_limit)
-    if session.kept + connection.out_size > limit:
+    if session.kept + connection.pending > limit:
         logger.warning(
             "the client %s is cut: more than %d bytes of messages wait until its EXEC has ended",
             peer_address(connection),

@@ -1,0 +1,292 @@
+"""Ending: how a connection closes, gently or not, and who is to be told.
+
+Functions over a :class:`~protoserve.kernel.entry.CommConnEntry`, called with its lock. They
+note and close; sending, and deciding what comes next, is their caller's.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from protoserve.errors import ProtocolError
+from protoserve.events import CloseReason, RequestRefused
+from protoserve.kernel.deadline import LINGER
+from protoserve.kernel.exchanges import COMING, News
+from protoserve.kernel.intake import RECEIVE_SIZE
+from protoserve.kernel.life import FAREWELL, LINGERING, SHUT
+from protoserve.kernel.session import CommSession, TaskState
+from protoserve.log import logger
+from protoserve.protocol import Buffer
+
+if TYPE_CHECKING:
+    from protoserve.kernel.entry import CommConnEntry
+
+DRAIN_TIME: Final = 2.0
+"""Seconds that unread input is taken in after a farewell (nginx: ``lingering_time``)."""
+
+STOP_DRAIN_TIME: Final = 0.25
+"""The same while the service stops: a round trip, so that what the client sent before it saw
+the end of the connection does not reset it."""
+
+LOOK_AGAIN: Final = 0.05
+"""Seconds after which a deadline is looked at again that passed at a bad moment."""
+
+TURN_READS: Final = 4
+"""Reads of one connection before others have their turn."""
+
+SYS_ERROR: Final = TaskState.SYS_ERROR
+
+
+def body_failed(entry: CommConnEntry, error: BaseException) -> None:
+    """The rest of a body that is arriving will not come, or is wrong: its reader is told,
+    and the reply is the last."""
+    arriving, entry.intake.arriving = entry.intake.arriving, None
+    assert arriving is not None
+    entry.intake.drop()
+    if isinstance(error, ProtocolError):
+        reason = CloseReason.PROTOCOL_ERROR
+    elif isinstance(error, TimeoutError):
+        reason = CloseReason.REQUEST_TOO_SLOW
+    else:
+        reason = CloseReason.PEER_LEFT
+    entry.life.end(reason, FAREWELL)
+    arriving.fail(error)
+
+
+def say_farewell(entry: CommConnEntry, data: Buffer, reason: CloseReason) -> None:
+    """Close after ``data`` and what was given out before it."""
+    entry.life.end(reason, FAREWELL)
+    if data:
+        try:
+            entry.output.put(data)
+        except (TypeError, ValueError):
+            logger.exception("the farewell of %r is no bytes", entry.connection)
+
+
+def part(entry: CommConnEntry, reason: CloseReason, error: int) -> bool:
+    """The server ends it by itself: with the protocol's farewell, where it has one, else
+    at once. True when there is one to be sent."""
+    data, _, _ = farewell_of(entry, reason)
+    if not data:
+        shut(entry, reason, error)
+        return False
+    say_farewell(entry, data, reason)
+    return True
+
+
+def farewell_of(
+    entry: CommConnEntry, reason: CloseReason
+) -> tuple[bytes, str, Mapping[str, object]]:
+    try:
+        word = entry.protocol.farewell(entry.connection, reason)
+    except BaseException:
+        logger.exception("the farewell of %r raised", entry.connection)
+        return b"", "", {}
+    if isinstance(word, ProtocolError):
+        return word.reply, str(word), word.summary
+    return word, "", {}
+
+
+def fail(entry: CommConnEntry, what: str) -> None:
+    """In an ``except`` block, an exception of the protocol's own code: close, with no
+    word but the replies to the requests before."""
+    logger.exception("%r: %s, it raised; the connection closes", entry.connection, what)
+    end_without_word(entry, what)
+
+
+def end_without_word(entry: CommConnEntry, what: str) -> None:
+    """The protocol's own code failed: close after the replies to the requests before."""
+    entry.intake.more = False
+    entry.life.end(CloseReason.PROTOCOL_FAILED, FAREWELL)
+    entry.life.detail = what
+
+
+def refuse(entry: CommConnEntry, error: BaseException) -> None:
+    """In an ``except`` block: the peer broke the protocol, or the parser is broken."""
+    if not isinstance(error, ProtocolError):
+        fail(entry, "the parser failed")
+        return
+    entry.intake.more = False
+    try:
+        # The parser keeps it, and a traceback would keep our frames.
+        error.__traceback__ = None
+        message, farewell, summary = str(error), error.reply, error.summary
+    except BaseException:
+        fail(entry, "the parser's ProtocolError is incomplete")
+        return
+    note_refused(entry, CloseReason.PROTOCOL_ERROR, message, summary)
+    say_farewell(entry, farewell, CloseReason.PROTOCOL_ERROR)
+
+
+def note_refused(
+    entry: CommConnEntry, reason: CloseReason, message: str, summary: Mapping[str, object]
+) -> None:
+    """Note that a request is refused; observers are told when the lock is let go, after
+    the requests before it have ended."""
+    entry.life.reason = reason
+    entry.life.detail = message
+    if entry.service.observers:
+        event = RequestRefused(entry.peername, entry.exchanges.seq, reason, message, summary)
+        tell = News(partial(entry.service.emit, event))
+        entry.output.marks.append((tell, entry.output.end))
+
+
+def end(entry: CommConnEntry) -> None:
+    """Everything is sent and the connection is to close: gently, where input that
+    nobody read would make the system send a reset over the reply."""
+    life = entry.life
+    if life.reset:
+        life.climb(LINGERING)
+        entry.intake.readable = True
+        entry.deadline.send_by = entry.communicator.poller.time() + DRAIN_TIME
+        reset_when_taken(entry)
+        if life.rung < SHUT:
+            linger(entry)
+    elif entry.intake.eof or not (life.rung >= FAREWELL or entry.intake.unread()):
+        shut(entry, life.reason, 0)
+    else:
+        say_no_more(entry)
+
+
+def say_no_more(entry: CommConnEntry) -> None:
+    """End our side, and take in what the peer still sends, for a while."""
+    entry.transport.shutdown_write()
+    entry.life.climb(LINGERING)
+    entry.intake.readable = True
+    seconds = STOP_DRAIN_TIME if entry.service.stopping else DRAIN_TIME
+    entry.deadline.arm(LINGER, entry.communicator.poller.time() + seconds)
+    linger(entry)
+
+
+def reset_when_taken(entry: CommConnEntry) -> None:
+    """End a broken connection when the peer has what was sent, or had time enough."""
+    deadline = entry.deadline
+    assert deadline.send_by is not None
+    now = entry.communicator.poller.time()
+    if now < deadline.send_by and entry.transport.unacknowledged():
+        deadline.arm(LINGER, min(deadline.send_by, now + LOOK_AGAIN))
+    else:
+        shut(entry, entry.life.reason, errno.EIO)
+
+
+def linger(entry: CommConnEntry) -> None:
+    """Take in what the peer still sends after the last word."""
+    life = entry.life
+    if life.reset and not entry.transport.unacknowledged():
+        shut(entry, life.reason, errno.EIO)
+        return
+    try:
+        for _ in range(TURN_READS):
+            if not entry.intake.recv(RECEIVE_SIZE):
+                if not life.reset:  # it may still be taking what it has not got
+                    shut(entry, life.reason, 0)
+                return
+        entry.resume_later()
+    except (BlockingIOError, InterruptedError):
+        return
+    except OSError:
+        shut(entry, life.reason, 0)
+
+
+def hurry(entry: CommConnEntry) -> None:
+    """The service stops: less time to end our side gently."""
+    deadline = entry.deadline
+    end = entry.communicator.poller.time() + STOP_DRAIN_TIME
+    if deadline.send_by is not None:
+        deadline.send_by = min(deadline.send_by, end)
+    deadline.arm(LINGER, min(deadline.at, end))
+
+
+def break_off(entry: CommConnEntry, session: CommSession | None) -> None:
+    """End with a reset, which tells the peer that the reply of ``session`` is not all; but
+    after it has what was sent before: a reset drops what is on its way."""
+    exchanges = entry.exchanges
+    stream, exchanges.stream = exchanges.stream, None
+    if session is not None and session is not COMING:
+        exchanges.finished.append((session, SYS_ERROR, errno.EIO))
+        exchanges.remove(session)
+    exchanges.dropped = stream
+    exchanges.held = None
+    entry.intake.more = False
+    life = entry.life
+    life.end(CloseReason.REPLY_FAILED)
+    life.reset = True
+    life.error = errno.EIO
+
+
+def broken(entry: CommConnEntry) -> None:
+    """In an ``except`` block: something raised that must not. Nobody may wait for this
+    connection for ever."""
+    logger.exception("%r failed; it closes", entry.connection)
+    entry.exchanges.pumping = False
+    if entry.life.rung < SHUT:
+        try:
+            shut(entry, CloseReason.INTERNAL_ERROR, errno.EPROTO)
+        except BaseException:
+            logger.exception("%r could not be closed in order", entry.connection)
+            entry.life.end(CloseReason.INTERNAL_ERROR, SHUT)
+            entry.transport.close()
+
+
+def drop_stream(entry: CommConnEntry) -> None:
+    """The connection has closed while a reply in pieces was under way, and its source
+    rests."""
+    exchanges = entry.exchanges
+    stream, exchanges.stream = exchanges.stream, None
+    assert stream is not None
+    exchanges.remove(stream.session)
+    exchanges.dropped = stream
+    error = entry.life.error or errno.ECONNRESET
+    exchanges.finished.append((stream.session, SYS_ERROR, error))
+
+
+def shut(entry: CommConnEntry, reason: CloseReason, error: int, detail: str | None = "") -> bool:
+    """Close the socket and note who is to be told. False when it was closed before."""
+    life = entry.life
+    if life.rung >= SHUT:
+        return False
+    incomplete = error == errno.EIO or life.reset or entry.reply_is_incomplete
+    if reason is not life.reason or detail:
+        life.detail = detail or ""
+    life.end(reason, SHUT)
+    life.error = error
+    entry.deadline.stop()
+    if entry.attached:
+        entry.communicator.poller.forget(entry.fd)
+    if incomplete:
+        # An end would tell the peer that this was all of it.
+        entry.transport.abort()
+    else:
+        entry.transport.close()
+    output = entry.output
+    output.drop()
+    intake = entry.intake
+    intake.drop()
+    if intake.arriving is not None:
+        arriving, intake.arriving = intake.arriving, None
+        arriving.fail(ConnectionResetError(errno.ECONNRESET, "the connection has closed"))
+    exchanges = entry.exchanges
+    finished = exchanges.finished
+    for session, _ in output.marks:
+        finished.append((session, SYS_ERROR, error or errno.ECONNRESET))
+    output.marks.clear()
+    if exchanges.collecting is not None:
+        exchanges.session = exchanges.collecting = None  # its handler has not been called
+    for session, _, _ in exchanges.replies or ():
+        exchanges.remove(session)
+        finished.append((session, SYS_ERROR, error or errno.ECONNRESET))
+    exchanges.replies = None
+    stream = exchanges.stream
+    if stream is not None:
+        if stream.busy:
+            stream.cancel()  # whoever works on it drops it
+        else:
+            drop_stream(entry)
+    try:
+        intake.parser.close()
+    except BaseException:
+        logger.exception("the parser of %r raised in close()", entry.connection)
+    return True

@@ -1,0 +1,428 @@
+"""CommConnEntry: the engine's half of a connection, made of the parts."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable
+from math import inf
+from typing import TYPE_CHECKING, Any, Final
+
+from protoserve.events import CloseReason, ConnectionClosed
+from protoserve.kernel.current import CURRENT
+from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, LINGER, RECEIVE, Deadline
+from protoserve.kernel.ending import broken, fail, shut
+from protoserve.kernel.exchanges import Exchanges
+from protoserve.kernel.intake import Intake, ParserError
+from protoserve.kernel.life import FAREWELL, FORGOTTEN, OPEN, RUNGS, SHUT, TOLD, Life
+from protoserve.kernel.output import OutputBuffer
+from protoserve.kernel.poller import GONE
+from protoserve.kernel.service import CommService
+from protoserve.kernel.session import CommSession, TaskState
+from protoserve.kernel.waiting import settle
+from protoserve.log import logger
+from protoserve.protocol import HOLD
+
+if TYPE_CHECKING:
+    from protoserve.kernel.communicator import Communicator
+    from protoserve.kernel.connection import CommConnection
+    from protoserve.kernel.transport import Transport
+
+SUCCESS: Final = TaskState.SUCCESS
+
+
+class CommConnEntry:
+    """The parts of one connection, and what it takes several of them to do.
+
+    Everything here is called by the holder of ``lock``, for moments, unless it says
+    otherwise; user code runs without it.
+    """
+
+    __slots__ = (
+        "attached",
+        "communicator",
+        "connection",
+        "deadline",
+        "exchanges",
+        "fd",
+        "intake",
+        "life",
+        "lock",
+        "output",
+        "peername",
+        "protocol",
+        "service",
+        "transport",
+    )
+
+    life: Life
+    intake: Intake
+    output: OutputBuffer
+    exchanges: Exchanges
+    deadline: Deadline
+    connection: CommConnection
+    """The user's half. Gone when everything has ended, or the two would keep each other."""
+
+    def __init__(
+        self,
+        connection: CommConnection,
+        service: CommService,
+        communicator: Communicator,
+        transport: Transport,
+        peername: Any,
+    ) -> None:
+        self.connection = connection
+        self.service = service
+        """What counts it, and is told of it."""
+        self.protocol = service
+        """What it speaks: another one after an upgrade."""
+        self.communicator = communicator
+        self.transport = transport
+        self.peername = peername
+        self.fd = transport.fileno()
+        # An RLock, because it knows its owner: nobody relies on taking it twice.
+        self.lock = threading.RLock()
+        self.attached = False
+        """Counted, and in the poller's care."""
+        self.life = Life()
+        self.intake = Intake(transport, service.new_parser())
+        self.output = OutputBuffer(transport, service.params.unsent_limit)
+        self.exchanges = Exchanges(service.in_flight)
+        self.deadline = Deadline(self)
+
+    def __repr__(self) -> str:
+        return f"<connection {self.peername!r} {RUNGS[self.life.rung]} seq={self.exchanges.seq}>"
+
+    @property
+    def locked_here(self) -> bool:
+        """Whether the calling thread has the lock: it runs code of the protocol's, or of a
+        collected object, in the middle of the connection's work. Any thread."""
+        return self.lock._is_owned()  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for its next request, with nothing in hand. Any thread."""
+        return (
+            self.deadline.limit is KEEP_ALIVE and not self.intake.more and not self.output.buffers
+        )
+
+    @property
+    def silent(self) -> bool:
+        """Whether it has begun a request, or not even that, and nothing else. Any thread."""
+        limit = self.deadline.limit
+        return (
+            (limit is FIRST or limit is RECEIVE)
+            and not self.exchanges.in_hand
+            and not self.intake.more
+            and not self.output.buffers
+        )
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nobody loses anything when it closes. Any thread."""
+        limit = self.deadline.limit
+        return (
+            limit in (FIRST, KEEP_ALIVE, LINGER)
+            and not self.intake.more
+            and not self.output.buffers
+            and not self.exchanges.deferred
+        )
+
+    @property
+    def reply_is_incomplete(self) -> bool:
+        """Whether the peer was sent, or was to be sent, more than it would have when the
+        connection ends now."""
+        exchanges = self.exchanges
+        return (
+            bool(self.output.buffers)
+            or exchanges.pieces_begun
+            or (exchanges.session is not None and exchanges.pushed_for == exchanges.seq)
+        )
+
+    def receive(self) -> None:
+        """One read, fed to the parser."""
+        intake = self.intake
+        try:
+            if not intake.read():
+                self._peer_ended()
+        except (BlockingIOError, InterruptedError):
+            intake.readable = False
+        except OSError as error:
+            shut(self, CloseReason.PEER_GONE, error.errno or 0, error.strerror)
+        except ParserError as failed:
+            logger.error(
+                "the parser of %r raised in feed() or feed_eof(); it closes",
+                self.connection,
+                exc_info=failed.__cause__,
+            )
+            self.flush()  # the answers to good requests
+            shut(self, CloseReason.PROTOCOL_FAILED, errno.EPROTO, "the parser failed")
+
+    def _peer_ended(self) -> None:
+        intake = self.intake
+        if self.exchanges.in_hand or intake.more:
+            self.transport.probe_peer()
+        if self.life.end_callbacks:
+            self.communicator.poller.post(self._tell_end, self.connection)
+        if intake.ends & GONE and self.transport.peer_gone():
+            # Both directions are down (and it is not the event of a connection that
+            # had the descriptor before): not a client that still waits for replies.
+            shut(self, CloseReason.PEER_GONE, errno.ECONNRESET)
+        else:
+            intake.end()
+
+    def _tell_end(self, connection: CommConnection, _: int) -> None:
+        with self.lock:
+            callbacks, self.life.end_callbacks = self.life.end_callbacks, None
+        for callback in (callbacks or {}).values():
+            try:
+                callback(connection)
+            except BaseException:
+                logger.exception("an on_peer_end callback of %r raised", connection)
+
+    def resume_later(self) -> None:
+        """Have it go on in the next turn: once, however many find a reason, or it would have
+        more turns than others."""
+        if not self.exchanges.posted:
+            self.exchanges.posted = True
+            self.communicator.poller.post(self.communicator.resume, self)
+
+    def resume_reading(self) -> None:
+        """A body that is arriving has room again. Without the lock; any thread."""
+        with self.lock:
+            if self.life.rung < SHUT:
+                self.resume_later()
+
+    def flush(self) -> None:
+        """Send what the socket takes; note the replies that are out."""
+        output = self.output
+        try:
+            if output.flush(self.exchanges.finished, SUCCESS):
+                self.deadline.send_by = None  # the next reply has its own
+        except OSError as error:
+            shut(self, CloseReason.PEER_GONE, error.errno or 0, error.strerror)
+        except BaseException:  # a buffer that was changed: see MessageOut
+            logger.exception("a reply of %r cannot be sent any more; it closes", self.connection)
+            shut(self, CloseReason.REPLY_FAILED, errno.EIO)
+
+    def answered(self, session: CommSession, keep_alive: float | None) -> None:
+        """The reply of a session is given out, all of it."""
+        exchanges = self.exchanges
+        exchanges.remove(session)
+        self.deadline.keep_alive = keep_alive
+        if keep_alive == 0:
+            self.life.end(CloseReason.LAST_REPLY)
+        arriving = self.intake.arriving
+        if arriving is not None:
+            self.intake.arriving = None
+            if not arriving.over:
+                # What nobody reads is taken in for a while, and then cut.
+                arriving.discard()
+                self.life.end(CloseReason.LAST_REPLY, FAREWELL)
+        if exchanges.upgrade is not None:
+            self._switch(exchanges.upgrade)
+
+    def _switch(self, protocol: CommService) -> None:
+        """The reply was the last in this protocol: go on in another."""
+        exchanges = self.exchanges
+        exchanges.upgrade = None
+        if self.life.rung > OPEN:
+            return
+        intake = self.intake
+        before, rest = intake.parser, b""
+        try:
+            rest = before.leftover()
+            intake.parser = protocol.new_parser()
+            before.close()
+            self.protocol = protocol
+            self.connection.state = None
+            exchanges.in_flight = protocol.in_flight
+            exchanges.others = None if protocol.in_flight == 1 else set()
+            self.output.limit = protocol.params.unsent_limit
+            self.deadline.take_limits(protocol.params)
+            intake.queue = None
+            intake.more = bool(rest)
+            self.greet()
+            if rest:
+                intake.parser.feed(rest)
+        except BaseException:
+            fail(self, "the protocol that it was to go on with failed")
+
+    def put_held(self) -> None:
+        """No reply in pieces is under way any more: what waited for that follows."""
+        exchanges = self.exchanges
+        held, exchanges.held = exchanges.held, None
+        exchanges.held_size = 0
+        for data in held or ():
+            self.output.put(data)
+        while exchanges.replies and exchanges.stream is None:
+            session, keep_alive, reply = exchanges.replies.popleft()
+            if isinstance(reply, tuple):
+                self.output.add(*reply)
+                self.output.marks.append((session, self.output.end))
+                self.answered(session, keep_alive)
+            else:
+                exchanges.stream = reply
+                self.communicator.poller.post(self.communicator.begin_late, reply)
+
+    def finish_reply(self) -> None:
+        """After a reply that no pump waits for. Lets the lock go."""
+        try:
+            output = self.output
+            if output.buffers or output.marks:
+                self.flush()
+            if self.life.rung == OPEN:
+                intake = self.intake
+                if intake.more or intake.readable or intake.eof:
+                    # The next request is handled by a handler thread, never on this one.
+                    self.resume_later()
+            settle(self)
+        except BaseException:
+            broken(self)
+        self.release()
+
+    def greet(self) -> None:
+        """Say what a server of the protocol says first. Raises what its ``greeting`` does."""
+        word = self.protocol.greeting(self.connection)
+        if word is HOLD:
+            self.intake.held = True
+        elif word:
+            self.output.put(word)
+
+    def release(self) -> None:
+        """Let go of the lock, then tell sessions and observers what happened under it.
+
+        User code runs for a connection on one thread at a time: who hands a request over,
+        or tells a session of its end, has ``pumping`` set; what ends meanwhile is told then.
+        """
+        life = self.life
+        exchanges = self.exchanges
+        closed = False
+        if life.rung == SHUT and self.attached:
+            closed = True
+            self._call_closed()
+        if (exchanges.finished or exchanges.dropped is not None) and not exchanges.pumping:
+            threads = self.communicator.threads
+            if threads is None or not threads.full or not self.wait_for_thread():
+                self._tell_sessions()
+        woken = self.output.woken(over=life.rung >= SHUT)
+        last = False
+        if life.rung == TOLD:
+            # A session that still runs gives the reference back itself: forget().
+            last = (
+                exchanges.session is None
+                and not exchanges.others
+                and not exchanges.finished
+                and exchanges.dropped is None
+            )
+            if last:
+                life.climb(FORGOTTEN)
+        self.lock.release()
+        for wake in woken:
+            wake()
+        if closed:
+            self._report_closed()
+        if last:
+            del self.connection
+            self.service.release()
+
+    def wait_for_room(self, level: int, wake: Callable[[], object]) -> bool:
+        """Have ``wake`` called, on any thread, when no more than ``level`` bytes wait or the
+        connection has closed. False, and no call, when that is so already. Without the lock;
+        any thread."""
+        with self.lock:
+            if self.life.rung >= SHUT or self.output.size <= level:
+                return False
+            self.output.wait(level, wake)
+            return True
+
+    def set_keep_alive(self, seconds: float | None) -> None:
+        """How long it may stay without a request, from now on. Without the lock; any thread."""
+        deadline = self.deadline
+        self.lock.acquire()
+        deadline.first_wait = deadline.keep_alive_limit = seconds
+        limit = deadline.limit
+        if limit is FIRST or limit is KEEP_ALIVE:
+            deadline.keep_alive = seconds
+            now = self.communicator.poller.time()
+            deadline.arm(limit, inf if seconds is None else now + seconds)
+        self.release()
+
+    def wait_for_thread(self) -> bool:
+        """Where no thread may run a handler: have the connection served by the first that
+        is free. False when this thread may, after all."""
+        exchanges = self.exchanges
+        if exchanges.deferred:
+            return True
+        threads = self.communicator.threads
+        assert threads is not None
+        exchanges.deferred = threads.defer(self.communicator.serve, self)
+        return exchanges.deferred
+
+    def _tell_sessions(self) -> None:
+        """Tell sessions that they have ended. Lets the lock go meanwhile."""
+        exchanges = self.exchanges
+        exchanges.pumping = True
+        lock = self.lock
+        while exchanges.finished or exchanges.dropped is not None:
+            finished, exchanges.finished = exchanges.finished, []
+            dropped, exchanges.dropped = exchanges.dropped, None
+            lock.release()
+            if dropped is not None:
+                dropped.close()
+            for session, state, error in finished:
+                try:
+                    session.handle(state, error)
+                except BaseException:
+                    logger.exception("a session of %r raised after its reply", self.connection)
+            lock.acquire()
+        exchanges.pumping = False
+        if self.life.rung < SHUT and self.attached:
+            intake = self.intake
+            output = self.output
+            if (
+                intake.more
+                or intake.readable
+                or output.buffers
+                or output.marks
+                or exchanges.stream is not None
+            ):
+                # Left to us by those who saw us at work.
+                self.resume_later()
+            else:
+                settle(self)
+
+    def _call_closed(self) -> None:
+        """The socket is closed: call what waits for that, before a session is told that it
+        could not reply. Lets the lock go meanwhile."""
+        self.life.climb(TOLD)
+        # Nobody adds to them any more, see CommConnection.on_close.
+        callbacks, self.life.callbacks = self.life.callbacks, None
+        service = self.service
+        connection = self.connection
+        service.retain()  # it must not be gone while they run
+        self.lock.release()
+        service.remove_connection(connection)
+        if callbacks:
+            with CURRENT.working_for(service):
+                for callback in callbacks.values():
+                    try:
+                        callback(connection)
+                    except BaseException:
+                        logger.exception("an on_close callback of %r raised", connection)
+        service.release()
+        self.lock.acquire()
+
+    def _report_closed(self) -> None:
+        service = self.service
+        if service.observers:
+            service.emit(
+                ConnectionClosed(
+                    self.peername,
+                    self.life.reason,
+                    self.intake.bytes_in,
+                    self.output.sent,
+                    self.exchanges.seq,
+                    self.life.detail,
+                )
+            )

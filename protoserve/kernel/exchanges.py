@@ -1,0 +1,161 @@
+"""Exchanges: the sessions of a connection that are in hand, and the order of their replies."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from protoserve.kernel.session import CommSession, TaskState
+from protoserve.protocol import Buffer, MessageOut
+
+if TYPE_CHECKING:
+    from protoserve.kernel.service import CommService
+    from protoserve.kernel.stream import Reply, Stream
+
+
+class _StandIn(CommSession):
+    """In the place of a session."""
+
+    __slots__ = ()
+
+    def message_in(self, message: Any) -> None:
+        raise NotImplementedError
+
+    def message_out(self) -> MessageOut:
+        raise NotImplementedError
+
+    def handle(self, state: TaskState, error: int) -> None:
+        raise NotImplementedError
+
+
+class News(_StandIn):
+    """In the place of a session that has ended: something that observers are to be told in
+    its turn, and without the lock."""
+
+    __slots__ = ("_tell",)
+
+    def __init__(self, tell: Callable[[], object]) -> None:
+        self._tell = tell
+
+    def handle(self, state: TaskState, error: int) -> None:
+        self._tell()
+
+
+COMING: Final = _StandIn()
+"""Stands for a session that is being made."""
+
+
+class Exchanges:
+    """Who is in hand, who has been answered and is to be told, and who works here.
+
+    A connection whose requests are answered in order has one ``session`` at a time. One with
+    ``in_flight`` above 1 has ``others`` instead, and replies as they finish. Touched by the
+    holder of the connection's lock; user code never runs under it.
+    """
+
+    __slots__ = (
+        "collecting",
+        "deferred",
+        "dropped",
+        "finished",
+        "held",
+        "held_size",
+        "in_flight",
+        "others",
+        "posted",
+        "pumping",
+        "pushed_for",
+        "replies",
+        "seq",
+        "session",
+        "stream",
+        "upgrade",
+    )
+
+    seq: int
+
+    def __init__(self, in_flight: int) -> None:
+        self.seq = 0
+        """Requests so far."""
+        self.session: CommSession | None = None
+        """Handed over and not answered."""
+        self.others: set[CommSession] | None = None if in_flight == 1 else set()
+        """The same, where they may be several."""
+        self.in_flight = in_flight
+        self.collecting: Any = None
+        """The request of ``session`` while its body is collected: the handler has not been
+        called yet."""
+        self.stream: Stream | None = None
+        """A reply in pieces is under way."""
+        self.replies: deque[tuple[CommSession, float | None, Reply]] | None = None
+        """Of others, meanwhile."""
+        self.held: list[Buffer] | None = None
+        """Pushed meanwhile."""
+        self.held_size = 0
+        self.finished: list[tuple[CommSession, TaskState, int]] = []
+        """Who is to be told of its end, when the lock is let go."""
+        self.dropped: Stream | None = None
+        """What is to be closed then."""
+        self.pushed_for = 0
+        """``seq`` when a handler last pushed a part of its reply."""
+        self.upgrade: CommService | None = None
+        """What the connection speaks after the reply in hand."""
+        self.pumping = False
+        """A thread hands requests over, or tells sessions of their end."""
+        self.posted = False
+        """It goes on in the poller's next turn."""
+        self.deferred = False
+        """It goes on when a handler thread is free."""
+
+    @property
+    def in_hand(self) -> bool:
+        """Whether a request waits for its reply."""
+        return self.session is not None or bool(self.others)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether one more would be too many, where they may be several: a reply in pieces
+        has the connection for itself."""
+        others = self.others
+        return others is not None and (len(others) >= self.in_flight or self.stream is not None)
+
+    @property
+    def pieces_begun(self) -> bool:
+        """Whether a part of a reply in pieces is out."""
+        return self.stream is not None and self.stream.begun
+
+    def awaits(self, session: CommSession) -> bool:
+        """Whether the session has a reply to give."""
+        if self.session is session:
+            return self.stream is None
+        return (
+            self.others is not None
+            and session in self.others
+            and (self.stream is None or self.stream.session is not session)
+            and not any(waiting is session for waiting, _, _ in self.replies or ())
+        )
+
+    def remove(self, session: CommSession) -> bool:
+        """It is in hand no more. False when it was not."""
+        if self.session is session:
+            self.session = None
+            self.collecting = None
+            return True
+        if self.others is not None and session in self.others:
+            self.others.remove(session)
+            return True
+        return False
+
+    def hold(self, data: bytes) -> None:
+        """Push it after the reply that is under way."""
+        if self.held is None:
+            self.held = []
+        self.held.append(data)
+        self.held_size += len(data)
+
+    def reply_later(self, session: CommSession, keep_alive: float | None, reply: Reply) -> None:
+        """Reply after the one that is under way."""
+        if self.replies is None:
+            self.replies = deque()
+        self.replies.append((session, keep_alive, reply))

@@ -1,0 +1,217 @@
+"""IncomingStream: the body of a request that is handed over before all of it is there."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from protoserve.errors import UsageError
+from protoserve.kernel.wakeup import Wakeup
+
+if TYPE_CHECKING:
+    from protoserve.kernel.entry import CommConnEntry
+
+ROOM: Final = 256 * 1024
+"""Bytes that wait for their reader before reading from the socket pauses."""
+
+
+class IncomingStream:
+    """Pieces of a body, in order, as they arrive.
+
+    The parser makes it, returns it with the request in an
+    :class:`~protoserve.protocol.Arriving`, and goes on to ``feed`` it and, once, to ``end``
+    it. ``begun()`` is called, on the reader's thread, when somebody first reads, or the
+    engine decides to take in the body whole: the place for an interim answer.
+
+    A handler reads it in one of four ways, to the end or until it has seen enough::
+
+        for piece in stream: ...            # in a function; it may block
+        async for piece in stream: ...      # in a coroutine
+        stream.read(), await stream.aread() # all that is left
+        stream.pull(wake)                   # never waits
+
+    Reading raises what went wrong: ``ConnectionResetError`` when the peer left,
+    ``TimeoutError`` when it was too slow, :class:`~protoserve.errors.ProtocolError` when it
+    sent too much, or nonsense. One reader at a time, on any thread.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_collecting",
+        "_discarding",
+        "_entry",
+        "_error",
+        "_lock",
+        "_paused",
+        "_pieces",
+        "_size",
+        "_wake",
+        "limit",
+        "over",
+        "received",
+    )
+
+    def __init__(self, begun: Callable[[], object] | None = None) -> None:
+        self._begun = begun
+        self._lock = threading.Lock()  # taken for moments, also under the connection's
+        self._entry: CommConnEntry | None = None
+        self._pieces: deque[bytes] = deque()
+        self._size = 0
+        self._paused = False
+        self._collecting = False
+        self._discarding = False
+        self._error: BaseException | None = None
+        self._wake: Callable[[], object] | None = None
+        self.limit: int | None = None
+        """Bytes that this request may have, where that is not the parameters' limit; set by
+        the engine from the session, and held by the parser."""
+        self.over = False
+        """Nothing more will come: the body has ended, or failed."""
+        self.received = 0
+        """Bytes that have come so far."""
+
+    # -- the parser --------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """A piece has arrived. In the parser."""
+        with self._lock:
+            self.received += len(data)
+            if self._discarding or self.over or not data:
+                return
+            self._pieces.append(data)
+            self._size += len(data)
+            wake, self._wake = self._wake, None
+        if wake is not None:
+            wake()
+
+    def end(self) -> None:
+        """That was all. In the parser."""
+        self._finish(None)
+
+    # -- the engine --------------------------------------------------------------------
+
+    def attach(self, entry: CommConnEntry) -> None:
+        """The connection that it arrives on."""
+        self._entry = entry
+
+    def fail(self, error: BaseException) -> None:
+        """The rest will not come. Harmless when it is over."""
+        self._finish(error)
+
+    def _finish(self, error: BaseException | None) -> None:
+        with self._lock:
+            if self.over:
+                return
+            self.over = True
+            self._error = error
+            self._entry = None
+            wake, self._wake = self._wake, None
+        if wake is not None:
+            wake()
+
+    def discard(self) -> None:
+        """Nobody will read the rest."""
+        with self._lock:
+            self._discarding = True
+            self._pieces.clear()
+            self._size = 0
+
+    def collect(self) -> None:
+        """All of it is kept until it is whole."""
+        self._collecting = True
+        self._begin()
+
+    def whole(self) -> bytes:
+        """All of it, once it has ended; for a body that was collected."""
+        with self._lock:
+            pieces, self._pieces = self._pieces, deque()
+            self._size = 0
+        return b"".join(pieces)
+
+    def wants_more(self) -> bool:
+        """Whether there is room; if not, the connection is told when there is again."""
+        with self._lock:
+            if self.over:
+                return False
+            self._paused = self._size >= ROOM and not self._collecting
+            return not self._paused
+
+    # -- the reader --------------------------------------------------------------------
+
+    def pull(self, wake: Callable[[], object]) -> bytes | None:
+        """The next piece; empty at the end. ``None`` when none is there: then ``wake()`` is
+        called once, on any thread, when it is worth to try again, and must not block. Raises
+        what went wrong."""
+        self._begin()
+        resume = None
+        with self._lock:
+            if self._pieces:
+                piece = self._pieces.popleft()
+                self._size -= len(piece)
+                if self._paused and self._size <= ROOM // 2:
+                    self._paused = False
+                    resume = self._entry
+            elif self._error is not None:
+                # One that is kept does not keep the frames of everybody who met it.
+                raise self._error.with_traceback(None)
+            elif self.over:
+                return b""
+            else:
+                self._wake = wake
+                return None
+        if resume is not None:
+            resume.resume_reading()
+        return piece
+
+    def _begin(self) -> None:
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun()
+
+    def __iter__(self) -> IncomingStream:
+        return self
+
+    def __next__(self) -> bytes:
+        if asyncio._get_running_loop() is not None:
+            raise UsageError(
+                "reading a body this way would block the loop: use async for, or await aread()"
+            )
+        there = threading.Event()
+        while (piece := self.pull(there.set)) is None:
+            self._promote()
+            there.wait()
+            there.clear()
+        if not piece:
+            raise StopIteration
+        return piece
+
+    def _promote(self) -> None:
+        """Whoever waits here waits for bytes that another thread has to read."""
+        entry = self._entry
+        if entry is not None and entry.communicator.threads is not None:
+            entry.communicator.threads.promote()
+
+    def __aiter__(self) -> IncomingStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while True:
+            wakeup = Wakeup()
+            piece = self.pull(wakeup.wake)
+            if piece is None:
+                await wakeup
+            elif piece:
+                return piece
+            else:
+                raise StopAsyncIteration
+
+    def read(self) -> bytes:
+        """All that is left; in a function, where it may block."""
+        return b"".join(self)
+
+    async def aread(self) -> bytes:
+        """All that is left; in a coroutine."""
+        return b"".join([piece async for piece in self])

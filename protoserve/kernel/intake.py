@@ -1,0 +1,156 @@
+"""Intake: what comes in on a connection, and how far it has been parsed."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from protoserve.kernel.incoming import IncomingStream
+from protoserve.kernel.poller import GONE, HANGUP
+from protoserve.protocol import HOLD, NEED_DATA, MessageParser
+
+if TYPE_CHECKING:
+    from protoserve.kernel.transport import Transport
+
+
+RECEIVE_SIZE: Final = 64 * 1024
+"""Bytes asked for in one read."""
+
+ENDS: Final = HANGUP | GONE
+
+
+class ParserError(Exception):
+    """The parser raised where it must not; what, is its cause."""
+
+
+class Fault:
+    """In the queue of parsed requests: what the parser raised after them."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class Intake:
+    """The parser, what the socket still has for it, and what it made and nobody took yet.
+
+    Touched by the holder of the connection's lock, for moments, or by the one thread that
+    pumps. ``bytes_in`` and ``eof`` may be read by any thread, for a moment's truth.
+    """
+
+    __slots__ = (
+        "_short_read_empties",
+        "arriving",
+        "bytes_in",
+        "ends",
+        "eof",
+        "held",
+        "mark",
+        "more",
+        "parser",
+        "queue",
+        "readable",
+        "recv",
+    )
+
+    def __init__(self, transport: Transport, parser: MessageParser[Any]) -> None:
+        self.recv = transport.recv
+        self._short_read_empties = transport.short_read_empties
+        self.parser = parser
+        self.readable = False
+        """There may be input that was not read: the poller tells of edges."""
+        self.ends = 0
+        """What it announced besides: HANGUP, the end of the peer's sending; GONE, that of
+        its receiving as well."""
+        self.eof = False
+        """The end of the peer's sending was reached."""
+        self.held = False
+        """Nothing is read before something was pushed: the greeting is yet to come."""
+        self.more = False
+        """The parser may hold messages."""
+        self.queue: deque[Any] | None = None
+        """Parsed while another request was served."""
+        self.arriving: IncomingStream | None = None
+        """The body that was handed over before it was all there."""
+        self.bytes_in = 0
+        self.mark = 0
+        """``bytes_in`` when the last request was handed over."""
+
+    def read(self) -> bool:
+        """One read, fed to the parser. False at the peer's end, which the parser is not told
+        here. Raises ``OSError`` as ``recv`` does, and ``ParserError``."""
+        data = self.recv(RECEIVE_SIZE)
+        size = len(data)
+        if not size:
+            self.readable = False
+            self.eof = True
+            return False
+        if size < RECEIVE_SIZE and self._short_read_empties and not self.ends:
+            self.readable = False  # the next edge announces more
+        self.bytes_in += size
+        self.more = True
+        try:
+            self.parser.feed(data)
+        except BaseException as error:
+            raise ParserError from error
+        return True
+
+    def end(self) -> None:
+        """Tell the parser that the peer has ended. Raises ``ParserError``."""
+        self.more = True
+        try:
+            self.parser.feed_eof()
+        except BaseException as error:
+            raise ParserError from error
+
+    def fill(self, limit: int) -> bool:
+        """Move parsed messages to the queue, up to so many. False when there is no point in
+        reading more."""
+        if not self.more:
+            return True
+        queue = self.queue
+        if queue is None:
+            queue = self.queue = deque()
+        if queue and type(queue[-1]) is Fault:
+            return False
+        try:
+            while len(queue) < limit:
+                message = self.parser.next_message()
+                if message is NEED_DATA:
+                    # It may be the reply that the parser waits for: it is asked again.
+                    return True
+                if message is HOLD:
+                    return False
+                queue.append(message)
+        except BaseException as error:
+            queue.append(Fault(error))  # its turn comes after the requests before it
+        return False
+
+    def put_back(self, message: Any) -> None:
+        """Let a message wait in front of the others."""
+        if self.queue is None:
+            self.queue = deque()
+        self.queue.appendleft(message)
+
+    def unread(self) -> bool:
+        """Whether the peer sent more than was answered, or may be sending it. Asked when
+        nothing of it will be answered any more."""
+        if self.queue:
+            return True
+        try:
+            if self.readable and self.recv(RECEIVE_SIZE):
+                return True
+        except OSError:  # nothing, or nobody
+            self.readable = False
+        try:
+            return (
+                self.more and self.parser.next_message() is not NEED_DATA
+            ) or self.parser.partial
+        except BaseException:  # what it is does not matter any more
+            return True
+
+    def drop(self) -> None:
+        """Nothing that came is served any more."""
+        self.queue = None
+        self.more = self.readable = False

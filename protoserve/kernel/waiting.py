@@ -1,0 +1,270 @@
+"""Waiting: what a connection waits for, and what happens when it waited too long.
+
+Functions over a :class:`~protoserve.kernel.entry.CommConnEntry`, called with its lock.
+``settle`` is where it is decided which time limit runs, and that a connection ends.
+"""
+
+from __future__ import annotations
+
+import errno
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING
+
+from protoserve.events import CloseReason, LimitReached
+from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, NO_LIMIT, RECEIVE, TAKE
+from protoserve.kernel.ending import (
+    body_failed,
+    end,
+    farewell_of,
+    note_refused,
+    part,
+    reset_when_taken,
+    say_farewell,
+    say_no_more,
+    shut,
+)
+from protoserve.kernel.exchanges import News
+from protoserve.kernel.life import LINGERING, OPEN, SHUT
+from protoserve.kernel.session import TaskState
+from protoserve.log import logger
+
+if TYPE_CHECKING:
+    from protoserve.kernel.entry import CommConnEntry
+
+
+def flush_aside(entry: CommConnEntry) -> None:
+    """Send while a handler of this connection runs."""
+    entry.flush()
+    deadline = entry.deadline
+    if entry.output.buffers:
+        _await_peer(entry)
+    elif deadline.limit is TAKE:
+        deadline.send_by = None
+        deadline.clear()
+        await_body(entry)
+
+
+def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> None:
+    """Decide what comes next: which limit runs, or the end. ``now`` is the time, where it
+    is known. ``used``: something was pushed, and that is a use of the connection."""
+    rung = entry.life.rung
+    if rung >= LINGERING:
+        return
+    if entry.output.buffers:
+        _await_peer(entry)
+        return
+    deadline = entry.deadline
+    if deadline.limit is TAKE:
+        deadline.send_by = None
+        deadline.limit = NO_LIMIT
+    exchanges = entry.exchanges
+    if rung > OPEN:
+        if exchanges.others:
+            deadline.clear()  # they end before
+        else:
+            end(entry)
+        return
+    intake = entry.intake
+    if exchanges.session is not None or intake.more or exchanges.others:
+        # A handler is at work, or a turn of this connection is posted.
+        deadline.clear()
+        if intake.arriving is not None:
+            await_body(entry)
+        return
+    fresh = deadline.limit is NO_LIMIT  # a reply was sent
+    if not now:
+        now = entry.communicator.clock()
+    try:
+        partial = intake.parser.partial
+    except BaseException:
+        logger.exception(
+            "the parser of %r raised in partial; the connection closes", entry.connection
+        )
+        shut(entry, CloseReason.PROTOCOL_FAILED, errno.EPROTO, "the parser failed")
+        return
+    if intake.eof:
+        shut(entry, CloseReason.PEER_LEFT if partial else CloseReason.PEER_CLOSED, 0)
+    elif partial:
+        _await_rest(entry, now)
+    elif entry.service.stopping and not intake.readable:
+        _stop(entry, fresh)
+    else:
+        _rest(entry, now, fresh or used)
+
+
+def _rest(entry: CommConnEntry, now: float, used: bool) -> None:
+    """It waits for a request; what was no request, such as a blank line, gives it no more
+    time."""
+    deadline = entry.deadline
+    entry.intake.mark = entry.intake.bytes_in
+    deadline.receive_by = None
+    if entry.exchanges.seq:
+        if used or deadline.limit is not KEEP_ALIVE:
+            entry.intake.queue = None
+            deadline.idle_since = now
+            seconds = deadline.keep_alive
+            deadline.arm(KEEP_ALIVE, inf if seconds is None else now + seconds)
+            if entry.service.starved:
+                entry.service.room_made()
+    elif used or deadline.limit is not FIRST:
+        deadline.idle_since = now
+        seconds = deadline.first_wait
+        deadline.arm(FIRST, inf if seconds is None else now + seconds)
+
+
+def _stop(entry: CommConnEntry, fresh: bool) -> None:
+    """The service stops, and there is nothing in hand."""
+    data, _, _ = farewell_of(entry, CloseReason.SERVER_STOPPED)
+    if data:
+        say_farewell(entry, data, CloseReason.SERVER_STOPPED)
+        entry.flush()
+        settle(entry)
+    elif fresh:
+        # Input that arrives this moment must not make the system drop the reply.
+        entry.life.reason = CloseReason.SERVER_STOPPED
+        say_no_more(entry)
+    else:
+        shut(entry, CloseReason.SERVER_STOPPED, 0)
+
+
+def _await_rest(entry: CommConnEntry, now: float) -> None:
+    """A request has begun: give the peer time for a step, and for the whole."""
+    deadline = entry.deadline
+    intake = entry.intake
+    params = entry.protocol.params
+    size = intake.bytes_in - intake.mark
+    if (
+        params.request_size_limit is not None
+        and size > params.request_size_limit
+        and intake.arriving is None
+    ):
+        logger.error(
+            "%r: its parser holds more than request_size_limit=%d bytes of one request; "
+            "it must raise ProtocolError before; the connection closes",
+            entry.connection,
+            params.request_size_limit,
+        )
+        shut(entry, CloseReason.REQUEST_TOO_LARGE, 0)
+        return
+    if deadline.receive_by is None:
+        deadline.idle_since = now
+        whole = deadline.receive_limit
+        deadline.receive_by = inf if whole is None else now + whole
+    peer = params.peer_response_timeout
+    rate = params.receive_rate
+    whole_by = deadline.receive_by
+    if rate is not None:
+        whole_by += size / rate
+    deadline.arm(RECEIVE, min(whole_by, inf if peer is None else now + peer))
+
+
+def await_body(entry: CommConnEntry) -> None:
+    """While a handler is at work: give the peer time for the rest of its body, unless the
+    handler is the one who is waited for."""
+    arriving = entry.intake.arriving
+    if arriving is None or entry.deadline.limit is TAKE:
+        return
+    if arriving.wants_more():
+        _await_rest(entry, entry.communicator.clock())
+    else:
+        entry.deadline.clear()
+
+
+def _await_peer(entry: CommConnEntry) -> None:
+    """Output waits for room: give it the time of one more step if it made one."""
+    output = entry.output
+    deadline = entry.deadline
+    if output.sent_before == output.sent and deadline.limit is TAKE:
+        return
+    output.sent_before = output.sent
+    output.acked = output.sent - entry.transport.unacknowledged()
+    now = entry.communicator.poller.time()
+    params = entry.protocol.params
+    if deadline.send_by is None:
+        whole = params.send_timeout
+        deadline.send_by = inf if whole is None else now + whole
+    peer = params.peer_response_timeout
+    deadline.arm(TAKE, min(deadline.send_by, inf if peer is None else now + peer))
+
+
+def expire(entry: CommConnEntry) -> None:
+    """The deadline has passed."""
+    deadline = entry.deadline
+    limit = deadline.limit
+    deadline.at = inf
+    if entry.output.buffers:
+        _reply_not_taken(entry)
+    elif limit is RECEIVE:
+        _too_slow(entry)
+    elif entry.life.reset:
+        reset_when_taken(entry)
+    elif limit is FIRST or limit is KEEP_ALIVE:
+        if part(entry, limit.reason, errno.ETIMEDOUT):
+            entry.flush()
+            settle(entry)
+    else:
+        shut(entry, limit.reason, errno.ETIMEDOUT)
+
+
+def _reply_not_taken(entry: CommConnEntry) -> None:
+    # A slow reader makes room long before the system announces it.
+    entry.flush()
+    if entry.life.rung >= SHUT:
+        return
+    output = entry.output
+    deadline = entry.deadline
+    # What the system has taken since is no news: the peer has to.
+    progress = output.sent - entry.transport.unacknowledged() > output.acked
+    late = deadline.send_by is not None and deadline.send_by <= entry.communicator.poller.time()
+    if progress and not (late and output.buffers):
+        deadline.limit = NO_LIMIT
+        entry.resume_later()
+        return
+    detail = ""
+    if output.told_full:
+        detail = (
+            f"it had stopped to be read at unsent_limit={output.limit}; raise "
+            "that for clients that write much before they read"
+        )
+        if entry.service.may_report("cut at unsent_limit", entry.communicator.clock()):
+            logger.warning("%r: the peer takes no replies; %s", entry.connection, detail)
+    shut(entry, CloseReason.REPLY_NOT_TAKEN, errno.ETIMEDOUT, detail)
+
+
+def _too_slow(entry: CommConnEntry) -> None:
+    exchanges = entry.exchanges
+    if exchanges.collecting is not None:
+        assert exchanges.session is not None
+        exchanges.remove(exchanges.session)  # its handler has not been called
+        entry.intake.arriving = None
+    elif entry.intake.arriving is not None:
+        body_failed(entry, TimeoutError("the rest of the request did not arrive in time"))
+        return
+    reason = CloseReason.REQUEST_TOO_SLOW
+    farewell, message, summary = farewell_of(entry, reason)
+    note_refused(entry, reason, message, summary)
+    if farewell:
+        say_farewell(entry, farewell, reason)
+        entry.flush()
+        settle(entry)
+    else:
+        shut(entry, reason, errno.ETIMEDOUT)
+
+
+def stopped_reading(entry: CommConnEntry) -> None:
+    """The peer asks and does not read the answers: told once for a connection."""
+    intake = entry.intake
+    if entry.life.rung >= SHUT:
+        return
+    if not intake.queue:
+        intake.fill(1)
+    if not intake.queue and not intake.readable:
+        return  # a large reply, and nothing after it
+    entry.output.told_full = True
+    service = entry.service
+    event = LimitReached(
+        "unsent_limit", entry.output.limit, "a connection is not read until its peer reads"
+    )
+    tell = partial(service.emit_rarely, event, "unsent_limit", entry.communicator.clock())
+    entry.exchanges.finished.append((News(tell), TaskState.SUCCESS, 0))
