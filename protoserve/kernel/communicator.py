@@ -74,6 +74,9 @@ _INPUT: Final = READABLE | ENDS
 
 TOREPLY: Final = TaskState.TOREPLY
 
+_WORDS: Final = frozenset({type(None), type(HOLD), Feedback, Arriving})
+"""What a parser says besides requests."""
+
 _ANOTHER_PUMPS: Final = -1.0
 """Instead of a time: while the handler ran, another thread has taken over."""
 
@@ -141,7 +144,7 @@ class Communicator:
         except BaseException:
             fail(entry, "the greeting failed")
         if entry.output.buffers:
-            entry.flush()
+            entry.output.flush(entry)
         if entry.output.buffers or entry.life.rung > OPEN:
             settle(entry)
 
@@ -191,7 +194,7 @@ class Communicator:
         else:
             evicted = entry.idle and entry.deadline.idle_since == idle_since
         if evicted and part(entry, CloseReason.MADE_ROOM, 0):
-            entry.flush()  # as far as the system takes it now
+            entry.output.flush(entry)  # as far as the system takes it now
             shut(entry, CloseReason.MADE_ROOM, 0)
         entry.release()
         return evicted
@@ -306,10 +309,9 @@ class Communicator:
         exchanges = entry.exchanges
         rung = entry.life.rung
         try:
-            if rung >= SHUT:
-                pass
-            elif rung == LINGERING:
-                linger(entry)
+            if rung >= LINGERING:
+                if rung == LINGERING:
+                    linger(entry)
             elif exchanges.pumping or exchanges.deferred:
                 # A handler of this connection runs on another thread, or waits for one.
                 self._read_ahead(entry)
@@ -334,14 +336,14 @@ class Communicator:
         exchanges.pumping = True
         requests = reads = pulls = 0
         now = turn_end = 0.0
-        held = False
         others = exchanges.others
+        limit = output.limit
         threads = self.threads
         poller = self.poller
         while True:
             if (
                 exchanges.session is not None
-                or life.rung != OPEN
+                or life.rung
                 or (others is not None and exchanges.crowded)
             ):
                 if exchanges.in_hand and intake.readable and reads < TURN_READS:
@@ -361,7 +363,7 @@ class Communicator:
                 if stream is None or stream.busy or life.rung >= SHUT:
                     break
                 if output.size >= JOIN_SIZE:
-                    entry.flush()
+                    output.flush(entry)
                     if output.size >= JOIN_SIZE or life.rung >= SHUT:
                         break
                 if threads is not None and threads.full and entry.wait_for_thread():
@@ -375,9 +377,9 @@ class Communicator:
                 pulls += 1
                 poller.now = now = stream.take(now)
                 continue
-            if output.size >= output.limit:
-                entry.flush()
-                if output.size >= output.limit or life.rung >= SHUT:
+            if output.size >= limit:
+                output.flush(entry)
+                if output.size >= limit or life.rung >= SHUT:
                     if not output.told_full:
                         stopped_reading(entry)
                     break
@@ -397,16 +399,9 @@ class Communicator:
                     break
                 if message is NEED_DATA:
                     intake.more = False
-                    continue
-                if message is HOLD:
-                    if others:
-                        intake.put_back(message)
-                        break
-                    if held:
-                        self._held_for_nothing(entry)
-                        break
-                    held = True  # the reply is given: ask again
-                    continue
+                    if intake.readable and not intake.eof:
+                        continue
+                    break
                 if threads is not None and threads.full and entry.wait_for_thread():
                     intake.put_back(message)
                     break
@@ -424,7 +419,6 @@ class Communicator:
                     break
                 others = exchanges.others
                 poller.now = now
-                held = False
                 requests += 1
             elif intake.readable and not intake.eof:
                 if reads == TURN_READS:
@@ -439,50 +433,33 @@ class Communicator:
         exchanges.pumping = False
         if life.rung < SHUT:
             if output.buffers or output.marks:
-                full = output.size >= output.limit
-                entry.flush()
+                full = output.size >= limit
+                output.flush(entry)
                 if full and not output.buffers and intake.more:
                     entry.resume_later()  # no edge will come for this room
             settle(entry, now)
 
-    @staticmethod
-    def _held_for_nothing(entry: CommConnEntry) -> None:
-        logger.error(
-            "%r: its parser returned HOLD twice, and no reply is due that it could wait for; "
-            "the connection closes",
-            entry.connection,
-        )
-        end_without_word(entry, "the parser failed")
-
     def _await_greeting(self, entry: CommConnEntry) -> None:
         """Nothing is read yet; what was pushed may have to be sent."""
         if entry.output.buffers:
-            entry.flush()
+            entry.output.flush(entry)
         stops = entry.service.stopping and not entry.output.buffers
         if stops and part(entry, CloseReason.SERVER_STOPPED, 0):
-            entry.flush()
+            entry.output.flush(entry)
         settle(entry)
 
-    def _hand_over(self, entry: CommConnEntry, message: Any, now: float) -> float:
+    def _hand_over(
+        self,
+        entry: CommConnEntry,
+        message: Any,
+        now: float,
+        collected: CommSession | None = None,
+    ) -> float:
         """Run the handler of a message. With the lock, which is let go while the handler
-        runs. Returns the time afterwards; 0 when the pump should stop."""
-        if message is None:
-            logger.error(
-                "%r: next_message() of its parser returned None; it must return a request, "
-                "or NEED_DATA (a forgotten return?); the connection closes",
-                entry.connection,
-            )
-            end_without_word(entry, "the parser failed")
-            return 0.0
-        kind = type(message)
-        if kind is Feedback:
-            try:
-                entry.output.put(message.data)
-            except (TypeError, ValueError):
-                fail(entry, "the parser gave feedback that is no bytes")
-                return 0.0
-            entry.deadline.limit = NO_LIMIT  # the peer has said something
-            return now
+        runs. Returns the time afterwards; 0 when the pump should stop. ``collected``: the
+        session that was made when the message began to arrive."""
+        if type(message) in _WORDS:
+            return self._hear(entry, message, now)
         exchanges = entry.exchanges
         deadline = entry.deadline
         deadline.receive_by = None
@@ -491,34 +468,21 @@ class Communicator:
             deadline.limit = NO_LIMIT
             deadline.at = inf
         entry.intake.mark = entry.intake.bytes_in
-        seq = exchanges.seq
-        exchanges.seq = seq + 1
         exchanges.session = COMING
-        entry.lock.release()
-        conn = entry.connection
-        try:
-            if kind is Arriving:
-                conn.arriving = message
-            session = entry.protocol.new_session(seq, conn)
-        except BaseException:
-            entry.lock.acquire()
-            return self._failed(entry, COMING, "no session could be made")
-        if kind is Arriving:
-            conn.arriving = None
-            entry.lock.acquire()
-            if not self._begin_body(entry, session, message):
-                return now if entry.life.rung == OPEN else 0.0
-            message = message.request
-            entry.lock.release()
-        return self._run(entry, session, message, now)
-
-    def _run(self, entry: CommConnEntry, session: CommSession, message: Any, now: float) -> float:
-        """Give a session its request, and have it handled. Without the lock; returns with it,
-        and the time afterwards, 0 when the pump should stop."""
-        exchanges = entry.exchanges
+        lock = entry.lock
+        service = entry.protocol
         several = exchanges.others is not None
         what = "no session could be made"
+        session: CommSession = COMING
         try:
+            if collected is None:
+                seq = exchanges.seq
+                exchanges.seq = seq + 1
+                lock.release()
+                session = service.new_session(seq, entry.connection)
+            else:
+                lock.release()
+                session = collected
             session.message_in(message)
             what = "the session failed"
             # Nobody else touches it while it is COMING.
@@ -526,7 +490,6 @@ class Communicator:
                 self._let_others_pump(entry, session)
             else:
                 exchanges.session = session
-            service = entry.protocol
             if service.habits.known:
                 now = self._handle_watched(entry, session)
             else:
@@ -535,14 +498,58 @@ class Communicator:
                 if now - began > SLOW and self.threads is not None and service.habits.learns:
                     service.habits.note(session.handler_key(), True, False)
         except BaseException:
-            entry.lock.acquire()
+            lock.acquire()
             return self._failed(entry, session, what)
-        entry.lock.acquire()
+        lock.acquire()
         if several:
             if exchanges.pumping:
                 return _ANOTHER_PUMPS
             exchanges.pumping = True
         return 0.0 if entry.life.rung >= SHUT else now
+
+    def _hear(self, entry: CommConnEntry, word: Any, now: float) -> float:
+        """The parser said something that is no whole request. As ``_hand_over``."""
+        exchanges = entry.exchanges
+        intake = entry.intake
+        if word is None:
+            logger.error(
+                "%r: next_message() of its parser returned None; it must return a request, "
+                "or NEED_DATA (a forgotten return?); the connection closes",
+                entry.connection,
+            )
+            end_without_word(entry, "the parser failed")
+            return 0.0
+        if isinstance(word, Feedback):
+            try:
+                entry.output.put(word.data)
+            except (TypeError, ValueError):
+                fail(entry, "the parser gave feedback that is no bytes")
+                return 0.0
+            entry.deadline.limit = NO_LIMIT  # the peer has said something
+            return now
+        if isinstance(word, Arriving):
+            return self._arrive(entry, word, now)
+        if exchanges.others:
+            intake.put_back(HOLD)  # they reply before
+            return 0.0
+        # The reply that it waited for is given: ask again.
+        try:
+            message = intake.parser.next_message()
+        except BaseException as error:
+            message = Fault(error)
+        if message is HOLD:
+            logger.error(
+                "%r: its parser returned HOLD twice, and no reply is due that it could wait "
+                "for; the connection closes",
+                entry.connection,
+            )
+            end_without_word(entry, "the parser failed")
+            return 0.0
+        if message is NEED_DATA:
+            intake.more = False
+        else:
+            intake.put_back(message)
+        return now
 
     def _failed(self, entry: CommConnEntry, session: CommSession, what: str) -> float:
         """In an ``except`` block, with the lock."""
@@ -584,39 +591,56 @@ class Communicator:
 
     # -- bodies that are arriving ------------------------------------------------------
 
-    def _begin_body(
-        self, entry: CommConnEntry, session: CommSession, arriving: Arriving[Any]
-    ) -> bool:
-        """The head of a request is there. With the lock. True when it is to be handled now;
-        otherwise its body is collected, or it was refused."""
-        stream = arriving.stream
-        stream.attach(entry)
-        stream.limit = arriving.size_limit
-        intake = entry.intake
+    def _arrive(self, entry: CommConnEntry, arriving: Arriving[Any], now: float) -> float:
+        """The head of a request is there, and its body on its way. As ``_hand_over``."""
         exchanges = entry.exchanges
+        intake = entry.intake
+        deadline = entry.deadline
+        stream = arriving.stream
+        conn = entry.connection
+        seq = exchanges.seq
+        exchanges.seq = seq + 1
+        exchanges.session = COMING
+        deadline.receive_by = None
+        entry.lock.release()
+        conn.arriving = arriving
+        try:
+            session = entry.protocol.new_session(seq, conn)
+            if not arriving.streams:
+                stream.collect()
+        except BaseException:
+            entry.lock.acquire()
+            return self._failed(entry, COMING, "no session could be made")
+        finally:
+            conn.arriving = None
+        entry.lock.acquire()
         if entry.life.rung >= SHUT:
             stream.fail(ConnectionResetError(errno.ECONNRESET, "the connection has closed"))
             exchanges.remove(COMING)
-            return False
+            return 0.0
+        stream.attach(entry)
+        stream.limit = arriving.size_limit
         intake.arriving = stream
         timeout = arriving.receive_timeout
-        if timeout is None or isinstance(timeout, (int, float)):
-            entry.deadline.receive_by = inf if timeout is None else self.clock() + timeout
+        if timeout is None:
+            deadline.receive_by = inf
+        elif isinstance(timeout, (int, float)):
+            deadline.receive_by = self.clock() + timeout
         intake.fill(entry.protocol.params.max_pipelined)  # it may be too large by its head
-        if not arriving.streams:
-            exchanges.session = session
-            exchanges.collecting = arriving.request
         self._look_at_body(entry)
-        if intake.arriving is None and not stream.over:
-            exchanges.remove(COMING)
-            return False
+        if intake.arriving is None:
+            return 0.0  # refused
         if arriving.streams:
             await_body(entry)
-            return True
+            return self._hand_over(entry, arriving.request, now, session)
+        exchanges.session = session
+        exchanges.collecting = arriving.request
         entry.lock.release()
-        stream.collect()
-        entry.lock.acquire()
-        return False
+        try:
+            stream.begin()
+        finally:
+            entry.lock.acquire()
+        return now if entry.life.rung == OPEN else 0.0
 
     def _look_at_body(self, entry: CommConnEntry) -> None:
         """Bytes have been read: has the rest of the body become impossible?"""
@@ -652,12 +676,7 @@ class Communicator:
         assert session is not None
         message, exchanges.collecting = exchanges.collecting, None
         entry.intake.arriving = None
-        entry.deadline.clear()
-        entry.deadline.receive_by = None
-        entry.intake.mark = entry.intake.bytes_in
-        exchanges.session = COMING
-        entry.lock.release()
-        return self._run(entry, session, message, now)
+        return self._hand_over(entry, message, now, session)
 
     def _read_ahead(self, entry: CommConnEntry) -> None:
         """Read while a request is served: its body, pipelined requests, and the peer's
@@ -704,16 +723,17 @@ class Communicator:
         exchanges = entry.exchanges
         lock = entry.lock
         lock.acquire()
-        if (
-            exchanges.session is not session or exchanges.stream is not None
-        ) and not exchanges.awaits(session):
+        before = exchanges.stream  # of another, under way in pieces
+        if (exchanges.session is not session or before is not None) and not exchanges.awaits(
+            session
+        ):
             lock.release()
             raise UsageError("this request was answered before; a request has one reply")
         if entry.life.rung >= SHUT:
             lock.release()
             return False
         output = entry.output
-        later = exchanges.stream is not None  # of another, in pieces
+        stream = None
         try:
             out = session.message_out()
             keep_alive = session.keep_alive
@@ -723,7 +743,7 @@ class Communicator:
                 raise ValueError(
                     f"keep_alive {keep_alive!r}: expected seconds from 0 to a year, or None"
                 )
-            if later:
+            if before is not None:
                 exchanges.reply_later(session, keep_alive, reply_of(session, keep_alive, out))
             elif type(out) is bytes:
                 if out:
@@ -734,14 +754,13 @@ class Communicator:
             elif isinstance(out, (bytearray, memoryview, list, tuple)):
                 output.put(out)
             else:
-                exchanges.stream = open_stream(session, keep_alive, out)
+                stream = exchanges.stream = open_stream(session, keep_alive, out)
         except BaseException:
             lock.release()
             raise
-        if later:
+        if before is not None:
             lock.release()
             return True
-        stream = exchanges.stream
         if stream is not None:
             lock.release()
             return stream.begin()
@@ -793,7 +812,7 @@ class Communicator:
         if entry.life.rung < SHUT and exchanges.remove(session):
             break_off(entry, None)  # the session ends by itself
             if not exchanges.pumping:
-                entry.flush()
+                entry.output.flush(entry)
                 settle(entry)
         entry.release()
 
@@ -846,7 +865,7 @@ class Communicator:
         if exchanges.pumping or exchanges.in_hand or exchanges.deferred:
             flush_aside(entry)
         else:
-            entry.flush()
+            entry.output.flush(entry)
             settle(entry, used=True)
         if entry.intake.held and entry.life.rung == OPEN:
             entry.intake.held = False  # that was the greeting

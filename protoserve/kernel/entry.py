@@ -13,7 +13,7 @@ from protoserve.kernel.current import CURRENT
 from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, LINGER, RECEIVE, Deadline
 from protoserve.kernel.ending import broken, fail, shut
 from protoserve.kernel.exchanges import Exchanges
-from protoserve.kernel.intake import Intake, ParserError
+from protoserve.kernel.intake import RECEIVE_SIZE, Intake
 from protoserve.kernel.life import FAREWELL, FORGOTTEN, OPEN, RUNGS, SHUT, TOLD, Life
 from protoserve.kernel.output import OutputBuffer
 from protoserve.kernel.poller import GONE
@@ -143,23 +143,36 @@ class CommConnEntry:
         """One read, fed to the parser."""
         intake = self.intake
         try:
-            if not intake.read():
-                self._peer_ended()
+            data = intake.recv(RECEIVE_SIZE)
         except (BlockingIOError, InterruptedError):
             intake.readable = False
+            return
         except OSError as error:
             shut(self, CloseReason.PEER_GONE, error.errno or 0, error.strerror)
-        except ParserError as failed:
-            logger.error(
-                "the parser of %r raised in feed() or feed_eof(); it closes",
-                self.connection,
-                exc_info=failed.__cause__,
+            return
+        try:
+            size = len(data)
+            if size:
+                if size < intake.short_read and not intake.ends:
+                    intake.readable = False  # the next edge announces more
+                intake.bytes_in += size
+                intake.parser.feed(data)
+            elif not self._take_end():
+                return
+            intake.more = True
+        except BaseException:
+            logger.exception(
+                "the parser of %r raised in feed() or feed_eof(); it closes", self.connection
             )
-            self.flush()  # the answers to good requests
+            self.output.flush(self)  # the answers to good requests
             shut(self, CloseReason.PROTOCOL_FAILED, errno.EPROTO, "the parser failed")
 
-    def _peer_ended(self) -> None:
+    def _take_end(self) -> bool:
+        """The peer has ended its sending side. False when it is gone. Raises what the parser
+        does."""
         intake = self.intake
+        intake.readable = False
+        intake.eof = True
         if self.exchanges.in_hand or intake.more:
             self.transport.probe_peer()
         if self.life.end_callbacks:
@@ -168,8 +181,9 @@ class CommConnEntry:
             # Both directions are down (and it is not the event of a connection that
             # had the descriptor before): not a client that still waits for replies.
             shut(self, CloseReason.PEER_GONE, errno.ECONNRESET)
-        else:
-            intake.end()
+            return False
+        intake.parser.feed_eof()
+        return True
 
     def _tell_end(self, connection: CommConnection, _: int) -> None:
         with self.lock:
@@ -193,22 +207,13 @@ class CommConnEntry:
             if self.life.rung < SHUT:
                 self.resume_later()
 
-    def flush(self) -> None:
-        """Send what the socket takes; note the replies that are out."""
-        output = self.output
-        try:
-            if output.flush(self.exchanges.finished, SUCCESS):
-                self.deadline.send_by = None  # the next reply has its own
-        except OSError as error:
-            shut(self, CloseReason.PEER_GONE, error.errno or 0, error.strerror)
-        except BaseException:  # a buffer that was changed: see MessageOut
-            logger.exception("a reply of %r cannot be sent any more; it closes", self.connection)
-            shut(self, CloseReason.REPLY_FAILED, errno.EIO)
-
     def answered(self, session: CommSession, keep_alive: float | None) -> None:
         """The reply of a session is given out, all of it."""
         exchanges = self.exchanges
-        exchanges.remove(session)
+        if exchanges.session is session:
+            exchanges.session = None
+        else:
+            exchanges.remove(session)
         self.deadline.keep_alive = keep_alive
         if keep_alive == 0:
             self.life.end(CloseReason.LAST_REPLY)
@@ -270,7 +275,7 @@ class CommConnEntry:
         try:
             output = self.output
             if output.buffers or output.marks:
-                self.flush()
+                output.flush(self)
             if self.life.rung == OPEN:
                 intake = self.intake
                 if intake.more or intake.readable or intake.eof:
@@ -297,6 +302,15 @@ class CommConnEntry:
         """
         life = self.life
         exchanges = self.exchanges
+        output = self.output
+        if (
+            life.rung < SHUT
+            and not exchanges.finished
+            and exchanges.dropped is None
+            and output.waiters is None
+        ):
+            self.lock.release()  # as nearly always
+            return
         closed = False
         if life.rung == SHUT and self.attached:
             closed = True
@@ -305,7 +319,7 @@ class CommConnEntry:
             threads = self.communicator.threads
             if threads is None or not threads.full or not self.wait_for_thread():
                 self._tell_sessions()
-        woken = self.output.woken(over=life.rung >= SHUT)
+        woken = () if output.waiters is None else output.woken(over=life.rung >= SHUT)
         last = False
         if life.rung == TOLD:
             # A session that still runs gives the reference back itself: forget().

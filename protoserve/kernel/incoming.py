@@ -122,7 +122,12 @@ class IncomingStream:
     def collect(self) -> None:
         """All of it is kept until it is whole."""
         self._collecting = True
-        self._begin()
+
+    def begin(self) -> None:
+        """The body is wanted. Without the connection's lock."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun()
 
     def whole(self) -> bytes:
         """All of it, once it has ended; for a body that was collected."""
@@ -145,7 +150,8 @@ class IncomingStream:
         """The next piece; empty at the end. ``None`` when none is there: then ``wake()`` is
         called once, on any thread, when it is worth to try again, and must not block. Raises
         what went wrong."""
-        self._begin()
+        if self._begun is not None:
+            self.begin()
         resume = None
         with self._lock:
             if self._pieces:
@@ -165,11 +171,6 @@ class IncomingStream:
         if resume is not None:
             resume.resume_reading()
         return piece
-
-    def _begin(self) -> None:
-        begun, self._begun = self._begun, None
-        if begun is not None:
-            begun()
 
     def __iter__(self) -> IncomingStream:
         return self

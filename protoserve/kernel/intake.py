@@ -19,10 +19,6 @@ RECEIVE_SIZE: Final = 64 * 1024
 ENDS: Final = HANGUP | GONE
 
 
-class ParserError(Exception):
-    """The parser raised where it must not; what, is its cause."""
-
-
 class Fault:
     """In the queue of parsed requests: what the parser raised after them."""
 
@@ -40,7 +36,6 @@ class Intake:
     """
 
     __slots__ = (
-        "_short_read_empties",
         "arriving",
         "bytes_in",
         "ends",
@@ -52,11 +47,13 @@ class Intake:
         "queue",
         "readable",
         "recv",
+        "short_read",
     )
 
     def __init__(self, transport: Transport, parser: MessageParser[Any]) -> None:
         self.recv = transport.recv
-        self._short_read_empties = transport.short_read_empties
+        self.short_read = RECEIVE_SIZE if transport.short_read_empties else 0
+        """A read of fewer bytes has taken all there is."""
         self.parser = parser
         self.readable = False
         """There may be input that was not read: the poller tells of edges."""
@@ -76,33 +73,6 @@ class Intake:
         self.bytes_in = 0
         self.mark = 0
         """``bytes_in`` when the last request was handed over."""
-
-    def read(self) -> bool:
-        """One read, fed to the parser. False at the peer's end, which the parser is not told
-        here. Raises ``OSError`` as ``recv`` does, and ``ParserError``."""
-        data = self.recv(RECEIVE_SIZE)
-        size = len(data)
-        if not size:
-            self.readable = False
-            self.eof = True
-            return False
-        if size < RECEIVE_SIZE and self._short_read_empties and not self.ends:
-            self.readable = False  # the next edge announces more
-        self.bytes_in += size
-        self.more = True
-        try:
-            self.parser.feed(data)
-        except BaseException as error:
-            raise ParserError from error
-        return True
-
-    def end(self) -> None:
-        """Tell the parser that the peer has ended. Raises ``ParserError``."""
-        self.more = True
-        try:
-            self.parser.feed_eof()
-        except BaseException as error:
-            raise ParserError from error
 
     def fill(self, limit: int) -> bool:
         """Move parsed messages to the queue, up to so many. False when there is no point in

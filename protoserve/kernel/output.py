@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
+from protoserve.events import CloseReason
+from protoserve.kernel.ending import shut
+from protoserve.kernel.session import CommSession, TaskState
+from protoserve.log import logger
 from protoserve.protocol import Buffer, Piece
 
 if TYPE_CHECKING:
-    from protoserve.kernel.session import CommSession, TaskState
+    from protoserve.kernel.entry import CommConnEntry
     from protoserve.kernel.transport import Transport
 
 
@@ -20,6 +25,8 @@ _MOST_BUFFERS: Final = 256
 
 _VECTOR_LENGTH: Final = 64
 """Buffers in one ``sendmsg``, far below any ``IOV_MAX``."""
+
+SUCCESS: Final = TaskState.SUCCESS
 
 PUSH_LIMIT: Final = 32 * 1024 * 1024
 """Unsent bytes at which a connection that is pushed to counts as dead."""
@@ -65,7 +72,6 @@ class OutputBuffer:
     __slots__ = (
         "_send",
         "_sendmsg",
-        "_waiters",
         "acked",
         "buffers",
         "end",
@@ -75,12 +81,13 @@ class OutputBuffer:
         "sent_before",
         "size",
         "told_full",
+        "waiters",
     )
 
     def __init__(self, transport: Transport, limit: int) -> None:
         self._send = transport.send
         self._sendmsg = transport.sendmsg
-        self._waiters: list[tuple[int, Callable[[], object]]] | None = None
+        self.waiters: list[tuple[int, Callable[[], object]]] | None = None
         self.buffers: list[Buffer] = []
         self.size = 0
         """Bytes that wait."""
@@ -109,12 +116,8 @@ class OutputBuffer:
         self.size += size
         self.end += size
 
-    def flush(
-        self, finished: list[tuple[CommSession, TaskState, int]], success: TaskState
-    ) -> bool:
-        """Send what the socket takes, and add the sessions to ``finished`` whose reply is out
-        and who want to know. True when one is out, and another waits. Raises ``OSError`` when
-        the peer is gone."""
+    def flush(self, entry: CommConnEntry) -> None:
+        """Send what the socket takes, and note which replies are out."""
         buffers = self.buffers
         try:
             while buffers:
@@ -138,26 +141,33 @@ class OutputBuffer:
         except (BlockingIOError, InterruptedError):
             if len(buffers) > _MOST_BUFFERS + 2 * self.size // JOIN_SIZE:
                 self._join()
+        except OSError as error:
+            shut(entry, CloseReason.PEER_GONE, error.errno or 0, error.strerror)
+            return
+        except BaseException:  # a buffer that was changed: see MessageOut
+            logger.exception("a reply of %r cannot be sent any more; it closes", entry.connection)
+            shut(entry, CloseReason.REPLY_FAILED, errno.EIO)
+            return
         marks = self.marks
-        if marks:
-            if not buffers:
-                for session, _ in marks:
-                    if not session.end_quietly():
-                        finished.append((session, success, 0))
-                marks.clear()
-            else:
-                return self._pass_marks(finished, success)
-        return False
+        if not marks:
+            return
+        finished = entry.exchanges.finished
+        if not buffers:
+            for session, _ in marks:
+                if not session.end_quietly():
+                    finished.append((session, SUCCESS, 0))
+            marks.clear()
+        elif self._pass_marks(finished):
+            entry.deadline.send_by = None  # the next reply has its own
 
-    def _pass_marks(
-        self, finished: list[tuple[CommSession, TaskState, int]], success: TaskState
-    ) -> bool:
+    def _pass_marks(self, finished: list[tuple[CommSession, TaskState, int]]) -> bool:
+        """True when a reply is out, while others wait."""
         sent = self.end - self.size
         passed = 0
         for session, end in self.marks:
             if end > sent:
                 break
-            finished.append((session, success, 0))
+            finished.append((session, SUCCESS, 0))
             passed += 1
         del self.marks[:passed]
         return passed > 0
@@ -203,18 +213,18 @@ class OutputBuffer:
 
     def wait(self, level: int, wake: Callable[[], object]) -> None:
         """Have ``wake`` returned by ``woken`` when no more than ``level`` bytes wait."""
-        if self._waiters is None:
-            self._waiters = []
-        self._waiters.append((level, wake))
+        if self.waiters is None:
+            self.waiters = []
+        self.waiters.append((level, wake))
 
     def woken(self, *, over: bool) -> Iterable[Callable[[], object]]:
         """Who waited long enough; ``over``: all of them. To be called without the lock."""
-        waiters = self._waiters
+        waiters = self.waiters
         if waiters is None:
             return ()
         size = self.size
         awake = [wake for level, wake in waiters if over or size <= level]
         if awake:
             left = [waiter for waiter in waiters if not over and size > waiter[0]]
-            self._waiters = left or None
+            self.waiters = left or None
         return awake

@@ -92,7 +92,7 @@ class Stream(ABC):
         if entry.exchanges.pumping:
             entry.lock.release()
             return True
-        entry.flush()
+        entry.output.flush(entry)
         if entry.life.rung < SHUT:
             entry.resume_later()
             settle(entry)
@@ -215,7 +215,7 @@ class Stream(ABC):
         logger.error("the reply of %r failed midway", self.session, exc_info=error)
         break_off(entry, self.session)
         if not entry.exchanges.pumping:
-            entry.flush()
+            entry.output.flush(entry)
             settle(entry)
 
 

@@ -25,7 +25,7 @@ from protoserve.kernel.ending import (
     shut,
 )
 from protoserve.kernel.exchanges import News
-from protoserve.kernel.life import LINGERING, OPEN, SHUT
+from protoserve.kernel.life import LINGERING, SHUT
 from protoserve.kernel.session import TaskState
 from protoserve.log import logger
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def flush_aside(entry: CommConnEntry) -> None:
     """Send while a handler of this connection runs."""
-    entry.flush()
+    entry.output.flush(entry)
     deadline = entry.deadline
     if entry.output.buffers:
         _await_peer(entry)
@@ -48,8 +48,7 @@ def flush_aside(entry: CommConnEntry) -> None:
 def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> None:
     """Decide what comes next: which limit runs, or the end. ``now`` is the time, where it
     is known. ``used``: something was pushed, and that is a use of the connection."""
-    rung = entry.life.rung
-    if rung >= LINGERING:
+    if entry.life.rung >= LINGERING:
         return
     if entry.output.buffers:
         _await_peer(entry)
@@ -59,7 +58,7 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
         deadline.send_by = None
         deadline.limit = NO_LIMIT
     exchanges = entry.exchanges
-    if rung > OPEN:
+    if entry.life.rung:
         if exchanges.others:
             deadline.clear()  # they end before
         else:
@@ -90,27 +89,25 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
     elif entry.service.stopping and not intake.readable:
         _stop(entry, fresh)
     else:
-        _rest(entry, now, fresh or used)
-
-
-def _rest(entry: CommConnEntry, now: float, used: bool) -> None:
-    """It waits for a request; what was no request, such as a blank line, gives it no more
-    time."""
-    deadline = entry.deadline
-    entry.intake.mark = entry.intake.bytes_in
-    deadline.receive_by = None
-    if entry.exchanges.seq:
-        if used or deadline.limit is not KEEP_ALIVE:
-            entry.intake.queue = None
+        # It waits for a request; what was no request, such as a blank line, gives it no more
+        # time.
+        intake.mark = intake.bytes_in
+        deadline.receive_by = None
+        if exchanges.seq:
+            if fresh or used or deadline.limit is not KEEP_ALIVE:
+                intake.queue = None
+                deadline.idle_since = now
+                seconds = deadline.keep_alive
+                deadline.limit = KEEP_ALIVE
+                deadline.at = at = inf if seconds is None else now + seconds
+                if at < deadline.looks_at:
+                    deadline.arm(KEEP_ALIVE, at)
+                if entry.service.starved:
+                    entry.service.room_made()
+        elif fresh or used or deadline.limit is not FIRST:
             deadline.idle_since = now
-            seconds = deadline.keep_alive
-            deadline.arm(KEEP_ALIVE, inf if seconds is None else now + seconds)
-            if entry.service.starved:
-                entry.service.room_made()
-    elif used or deadline.limit is not FIRST:
-        deadline.idle_since = now
-        seconds = deadline.first_wait
-        deadline.arm(FIRST, inf if seconds is None else now + seconds)
+            seconds = deadline.first_wait
+            deadline.arm(FIRST, inf if seconds is None else now + seconds)
 
 
 def _stop(entry: CommConnEntry, fresh: bool) -> None:
@@ -118,7 +115,7 @@ def _stop(entry: CommConnEntry, fresh: bool) -> None:
     data, _, _ = farewell_of(entry, CloseReason.SERVER_STOPPED)
     if data:
         say_farewell(entry, data, CloseReason.SERVER_STOPPED)
-        entry.flush()
+        entry.output.flush(entry)
         settle(entry)
     elif fresh:
         # Input that arrives this moment must not make the system drop the reply.
@@ -201,7 +198,7 @@ def expire(entry: CommConnEntry) -> None:
         reset_when_taken(entry)
     elif limit is FIRST or limit is KEEP_ALIVE:
         if part(entry, limit.reason, errno.ETIMEDOUT):
-            entry.flush()
+            entry.output.flush(entry)
             settle(entry)
     else:
         shut(entry, limit.reason, errno.ETIMEDOUT)
@@ -209,7 +206,7 @@ def expire(entry: CommConnEntry) -> None:
 
 def _reply_not_taken(entry: CommConnEntry) -> None:
     # A slow reader makes room long before the system announces it.
-    entry.flush()
+    entry.output.flush(entry)
     if entry.life.rung >= SHUT:
         return
     output = entry.output
@@ -246,7 +243,7 @@ def _too_slow(entry: CommConnEntry) -> None:
     note_refused(entry, reason, message, summary)
     if farewell:
         say_farewell(entry, farewell, reason)
-        entry.flush()
+        entry.output.flush(entry)
         settle(entry)
     else:
         shut(entry, reason, errno.ETIMEDOUT)

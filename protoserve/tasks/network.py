@@ -214,7 +214,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         self.server = server
         self.spec: ProtocolSpec[REQ, RESP] = server.spec
         self.resp = server.spec.response()
-        self.keep_alive = connection.keep_alive_limit
+        self.keep_alive = connection.entry.deadline.keep_alive_limit
         self._process = process
         self._stage = _PROCESSING
         self._failure: BaseException | None = None
@@ -392,7 +392,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
     def dispatch(self) -> None:
         """Give the reply: everything before it in the series is done."""
         self._stage = _REPLYING
-        communicator = self.connection.communicator
+        communicator = self.connection.entry.communicator
         series = self._series
         if series is not None:
             if series.canceled:
