@@ -39,6 +39,7 @@ from protoserve.kernel.listener import (
 )
 from protoserve.kernel.scheduler import CommScheduler, get_scheduler
 from protoserve.kernel.service import CommService
+from protoserve.kernel.waiting import stop_connection
 from protoserve.kernel.wakeup import Wakeup
 from protoserve.log import logger
 from protoserve.params import ServerParams
@@ -487,7 +488,7 @@ class WFServerBase(CommService):
             notice.tell()
         if not run.ended:  # else they took longer than the stop, and what is there is the next's
             for conn in self.connections():
-                conn.communicator.stop_connection(conn.entry)
+                stop_connection(conn.entry)
         listener.finish(self.release)
 
     def on_stopping(self, callback: Callable[[], object]) -> CallbackHandle:

@@ -14,33 +14,37 @@ from typing import TYPE_CHECKING, Any, Final
 from protoserve.errors import UsageError
 from protoserve.events import CloseReason, ConnectionOpened
 from protoserve.kernel.connection import CommConnection
-from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, NO_LIMIT, RECEIVE, TAKE
+from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, NO_LIMIT, RECEIVE
 from protoserve.kernel.ending import (
     LOOK_AGAIN,
     TURN_READS,
-    body_failed,
     break_off,
     broken,
-    end_without_word,
-    fail,
-    hurry,
     linger,
-    part,
     refuse,
     shut,
 )
 from protoserve.kernel.exchanges import COMING
-from protoserve.kernel.habits import SLOW, Watch
+from protoserve.kernel.handing import ANOTHER_PUMPS, hand_over, hand_over_collected
 from protoserve.kernel.intake import ENDS, Fault
 from protoserve.kernel.life import LAST, LINGERING, OPEN, SHUT
 from protoserve.kernel.output import JOIN_SIZE
 from protoserve.kernel.poller import GONE, READABLE, Poller
-from protoserve.kernel.session import CommSession, TaskState
-from protoserve.kernel.stream import Stream, open_stream, reply_of
-from protoserve.kernel.waiting import await_body, expire, flush_aside, settle, stopped_reading
-from protoserve.log import logger
+from protoserve.kernel.reading import read_ahead
+from protoserve.kernel.session import CommSession
+from protoserve.kernel.stream import open_stream, reply_of
+from protoserve.kernel.waiting import (
+    await_body,
+    await_greeting,
+    expire,
+    flush_aside,
+    greet,
+    settle,
+    stop_connection,
+    stopped_reading,
+)
 from protoserve.params import YEAR
-from protoserve.protocol import HOLD, NEED_DATA, Arriving, Buffer, Feedback
+from protoserve.protocol import NEED_DATA, Buffer
 
 if TYPE_CHECKING:
     from protoserve.kernel.engine import Engine
@@ -53,10 +57,6 @@ if TYPE_CHECKING:
 _LOCK_PATIENCE: Final = 0.5
 """Seconds that code which may hold the lock of *another* connection waits for this one's:
 they are held for moments. Two that wait for each other must not do so for ever."""
-
-_FIRST_REQUEST_TIME: Final = 0.5
-"""Seconds from its acceptance that a connection has for its first byte when the service stops:
-clients send at once, and would lose a request that crosses the end of the connection."""
 
 _TURN_REQUESTS: Final = 64
 """Requests of one connection handled before others have their turn."""
@@ -71,14 +71,6 @@ _LATE_TURNS: Final = 64
 """Turns of reading what lies in the kernel before a deadline counts."""
 
 _INPUT: Final = READABLE | ENDS
-
-TOREPLY: Final = TaskState.TOREPLY
-
-_WORDS: Final = frozenset({type(None), type(HOLD), Feedback, Arriving})
-"""What a parser says besides requests."""
-
-_ANOTHER_PUMPS: Final = -1.0
-"""Instead of a time: while the handler ran, another thread has taken over."""
 
 
 class Communicator:
@@ -96,8 +88,6 @@ class Communicator:
         self.engine = engine
         self.threads: LeaderFollowers | None = None
         """The handler threads; ``None`` where handlers run in a loop."""
-
-    # -- beginning and end -------------------------------------------------------------
 
     def attach(self, transport: Transport, peername: Any, service: CommService) -> None:
         """Take an accepted connection, which the service has counted (``retain``). Raises
@@ -132,21 +122,11 @@ class Communicator:
             except OSError as error:
                 shut(entry, CloseReason.NOT_WATCHED, errno.ENOMEM, error.strerror)
         if entry.life.rung == OPEN:
-            self._greet(entry)
+            greet(entry)
         entry.release()
         if service.stopping:
             # Accepted while the server stopped, which nobody else tells it.
-            self.stop_connection(entry)
-
-    def _greet(self, entry: CommConnEntry) -> None:
-        try:
-            entry.greet()
-        except BaseException:
-            fail(entry, "the greeting failed")
-        if entry.output.buffers:
-            entry.output.flush(entry)
-        if entry.output.buffers or entry.life.rung > OPEN:
-            settle(entry)
+            stop_connection(entry)
 
     def close(self, entry: CommConnEntry, reason: CloseReason = CloseReason.CLOSED) -> bool:
         """Close at once; what is unsent is lost. False when it was closed already."""
@@ -156,50 +136,14 @@ class Communicator:
             if entry.life.rung >= LAST:
                 return False
             entry.life.end(reason)
-            self.poller.post(self._close_posted, (entry, reason))
+            self.poller.post(lambda _, __: self.close(entry, reason), None)
             return True
         if not entry.lock.acquire(timeout=_LOCK_PATIENCE):
-            self.poller.post(self._close_posted, (entry, reason))
+            self.poller.post(lambda _, __: self.close(entry, reason), None)
             return True
         closed = shut(entry, reason, errno.ECONNABORTED)
         entry.release()
         return closed
-
-    def _close_posted(self, what: tuple[CommConnEntry, CloseReason], _: int) -> None:
-        self.close(*what)
-
-    def stop_connection(self, entry: CommConnEntry, _: int = 0) -> None:
-        """The service stops: end the connection when it has nothing in hand.
-
-        What has arrived and was not read yet is still served, so it is looked at once
-        more, on a handler thread.
-        """
-        with entry.lock:
-            crossing = entry.deadline.idle_since + _FIRST_REQUEST_TIME
-            if entry.deadline.limit is FIRST and self.poller.time() < crossing:
-                # It has only just been accepted, and its request may be on its way.
-                self.poller.call_at(crossing, self.stop_connection, entry)
-                return
-            entry.intake.readable = True
-            if entry.life.rung == LINGERING:
-                hurry(entry)
-            entry.resume_later()
-
-    def evict(self, entry: CommConnEntry, idle_since: float | None) -> bool:
-        """Close it for another, if it is still idle since then; with ``None``, if it still has
-        not made a request."""
-        entry.lock.acquire()
-        if idle_since is None:
-            evicted = entry.silent
-        else:
-            evicted = entry.idle and entry.deadline.idle_since == idle_since
-        if evicted and part(entry, CloseReason.MADE_ROOM, 0):
-            entry.output.flush(entry)  # as far as the system takes it now
-            shut(entry, CloseReason.MADE_ROOM, 0)
-        entry.release()
-        return evicted
-
-    # -- events ------------------------------------------------------------------------
 
     def on_ready(self, entry: CommConnEntry, mask: int) -> None:
         """The socket has become readable or writable."""
@@ -291,7 +235,7 @@ class Communicator:
             before = intake.bytes_in
             intake.readable = True
             if entry.exchanges.in_hand:
-                self._read_ahead(entry)
+                read_ahead(entry)
                 await_body(entry)
             else:
                 self._pump(entry)
@@ -300,8 +244,6 @@ class Communicator:
             if intake.bytes_in == before:
                 break
         return intake.bytes_in != first and deadline.at > now
-
-    # -- the pump ----------------------------------------------------------------------
 
     def _advance(self, entry: CommConnEntry) -> None:
         """Read, hand over, send, until nothing more can be done. Called with the lock,
@@ -314,12 +256,12 @@ class Communicator:
                     linger(entry)
             elif exchanges.pumping or exchanges.deferred:
                 # A handler of this connection runs on another thread, or waits for one.
-                self._read_ahead(entry)
+                read_ahead(entry)
                 if entry.output.buffers:
                     flush_aside(entry)
                 await_body(entry)
             elif entry.intake.held:
-                self._await_greeting(entry)
+                await_greeting(entry)
             else:
                 self._pump(entry)
         except BaseException:
@@ -348,7 +290,7 @@ class Communicator:
             ):
                 if exchanges.in_hand and intake.readable and reads < TURN_READS:
                     reads += 1
-                    self._read_ahead(entry)
+                    read_ahead(entry)
                 if exchanges.collecting is not None:
                     arriving = intake.arriving
                     if arriving is None or not arriving.over:
@@ -357,7 +299,7 @@ class Communicator:
                         break
                     if threads is not None and threads.full and entry.wait_for_thread():
                         break
-                    now = self._collected(entry, now)
+                    now = hand_over_collected(entry, now)
                     continue
                 stream = exchanges.stream
                 if stream is None or stream.busy or life.rung >= SHUT:
@@ -412,9 +354,9 @@ class Communicator:
                     intake.put_back(message)
                     entry.resume_later()
                     break
-                now = self._hand_over(entry, message, now)
+                now = hand_over(entry, message, now)
                 if now <= 0.0:
-                    if now == _ANOTHER_PUMPS:
+                    if now == ANOTHER_PUMPS:
                         return
                     break
                 others = exchanges.others
@@ -438,277 +380,6 @@ class Communicator:
                 if full and not output.buffers and intake.more:
                     entry.resume_later()  # no edge will come for this room
             settle(entry, now)
-
-    def _await_greeting(self, entry: CommConnEntry) -> None:
-        """Nothing is read yet; what was pushed may have to be sent."""
-        if entry.output.buffers:
-            entry.output.flush(entry)
-        stops = entry.service.stopping and not entry.output.buffers
-        if stops and part(entry, CloseReason.SERVER_STOPPED, 0):
-            entry.output.flush(entry)
-        settle(entry)
-
-    def _hand_over(
-        self,
-        entry: CommConnEntry,
-        message: Any,
-        now: float,
-        collected: CommSession | None = None,
-    ) -> float:
-        """Run the handler of a message. With the lock, which is let go while the handler
-        runs. Returns the time afterwards; 0 when the pump should stop. ``collected``: the
-        session that was made when the message began to arrive."""
-        if type(message) in _WORDS:
-            return self._hear(entry, message, now)
-        exchanges = entry.exchanges
-        deadline = entry.deadline
-        deadline.receive_by = None
-        if deadline.limit is not TAKE:
-            # Else a peer that does not read keeps its deadline, whatever it asks for.
-            deadline.limit = NO_LIMIT
-            deadline.at = inf
-        entry.intake.mark = entry.intake.bytes_in
-        exchanges.session = COMING
-        lock = entry.lock
-        service = entry.protocol
-        several = exchanges.others is not None
-        what = "no session could be made"
-        session: CommSession = COMING
-        try:
-            if collected is None:
-                seq = exchanges.seq
-                exchanges.seq = seq + 1
-                lock.release()
-                session = service.new_session(seq, entry.connection)
-            else:
-                lock.release()
-                session = collected
-            session.message_in(message)
-            what = "the session failed"
-            # Nobody else touches it while it is COMING.
-            if several:
-                self._let_others_pump(entry, session)
-            else:
-                exchanges.session = session
-            if service.habits.known:
-                now = self._handle_watched(entry, session)
-            else:
-                session.handle(TOREPLY, 0)
-                began, now = now, self.clock()
-                if now - began > SLOW and self.threads is not None and service.habits.learns:
-                    service.habits.note(session.handler_key(), True, False)
-        except BaseException:
-            lock.acquire()
-            return self._failed(entry, session, what)
-        lock.acquire()
-        if several:
-            if exchanges.pumping:
-                return _ANOTHER_PUMPS
-            exchanges.pumping = True
-        return 0.0 if entry.life.rung >= SHUT else now
-
-    def _hear(self, entry: CommConnEntry, word: Any, now: float) -> float:
-        """The parser said something that is no whole request. As ``_hand_over``."""
-        exchanges = entry.exchanges
-        intake = entry.intake
-        if word is None:
-            logger.error(
-                "%r: next_message() of its parser returned None; it must return a request, "
-                "or NEED_DATA (a forgotten return?); the connection closes",
-                entry.connection,
-            )
-            end_without_word(entry, "the parser failed")
-            return 0.0
-        if isinstance(word, Feedback):
-            try:
-                entry.output.put(word.data)
-            except (TypeError, ValueError):
-                fail(entry, "the parser gave feedback that is no bytes")
-                return 0.0
-            entry.deadline.limit = NO_LIMIT  # the peer has said something
-            return now
-        if isinstance(word, Arriving):
-            return self._arrive(entry, word, now)
-        if exchanges.others:
-            intake.put_back(HOLD)  # they reply before
-            return 0.0
-        # The reply that it waited for is given: ask again.
-        try:
-            message = intake.parser.next_message()
-        except BaseException as error:
-            message = Fault(error)
-        if message is HOLD:
-            logger.error(
-                "%r: its parser returned HOLD twice, and no reply is due that it could wait "
-                "for; the connection closes",
-                entry.connection,
-            )
-            end_without_word(entry, "the parser failed")
-            return 0.0
-        if message is NEED_DATA:
-            intake.more = False
-        else:
-            intake.put_back(message)
-        return now
-
-    def _failed(self, entry: CommConnEntry, session: CommSession, what: str) -> float:
-        """In an ``except`` block, with the lock."""
-        exchanges = entry.exchanges
-        if not exchanges.remove(session):
-            exchanges.remove(COMING)
-        fail(entry, what)
-        if exchanges.others is not None and session is not COMING:
-            if exchanges.pumping:
-                return _ANOTHER_PUMPS
-            exchanges.pumping = True
-        return 0.0
-
-    def _let_others_pump(self, entry: CommConnEntry, session: CommSession) -> None:
-        """This handler may take its time: requests after it are handed over meanwhile."""
-        exchanges = entry.exchanges
-        with entry.lock:
-            assert exchanges.others is not None
-            exchanges.session = None
-            exchanges.others.add(session)
-            exchanges.pumping = False
-
-    def _handle_watched(self, entry: CommConnEntry, session: CommSession) -> float:
-        """Run a handler where some are known to be slow. Returns the time afterwards."""
-        threads = self.threads
-        assert threads is not None
-        habits = entry.protocol.habits
-        key = session.handler_key()
-        habit = habits.of(key)
-        if habit is not None and habit.blocks:
-            if entry.exchanges.others is not None:
-                entry.resume_reading()
-            threads.promote()
-        watch = Watch(self.clock)
-        session.handle(TOREPLY, 0)
-        now, slow, blocked = watch.end()
-        habits.note(key, slow, blocked)
-        return now
-
-    # -- bodies that are arriving ------------------------------------------------------
-
-    def _arrive(self, entry: CommConnEntry, arriving: Arriving[Any], now: float) -> float:
-        """The head of a request is there, and its body on its way. As ``_hand_over``."""
-        exchanges = entry.exchanges
-        intake = entry.intake
-        deadline = entry.deadline
-        stream = arriving.stream
-        conn = entry.connection
-        seq = exchanges.seq
-        exchanges.seq = seq + 1
-        exchanges.session = COMING
-        deadline.receive_by = None
-        entry.lock.release()
-        conn.arriving = arriving
-        try:
-            session = entry.protocol.new_session(seq, conn)
-            if not arriving.streams:
-                stream.collect()
-        except BaseException:
-            entry.lock.acquire()
-            return self._failed(entry, COMING, "no session could be made")
-        finally:
-            conn.arriving = None
-        entry.lock.acquire()
-        if entry.life.rung >= SHUT:
-            stream.fail(ConnectionResetError(errno.ECONNRESET, "the connection has closed"))
-            exchanges.remove(COMING)
-            return 0.0
-        stream.attach(entry)
-        stream.limit = arriving.size_limit
-        intake.arriving = stream
-        timeout = arriving.receive_timeout
-        if timeout is None:
-            deadline.receive_by = inf
-        elif isinstance(timeout, (int, float)):
-            deadline.receive_by = self.clock() + timeout
-        intake.fill(entry.protocol.params.max_pipelined)  # it may be too large by its head
-        self._look_at_body(entry)
-        if intake.arriving is None:
-            return 0.0  # refused
-        if arriving.streams:
-            await_body(entry)
-            return self._hand_over(entry, arriving.request, now, session)
-        exchanges.session = session
-        exchanges.collecting = arriving.request
-        entry.lock.release()
-        try:
-            stream.begin()
-        finally:
-            entry.lock.acquire()
-        return now if entry.life.rung == OPEN else 0.0
-
-    def _look_at_body(self, entry: CommConnEntry) -> None:
-        """Bytes have been read: has the rest of the body become impossible?"""
-        intake = entry.intake
-        arriving = intake.arriving
-        if arriving is None or arriving.over:
-            return
-        error: BaseException
-        if intake.queue and type(intake.queue[-1]) is Fault:
-            error = intake.queue.pop().error
-        elif intake.eof:
-            error = ConnectionResetError(errno.ECONNRESET, "the peer left in the middle of it")
-        else:
-            return
-        exchanges = entry.exchanges
-        session = exchanges.session
-        if exchanges.collecting is None and session is not COMING:
-            body_failed(entry, error)
-            return
-        # Its handler has not been called, and will not be.
-        assert session is not None
-        exchanges.remove(session)
-        intake.arriving = None
-        if isinstance(error, ConnectionResetError):
-            shut(entry, CloseReason.PEER_LEFT, 0)
-        else:
-            refuse(entry, error)
-
-    def _collected(self, entry: CommConnEntry, now: float) -> float:
-        """The body is whole: handle the request. With the lock, which is let go meanwhile."""
-        exchanges = entry.exchanges
-        session = exchanges.session
-        assert session is not None
-        message, exchanges.collecting = exchanges.collecting, None
-        entry.intake.arriving = None
-        return self._hand_over(entry, message, now, session)
-
-    def _read_ahead(self, entry: CommConnEntry) -> None:
-        """Read while a request is served: its body, pipelined requests, and the peer's
-        leaving."""
-        intake = entry.intake
-        params = entry.protocol.params
-        if (
-            params.request_size_limit is not None
-            and intake.bytes_in - intake.mark > params.request_size_limit
-            and (intake.arriving is None or intake.arriving.over)
-        ):
-            return  # enough waits in memory
-        output = entry.output
-        for _ in range(TURN_READS):
-            if not intake.fill(params.max_pipelined):
-                break
-            if not intake.readable or intake.eof or output.size >= output.limit:
-                break
-            arriving = intake.arriving
-            if arriving is not None and not (arriving.over or arriving.wants_more()):
-                break
-            entry.receive()
-            if entry.life.rung >= SHUT:
-                return
-        else:
-            intake.fill(params.max_pipelined)
-            if intake.readable:
-                entry.resume_later()
-        if intake.arriving is not None:
-            self._look_at_body(entry)
-
-    # -- replies -----------------------------------------------------------------------
 
     def reply(self, session: CommSession) -> bool:
         """Send the session's reply, on any thread (the article's ``Communicator::reply``).
@@ -775,17 +446,6 @@ class Communicator:
         entry.finish_reply()
         return True
 
-    def begin_late(self, stream: Stream, _: int = 0) -> None:
-        """Its turn has come, after the reply of another."""
-        threads = self.threads
-        if threads is not None and threads.full and threads.defer(self.begin_late, stream):
-            return
-        try:
-            if not stream.begin():
-                stream.session.reply_failed(None)
-        except BaseException as error:
-            stream.session.reply_failed(error)
-
     def shutdown(self, session: CommSession) -> None:
         """End the connection where the session's reply would have gone. Any thread.
 
@@ -825,8 +485,6 @@ class Communicator:
             entry.exchanges.remove(session)
         entry.release()
 
-    # -- bytes between replies ---------------------------------------------------------
-
     def push(self, entry: CommConnEntry, data: Buffer, session: CommSession | None = None) -> bool:
         """Send ``data`` at once; before the reply of ``session``, where one is given.
 
@@ -841,7 +499,8 @@ class Communicator:
                 "a parser may return Feedback"
             )
         if not entry.lock.acquire(timeout=_LOCK_PATIENCE):
-            self.poller.post(self._push_posted, (entry, bytes(data)))
+            late = bytes(data)
+            self.poller.post(lambda _, __: self.push(entry, late), None)
             return True
         exchanges = entry.exchanges
         if session is not None:
@@ -874,6 +533,3 @@ class Communicator:
         gone = entry.life.rung >= SHUT
         entry.release()
         return not gone
-
-    def _push_posted(self, what: tuple[CommConnEntry, bytes], _: int) -> None:
-        self.push(*what)

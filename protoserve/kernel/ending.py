@@ -290,3 +290,18 @@ def shut(entry: CommConnEntry, reason: CloseReason, error: int, detail: str | No
     except BaseException:
         logger.exception("the parser of %r raised in close()", entry.connection)
     return True
+
+
+def evict(entry: CommConnEntry, idle_since: float | None) -> bool:
+    """Close it for another, if it is still idle since then; with ``None``, if it still has
+    not made a request."""
+    entry.lock.acquire()
+    if idle_since is None:
+        evicted = entry.silent
+    else:
+        evicted = entry.idle and entry.deadline.idle_since == idle_since
+    if evicted and part(entry, CloseReason.MADE_ROOM, 0):
+        entry.output.flush(entry)  # as far as the system takes it now
+        shut(entry, CloseReason.MADE_ROOM, 0)
+    entry.release()
+    return evicted

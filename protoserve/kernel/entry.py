@@ -268,7 +268,7 @@ class CommConnEntry:
                 self.answered(session, keep_alive)
             else:
                 exchanges.stream = reply
-                self.communicator.poller.post(self.communicator.begin_late, reply)
+                self.communicator.poller.post(reply.begin_late, None)
 
     def finish_reply(self) -> None:
         """After a reply that no pump waits for. Lets the lock go."""

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 from protoserve.errors import BindError, ConfigError
 from protoserve.events import AcceptFailed, LimitReached
 from protoserve.kernel.communicator import Communicator
+from protoserve.kernel.ending import evict
 from protoserve.kernel.entry import CommConnEntry
 from protoserve.kernel.service import CommService
 from protoserve.kernel.transport import SocketTransport
@@ -463,7 +464,7 @@ class Listener:
                 )
             while self._idle:
                 idle_since, entry = self._idle.pop()
-                if self._communicator.evict(entry, idle_since):
+                if evict(entry, idle_since):
                     return True
         return False
 
@@ -475,7 +476,7 @@ class Listener:
             if conn.entry.silent and conn.entry.deadline.idle_since < before
         ]
         silent.sort(key=lambda entry: entry.deadline.idle_since)
-        return any(self._communicator.evict(entry, None) for entry in silent)
+        return any(evict(entry, None) for entry in silent)
 
     def _report_limit(self, limit: int, action: str) -> None:
         event = LimitReached("max_connections", limit, action)

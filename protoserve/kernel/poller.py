@@ -31,7 +31,7 @@ _MAX_EVENTS: Final = 256
 _MAX_CANCELED: Final = 128
 """Cancelled timers that may stay in the heap until their time comes."""
 
-Callback: TypeAlias = Callable[[Any, int], None]
+Callback: TypeAlias = Callable[[Any, int], object]
 """Called with its argument and a mask of the bits above (0 for a call)."""
 
 TimerEntry: TypeAlias = list[Any]

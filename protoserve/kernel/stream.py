@@ -62,6 +62,17 @@ class Stream(ABC):
     def pull(self) -> Any:
         """The next piece, or END. Without the connection's lock."""
 
+    def begin_late(self, _: None = None, __: int = 0) -> None:
+        """Its turn has come, after the reply of another. Without the connection's lock."""
+        threads = self.entry.communicator.threads
+        if threads is not None and threads.full and threads.defer(self.begin_late, None):
+            return
+        try:
+            if not self.begin():
+                self.session.reply_failed(None)
+        except BaseException as error:
+            self.session.reply_failed(error)
+
     def cancel(self) -> None:
         """Nobody wants the rest. With the connection's lock; must not block."""
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import errno
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from protoserve.events import CloseReason, LimitReached
 from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, NO_LIMIT, RECEIVE, TAKE
 from protoserve.kernel.ending import (
     body_failed,
     end,
+    fail,
     farewell_of,
+    hurry,
     note_refused,
     part,
     reset_when_taken,
@@ -25,12 +27,17 @@ from protoserve.kernel.ending import (
     shut,
 )
 from protoserve.kernel.exchanges import News
-from protoserve.kernel.life import LINGERING, SHUT
+from protoserve.kernel.life import LINGERING, OPEN, SHUT
 from protoserve.kernel.session import TaskState
 from protoserve.log import logger
 
 if TYPE_CHECKING:
     from protoserve.kernel.entry import CommConnEntry
+
+
+FIRST_REQUEST_TIME: Final = 0.5
+"""Seconds from its acceptance that a connection has for its first byte when the service stops:
+clients send at once, and would lose a request that crosses the end of the connection."""
 
 
 def flush_aside(entry: CommConnEntry) -> None:
@@ -265,3 +272,43 @@ def stopped_reading(entry: CommConnEntry) -> None:
     )
     tell = partial(service.emit_rarely, event, "unsent_limit", entry.communicator.clock())
     entry.exchanges.finished.append((News(tell), TaskState.SUCCESS, 0))
+
+
+def await_greeting(entry: CommConnEntry) -> None:
+    """Nothing is read yet; what was pushed may have to be sent."""
+    if entry.output.buffers:
+        entry.output.flush(entry)
+    stops = entry.service.stopping and not entry.output.buffers
+    if stops and part(entry, CloseReason.SERVER_STOPPED, 0):
+        entry.output.flush(entry)
+    settle(entry)
+
+
+def stop_connection(entry: CommConnEntry, _: int = 0) -> None:
+    """The service stops: end the connection when it has nothing in hand.
+
+    What has arrived and was not read yet is still served, so it is looked at once
+    more, on a handler thread.
+    """
+    with entry.lock:
+        crossing = entry.deadline.idle_since + FIRST_REQUEST_TIME
+        if entry.deadline.limit is FIRST and entry.communicator.poller.time() < crossing:
+            # It has only just been accepted, and its request may be on its way.
+            entry.communicator.poller.call_at(crossing, stop_connection, entry)
+            return
+        entry.intake.readable = True
+        if entry.life.rung == LINGERING:
+            hurry(entry)
+        entry.resume_later()
+
+
+def greet(entry: CommConnEntry) -> None:
+    """Say the protocol's greeting, where it has one."""
+    try:
+        entry.greet()
+    except BaseException:
+        fail(entry, "the greeting failed")
+    if entry.output.buffers:
+        entry.output.flush(entry)
+    if entry.output.buffers or entry.life.rung > OPEN:
+        settle(entry)

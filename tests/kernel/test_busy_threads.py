@@ -13,6 +13,7 @@ from memory_transport import MemoryEngine, MemoryPeer, connection_of
 
 from protoserve import TaskState
 from protoserve.kernel.poller import Callback
+from protoserve.kernel.waiting import stop_connection
 
 TOREPLY, SUCCESS = TaskState.TOREPLY, TaskState.SUCCESS
 
@@ -125,7 +126,7 @@ def test_pushes_beside_callbacks_that_wait_do_not_end_the_connection(
     peer = answered_in_vain(engine, threads, service)
     conn = connection_of(service)
     service.stopping = True
-    engine.communicator.stop_connection(conn.entry)
+    stop_connection(conn.entry)
     engine.run()
     assert conn.push(b"one\n")
     assert conn.push(b"two\n")

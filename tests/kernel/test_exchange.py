@@ -17,6 +17,7 @@ from protoserve.kernel.communicator import _TURN_REQUESTS
 from protoserve.kernel.ending import TURN_READS
 from protoserve.kernel.intake import RECEIVE_SIZE
 from protoserve.kernel.output import JOIN_SIZE
+from protoserve.kernel.waiting import stop_connection
 
 HIGH_WATER = ServerParams().unsent_limit
 TOREPLY, SUCCESS, SYS_ERROR = TaskState.TOREPLY, TaskState.SUCCESS, TaskState.SYS_ERROR
@@ -1026,7 +1027,7 @@ def test_the_poller_refuses_a_connection(
 def stop(engine: MemoryEngine, service: LineService) -> None:
     service.stopping = True
     for conn in service.connections():
-        engine.communicator.stop_connection(conn.entry)
+        stop_connection(conn.entry)
     service.release()
     engine.run()
 

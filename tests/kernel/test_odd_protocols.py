@@ -24,6 +24,7 @@ from protoserve import (
     UsageError,
 )
 from protoserve.events import LimitReached
+from protoserve.kernel.ending import evict
 from protoserve.kernel.poller import GONE, READABLE
 
 
@@ -441,7 +442,7 @@ def test_pushed_bytes_that_wait_are_not_idle(engine: MemoryEngine) -> None:
     conn = connection_of(service)
     conn.push(b"news\n")
     assert not conn.entry.idle
-    assert not engine.communicator.evict(conn.entry, conn.entry.deadline.idle_since)
+    assert not evict(conn.entry, conn.entry.deadline.idle_since)
     peer.read()
     engine.run()
     assert conn.entry.idle

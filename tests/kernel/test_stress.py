@@ -85,7 +85,7 @@ class Stand:
         """Everything must come to its end."""
         self.service.stopping = True
         for conn in self.service.connections():
-            self.communicator.stop_connection(conn.entry)
+            stop_connection(conn.entry)
         self.service.release()
         end = time.monotonic() + PATIENCE
         while not self.service.unbound and time.monotonic() < end:

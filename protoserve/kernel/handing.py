@@ -1,0 +1,247 @@
+"""Handing over: from a message of the parser to its handler.
+
+Functions over a :class:`~protoserve.kernel.entry.CommConnEntry`, called by the thread that
+pumps, with the lock, which they let go while user code runs.
+"""
+
+from __future__ import annotations
+
+import errno
+from math import inf
+from typing import TYPE_CHECKING, Any, Final
+
+from protoserve.kernel.deadline import NO_LIMIT, TAKE
+from protoserve.kernel.ending import end_without_word, fail
+from protoserve.kernel.exchanges import COMING
+from protoserve.kernel.habits import SLOW, Watch
+from protoserve.kernel.intake import Fault
+from protoserve.kernel.life import OPEN, SHUT
+from protoserve.kernel.reading import look_at_body
+from protoserve.kernel.session import CommSession, TaskState
+from protoserve.kernel.waiting import await_body
+from protoserve.log import logger
+from protoserve.protocol import HOLD, NEED_DATA, Arriving, Feedback
+
+if TYPE_CHECKING:
+    from protoserve.kernel.entry import CommConnEntry
+
+
+TOREPLY: Final = TaskState.TOREPLY
+
+_WORDS: Final = frozenset({type(None), type(HOLD), Feedback, Arriving})
+"""What a parser says besides requests."""
+
+ANOTHER_PUMPS: Final = -1.0
+"""Instead of a time: while the handler ran, another thread has taken over."""
+
+
+def hand_over(
+    entry: CommConnEntry,
+    message: Any,
+    now: float,
+    collected: CommSession | None = None,
+) -> float:
+    """Run the handler of a message. With the lock, which is let go while the handler
+    runs. Returns the time afterwards; 0 when the pump should stop. ``collected``: the
+    session that was made when the message began to arrive."""
+    if type(message) in _WORDS:
+        return hear(entry, message, now)
+    exchanges = entry.exchanges
+    deadline = entry.deadline
+    deadline.receive_by = None
+    if deadline.limit is not TAKE:
+        # Else a peer that does not read keeps its deadline, whatever it asks for.
+        deadline.limit = NO_LIMIT
+        deadline.at = inf
+    entry.intake.mark = entry.intake.bytes_in
+    exchanges.session = COMING
+    lock = entry.lock
+    service = entry.protocol
+    several = exchanges.others is not None
+    what = "no session could be made"
+    session: CommSession = COMING
+    try:
+        if collected is None:
+            seq = exchanges.seq
+            exchanges.seq = seq + 1
+            lock.release()
+            session = service.new_session(seq, entry.connection)
+        else:
+            lock.release()
+            session = collected
+        session.message_in(message)
+        what = "the session failed"
+        # Nobody else touches it while it is COMING.
+        if several:
+            let_others_pump(entry, session)
+        else:
+            exchanges.session = session
+        if service.habits.known:
+            now = handle_watched(entry, session)
+        else:
+            session.handle(TOREPLY, 0)
+            communicator = entry.communicator
+            began, now = now, communicator.clock()
+            if (
+                now - began > SLOW
+                and entry.communicator.threads is not None
+                and service.habits.learns
+            ):
+                service.habits.note(session.handler_key(), True, False)
+    except BaseException:
+        lock.acquire()
+        return session_failed(entry, session, what)
+    lock.acquire()
+    if several:
+        if exchanges.pumping:
+            return ANOTHER_PUMPS
+        exchanges.pumping = True
+    return 0.0 if entry.life.rung >= SHUT else now
+
+
+def hear(entry: CommConnEntry, word: Any, now: float) -> float:
+    """The parser said something that is no whole request. As ``_hand_over``."""
+    exchanges = entry.exchanges
+    intake = entry.intake
+    if word is None:
+        logger.error(
+            "%r: next_message() of its parser returned None; it must return a request, "
+            "or NEED_DATA (a forgotten return?); the connection closes",
+            entry.connection,
+        )
+        end_without_word(entry, "the parser failed")
+        return 0.0
+    if isinstance(word, Feedback):
+        try:
+            entry.output.put(word.data)
+        except (TypeError, ValueError):
+            fail(entry, "the parser gave feedback that is no bytes")
+            return 0.0
+        entry.deadline.limit = NO_LIMIT  # the peer has said something
+        return now
+    if isinstance(word, Arriving):
+        return arrive(entry, word, now)
+    if exchanges.others:
+        intake.put_back(HOLD)  # they reply before
+        return 0.0
+    # The reply that it waited for is given: ask again.
+    try:
+        message = intake.parser.next_message()
+    except BaseException as error:
+        message = Fault(error)
+    if message is HOLD:
+        logger.error(
+            "%r: its parser returned HOLD twice, and no reply is due that it could wait "
+            "for; the connection closes",
+            entry.connection,
+        )
+        end_without_word(entry, "the parser failed")
+        return 0.0
+    if message is NEED_DATA:
+        intake.more = False
+    else:
+        intake.put_back(message)
+    return now
+
+
+def session_failed(entry: CommConnEntry, session: CommSession, what: str) -> float:
+    """In an ``except`` block, with the lock."""
+    exchanges = entry.exchanges
+    if not exchanges.remove(session):
+        exchanges.remove(COMING)
+    fail(entry, what)
+    if exchanges.others is not None and session is not COMING:
+        if exchanges.pumping:
+            return ANOTHER_PUMPS
+        exchanges.pumping = True
+    return 0.0
+
+
+def let_others_pump(entry: CommConnEntry, session: CommSession) -> None:
+    """This handler may take its time: requests after it are handed over meanwhile."""
+    exchanges = entry.exchanges
+    with entry.lock:
+        assert exchanges.others is not None
+        exchanges.session = None
+        exchanges.others.add(session)
+        exchanges.pumping = False
+
+
+def handle_watched(entry: CommConnEntry, session: CommSession) -> float:
+    """Run a handler where some are known to be slow. Returns the time afterwards."""
+    threads = entry.communicator.threads
+    assert threads is not None
+    habits = entry.protocol.habits
+    key = session.handler_key()
+    habit = habits.of(key)
+    if habit is not None and habit.blocks:
+        if entry.exchanges.others is not None:
+            entry.resume_reading()
+        threads.promote()
+    watch = Watch(entry.communicator.clock)
+    session.handle(TOREPLY, 0)
+    now, slow, blocked = watch.end()
+    habits.note(key, slow, blocked)
+    return now
+
+
+def arrive(entry: CommConnEntry, arriving: Arriving[Any], now: float) -> float:
+    """The head of a request is there, and its body on its way. As ``_hand_over``."""
+    exchanges = entry.exchanges
+    intake = entry.intake
+    deadline = entry.deadline
+    stream = arriving.stream
+    conn = entry.connection
+    seq = exchanges.seq
+    exchanges.seq = seq + 1
+    exchanges.session = COMING
+    deadline.receive_by = None
+    entry.lock.release()
+    conn.arriving = arriving
+    try:
+        session = entry.protocol.new_session(seq, conn)
+        if not arriving.streams:
+            stream.collect()
+    except BaseException:
+        entry.lock.acquire()
+        return session_failed(entry, COMING, "no session could be made")
+    finally:
+        conn.arriving = None
+    entry.lock.acquire()
+    if entry.life.rung >= SHUT:
+        stream.fail(ConnectionResetError(errno.ECONNRESET, "the connection has closed"))
+        exchanges.remove(COMING)
+        return 0.0
+    stream.attach(entry)
+    stream.limit = arriving.size_limit
+    intake.arriving = stream
+    timeout = arriving.receive_timeout
+    if timeout is None:
+        deadline.receive_by = inf
+    elif isinstance(timeout, (int, float)):
+        deadline.receive_by = entry.communicator.clock() + timeout
+    intake.fill(entry.protocol.params.max_pipelined)  # it may be too large by its head
+    look_at_body(entry)
+    if intake.arriving is None:
+        return 0.0  # refused
+    if arriving.streams:
+        await_body(entry)
+        return hand_over(entry, arriving.request, now, session)
+    exchanges.session = session
+    exchanges.collecting = arriving.request
+    entry.lock.release()
+    try:
+        stream.begin()
+    finally:
+        entry.lock.acquire()
+    return now if entry.life.rung == OPEN else 0.0
+
+
+def hand_over_collected(entry: CommConnEntry, now: float) -> float:
+    """The body is whole: handle the request. With the lock, which is let go meanwhile."""
+    exchanges = entry.exchanges
+    session = exchanges.session
+    assert session is not None
+    message, exchanges.collecting = exchanges.collecting, None
+    entry.intake.arriving = None
+    return hand_over(entry, message, now, session)
