@@ -8,13 +8,11 @@ that set ``pumping``; the lock is not held while user code runs.
 from __future__ import annotations
 
 import errno
-from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from protoserve.errors import UsageError
 from protoserve.events import CloseReason, ConnectionOpened
 from protoserve.kernel.connection import CommConnection
-from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, NO_LIMIT, RECEIVE
 from protoserve.kernel.ending import (
     LOOK_AGAIN,
     TURN_READS,
@@ -34,11 +32,12 @@ from protoserve.kernel.reading import read_ahead
 from protoserve.kernel.session import CommSession
 from protoserve.kernel.stream import open_stream, reply_of
 from protoserve.kernel.waiting import (
+    arrived_late,
     await_body,
     await_greeting,
+    begin,
     expire,
     flush_aside,
-    greet,
     settle,
     stop_connection,
     stopped_reading,
@@ -67,9 +66,6 @@ _TURN_PULLS: Final = 64
 _TURN_TIME: Final = 0.002
 """Seconds of handlers, or of a reply's pieces, after which others have their turn."""
 
-_LATE_TURNS: Final = 64
-"""Turns of reading what lies in the kernel before a deadline counts."""
-
 _INPUT: Final = READABLE | ENDS
 
 
@@ -88,6 +84,8 @@ class Communicator:
         self.engine = engine
         self.threads: LeaderFollowers | None = None
         """The handler threads; ``None`` where handlers run in a loop."""
+
+    # -- beginning and end -------------------------------------------------------------
 
     def attach(self, transport: Transport, peername: Any, service: CommService) -> None:
         """Take an accepted connection, which the service has counted (``retain``). Raises
@@ -112,17 +110,7 @@ class Communicator:
             service.emit(ConnectionOpened(peername))
         entry = conn.entry
         entry.lock.acquire()
-        entry.attached = True
-        if entry.life.rung < SHUT:
-            if entry.deadline.limit is NO_LIMIT:  # otherwise what was pushed waits for room
-                seconds = entry.deadline.first_wait
-                entry.deadline.arm(FIRST, inf if seconds is None else self.clock() + seconds)
-            try:
-                self.poller.watch(entry.fd, self.on_ready, entry)
-            except OSError as error:
-                shut(entry, CloseReason.NOT_WATCHED, errno.ENOMEM, error.strerror)
-        if entry.life.rung == OPEN:
-            greet(entry)
+        begin(entry)
         entry.release()
         if service.stopping:
             # Accepted while the server stopped, which nobody else tells it.
@@ -144,6 +132,8 @@ class Communicator:
         closed = shut(entry, reason, errno.ECONNABORTED)
         entry.release()
         return closed
+
+    # -- events ------------------------------------------------------------------------
 
     def on_ready(self, entry: CommConnEntry, mask: int) -> None:
         """The socket has become readable or writable."""
@@ -216,34 +206,13 @@ class Communicator:
                 and entry.intake.arriving is None
             ):
                 deadline.arm(deadline.limit, now + LOOK_AGAIN)
-            elif not self._arrived_late(entry, now):
+            elif not arrived_late(entry, now, self._pump):
                 expire(entry)
         except BaseException:
             broken(entry)
         entry.release()
 
-    def _arrived_late(self, entry: CommConnEntry, now: float) -> bool:
-        """Whether something came in time that was not looked at: the whole process, or the
-        machine, may have been stopped."""
-        intake = entry.intake
-        deadline = entry.deadline
-        waits = (FIRST, RECEIVE, KEEP_ALIVE)
-        if entry.output.buffers or intake.eof or deadline.limit not in waits or intake.held:
-            return False
-        first = intake.bytes_in
-        for _ in range(_LATE_TURNS):
-            before = intake.bytes_in
-            intake.readable = True
-            if entry.exchanges.in_hand:
-                read_ahead(entry)
-                await_body(entry)
-            else:
-                self._pump(entry)
-            if deadline.limit not in waits or entry.life.rung > OPEN:
-                return True
-            if intake.bytes_in == before:
-                break
-        return intake.bytes_in != first and deadline.at > now
+    # -- the pump ----------------------------------------------------------------------
 
     def _advance(self, entry: CommConnEntry) -> None:
         """Read, hand over, send, until nothing more can be done. Called with the lock,
@@ -381,6 +350,8 @@ class Communicator:
                     entry.resume_later()  # no edge will come for this room
             settle(entry, now)
 
+    # -- replies -----------------------------------------------------------------------
+
     def reply(self, session: CommSession) -> bool:
         """Send the session's reply, on any thread (the article's ``Communicator::reply``).
 
@@ -484,6 +455,8 @@ class Communicator:
         if entry.life.rung >= SHUT:
             entry.exchanges.remove(session)
         entry.release()
+
+    # -- bytes between replies ---------------------------------------------------------
 
     def push(self, entry: CommConnEntry, data: Buffer, session: CommSession | None = None) -> bool:
         """Send ``data`` at once; before the reply of ``session``, where one is given.

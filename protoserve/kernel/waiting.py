@@ -7,6 +7,7 @@ Functions over a :class:`~protoserve.kernel.entry.CommConnEntry`, called with it
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Final
@@ -28,12 +29,16 @@ from protoserve.kernel.ending import (
 )
 from protoserve.kernel.exchanges import News
 from protoserve.kernel.life import LINGERING, OPEN, SHUT
+from protoserve.kernel.reading import read_ahead
 from protoserve.kernel.session import TaskState
 from protoserve.log import logger
 
 if TYPE_CHECKING:
     from protoserve.kernel.entry import CommConnEntry
 
+
+LATE_TURNS: Final = 64
+"""Turns of reading what lies in the kernel before a deadline counts."""
 
 FIRST_REQUEST_TIME: Final = 0.5
 """Seconds from its acceptance that a connection has for its first byte when the service stops:
@@ -192,6 +197,32 @@ def _await_peer(entry: CommConnEntry) -> None:
     deadline.arm(TAKE, min(deadline.send_by, inf if peer is None else now + peer))
 
 
+def arrived_late(
+    entry: CommConnEntry, now: float, pump: Callable[[CommConnEntry], object]
+) -> bool:
+    """Whether something came in time that was not looked at: the whole process, or the
+    machine, may have been stopped."""
+    intake = entry.intake
+    deadline = entry.deadline
+    waits = (FIRST, RECEIVE, KEEP_ALIVE)
+    if entry.output.buffers or intake.eof or deadline.limit not in waits or intake.held:
+        return False
+    first = intake.bytes_in
+    for _ in range(LATE_TURNS):
+        before = intake.bytes_in
+        intake.readable = True
+        if entry.exchanges.in_hand:
+            read_ahead(entry)
+            await_body(entry)
+        else:
+            pump(entry)
+        if deadline.limit not in waits or entry.life.rung > OPEN:
+            return True
+        if intake.bytes_in == before:
+            break
+    return intake.bytes_in != first and deadline.at > now
+
+
 def expire(entry: CommConnEntry) -> None:
     """The deadline has passed."""
     deadline = entry.deadline
@@ -302,8 +333,22 @@ def stop_connection(entry: CommConnEntry, _: int = 0) -> None:
         entry.resume_later()
 
 
-def greet(entry: CommConnEntry) -> None:
-    """Say the protocol's greeting, where it has one."""
+def begin(entry: CommConnEntry) -> None:
+    """It was accepted and is counted: give it time, watch it, and say the protocol's greeting,
+    where it has one."""
+    entry.attached = True
+    deadline = entry.deadline
+    communicator = entry.communicator
+    if entry.life.rung < SHUT:
+        if deadline.limit is NO_LIMIT:  # otherwise what was pushed waits for room
+            seconds = deadline.first_wait
+            deadline.arm(FIRST, inf if seconds is None else communicator.clock() + seconds)
+        try:
+            communicator.poller.watch(entry.fd, communicator.on_ready, entry)
+        except OSError as error:
+            shut(entry, CloseReason.NOT_WATCHED, errno.ENOMEM, error.strerror)
+    if entry.life.rung > OPEN:
+        return
     try:
         entry.greet()
     except BaseException:

@@ -17,6 +17,7 @@ from line_service import LineService, LineSession
 from protoserve import CommScheduler, TaskState
 from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.transport import SocketTransport
+from protoserve.kernel.waiting import stop_connection
 
 PATIENCE = 20.0
 

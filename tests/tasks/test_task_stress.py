@@ -13,6 +13,7 @@ from line_server import LineServer, Task
 
 from protoserve import CommScheduler, SubTask
 from protoserve.kernel.transport import SocketTransport
+from protoserve.kernel.waiting import stop_connection
 
 PATIENCE = 20.0
 
@@ -84,7 +85,7 @@ class Stand:
     def close(self) -> None:
         self.server.stopping = True
         for conn in self.server.connections():
-            self.communicator.stop_connection(conn.entry)
+            stop_connection(conn.entry)
         self.server.release()
         ended = self.unbound.wait(PATIENCE)
         for _ in self.threads:
