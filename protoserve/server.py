@@ -49,6 +49,7 @@ from protoserve.signals import wait_for_signal
 from protoserve.stopping import StopNotice
 from protoserve.tasks.network import WFServerTask
 from protoserve.tasks.series import SeriesWork
+from protoserve.upgrade import Spoken
 
 if TYPE_CHECKING:
     from protoserve.kernel.communicator import Communicator
@@ -872,6 +873,10 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
             on_stop or getattr(process, "on_stop", None),
         )
         self._task_class: type[WFServerTask[REQ, RESP]] = spec.task or WFServerTask
+        self.intercepts = type(self).intercept is not WFServer.intercept
+        """Whether a subclass has a look at requests before the handler."""
+        # Few protocols are spoken, but a handler may be made for each request.
+        self._speak = functools.lru_cache(maxsize=64)(self._make_spoken)
 
     @property
     def url_scheme(self) -> str:
@@ -921,6 +926,38 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
         called with. Called on a handler thread; must not block. Override it to change
         ``keep_alive`` and the like."""
         return self._task_class(self, self.process, seq, conn)
+
+    def intercept(self, task: Any) -> bool:
+        """Answer ``task`` before the handler does; True when it has its response, and the
+        handler is not called. For a subclass that answers some requests by itself: the
+        handler stays what it is, a function or a coroutine function. Called where a function
+        of the handler's would be, in the request's context; must not block. By default False."""
+        return False
+
+    def spoken(
+        self,
+        spec: ProtocolSpec[Any, Any],
+        process: Callable[[Any], object],
+        params: ServerParams | None = None,
+    ) -> Spoken:
+        """Another protocol for connections of this server; see ``task.upgrade``. Any thread.
+        Raises :class:`~protoserve.errors.ConfigError` as the server of that protocol does."""
+        return self._speak(spec, process, params)
+
+    def _make_spoken(
+        self,
+        spec: ProtocolSpec[Any, Any],
+        process: Callable[[Any], object],
+        params: ServerParams | None,
+    ) -> Spoken:
+        if not isinstance(spec, ProtocolSpec):
+            raise ConfigError(f"spec must be a ProtocolSpec, not {type(spec).__name__}")
+        if spec.server is None:
+            server = WFServer(spec, process, params)
+        else:
+            server = spec.server(process, spec.params if params is None else params)
+        server.check()
+        return Spoken(self, server)
 
     def new_connection(
         self, communicator: Communicator, transport: Transport, peername: Any

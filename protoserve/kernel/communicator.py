@@ -186,7 +186,7 @@ class Communicator:
             entry.resume_later()
         entry.release()
         if session is not None:
-            entry.service.habits.surprise(session.handler_key())
+            entry.protocol.habits.surprise(session.handler_key())
 
     def on_deadline(self, entry: CommConnEntry, _: int) -> None:
         """The poller's timer for a connection: has its deadline really passed?"""

@@ -17,7 +17,7 @@ from protoserve.kernel.intake import RECEIVE_SIZE, Intake
 from protoserve.kernel.life import FAREWELL, FORGOTTEN, OPEN, RUNGS, SHUT, TOLD, Life
 from protoserve.kernel.output import OutputBuffer
 from protoserve.kernel.poller import GONE
-from protoserve.kernel.service import CommService
+from protoserve.kernel.service import CommProtocol, CommService
 from protoserve.kernel.session import CommSession, TaskState
 from protoserve.kernel.waiting import settle
 from protoserve.log import logger
@@ -74,7 +74,7 @@ class CommConnEntry:
         self.connection = connection
         self.service = service
         """What counts it, and is told of it."""
-        self.protocol = service
+        self.protocol: CommProtocol = service
         """What it speaks: another one after an upgrade."""
         self.communicator = communicator
         self.transport = transport
@@ -227,7 +227,7 @@ class CommConnEntry:
         if exchanges.upgrade is not None:
             self._switch(exchanges.upgrade)
 
-    def _switch(self, protocol: CommService) -> None:
+    def _switch(self, protocol: CommProtocol) -> None:
         """The reply was the last in this protocol: go on in another."""
         exchanges = self.exchanges
         exchanges.upgrade = None
@@ -247,6 +247,7 @@ class CommConnEntry:
             self.deadline.take_limits(protocol.params)
             intake.queue = None
             intake.more = bool(rest)
+            intake.mark = intake.bytes_in - len(rest)
             self.greet()
             if rest:
                 intake.parser.feed(rest)

@@ -10,7 +10,7 @@ from protoserve.kernel.session import CommSession, TaskState
 from protoserve.protocol import Buffer, MessageOut
 
 if TYPE_CHECKING:
-    from protoserve.kernel.service import CommService
+    from protoserve.kernel.service import CommProtocol
     from protoserve.kernel.stream import Reply, Stream
 
 
@@ -99,7 +99,7 @@ class Exchanges:
         """What is to be closed then."""
         self.pushed_for = 0
         """``seq`` when a handler last pushed a part of its reply."""
-        self.upgrade: CommService | None = None
+        self.upgrade: CommProtocol | None = None
         """What the connection speaks after the reply in hand."""
         self.pumping = False
         """A thread hands requests over, or tells sessions of their end."""

@@ -26,7 +26,36 @@ REPORT_INTERVAL: Final = 60.0
 """Seconds between two reports of the same trouble."""
 
 
-class CommService(ABC):
+class CommProtocol(ABC):
+    """What a connection speaks: a server's own protocol, or another after an upgrade."""
+
+    def __init__(self, params: ServerParams) -> None:
+        self.params = params
+        self.in_flight = 1
+        """Requests of one connection that may be in hand at once."""
+        self.habits = Habits()
+        """Which handlers block."""
+
+    @abstractmethod
+    def new_session(self, seq: int, conn: CommConnection) -> CommSession:
+        """Make the session of a request, the ``seq``-th of its connection."""
+
+    @abstractmethod
+    def new_parser(self) -> MessageParser[Any]:
+        """Make the parser of a new connection."""
+
+    def greeting(self, conn: CommConnection) -> Piece | Hold:
+        """What is sent to a new connection before it has asked for anything; ``HOLD`` lets
+        reading wait for the first push. Called with the connection's lock. Empty by default."""
+        return b""
+
+    def farewell(self, conn: CommConnection, reason: CloseReason) -> bytes | ProtocolError:
+        """What is sent last when the server ends a connection by itself, for this reason.
+        Called with the connection's lock. Empty by default."""
+        return b""
+
+
+class CommService(CommProtocol):
     """What the communicator needs of a server (the article's ``CommService``).
 
     Counts what is alive: the listener, every connection and every series each hold one
@@ -35,15 +64,11 @@ class CommService(ABC):
     """
 
     def __init__(self, params: ServerParams) -> None:
-        self.params = params
+        super().__init__(params)
         self.max_connections = params.max_connections
         self.stopping = False
         self.starved = False
         """Whether the listener waits for a connection to close or become idle."""
-        self.habits = Habits()
-        """Which handlers block."""
-        self.in_flight = 1
-        """Requests of one connection that may be in hand at once."""
         self.asynchronous = False
         """Whether its handlers are coroutines, and belong in an asyncio loop."""
         self.engine: Engine | None = None
@@ -55,29 +80,11 @@ class CommService(ABC):
         self._connections: set[CommConnection] = set()
 
     @abstractmethod
-    def new_session(self, seq: int, conn: CommConnection) -> CommSession:
-        """Make the session of a complete request, the ``seq``-th of its connection."""
-
-    @abstractmethod
-    def new_parser(self) -> MessageParser[Any]:
-        """Make the parser of a new connection."""
-
-    @abstractmethod
     def new_connection(
         self, communicator: Communicator, transport: Transport, peername: Any
     ) -> CommConnection | None:
         """Make the object of an accepted connection; ``None`` refuses the peer, which sees
         the connection end. What is made may be pushed to, closed, and given times already."""
-
-    def greeting(self, conn: CommConnection) -> Piece | Hold:
-        """What is sent to a new connection before it has asked for anything; ``HOLD`` lets
-        reading wait for the first push. Called with the connection's lock. Empty by default."""
-        return b""
-
-    def farewell(self, conn: CommConnection, reason: CloseReason) -> bytes | ProtocolError:
-        """What is sent last when the server ends a connection by itself, for this reason.
-        Called with the connection's lock. Empty by default."""
-        return b""
 
     @abstractmethod
     def handle_unbound(self) -> None:

@@ -27,6 +27,7 @@ from protoserve.tasks.series import SeriesWork
 if TYPE_CHECKING:
     from protoserve.kernel.connection import CommConnection
     from protoserve.kernel.life import CallbackHandle
+    from protoserve.params import ServerParams
     from protoserve.server import WFServer
 
 
@@ -251,13 +252,17 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         (the article's ``WFServerTask::handle``)."""
         if state is TOREPLY:
             self.state = TOREPLY
-            if self.server.observers:
+            server = self.server
+            if server.observers:
                 self._started = time.monotonic()
-            self.variables = variables = self.server.variables.copy()
+            self.variables = variables = server.variables.copy()
             if self._series is not None:  # somebody asked for it before
                 self._series.variables = variables
             try:
-                outcome = variables.run(self._process, self)
+                if server.intercepts and variables.run(server.intercept, self):
+                    outcome = None
+                else:
+                    outcome = variables.run(self._process, self)
                 if outcome is not None and outcome is not NO_WAIT and not self._take(outcome):
                     return
             except BaseException as raised:
@@ -558,6 +563,30 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             raise UsageError("the reply is on its way already; call noreply() before")
         self.state = NOREPLY
 
+    def upgrade(
+        self,
+        spec: ProtocolSpec[Any, Any],
+        process: Callable[[Any], object],
+        params: ServerParams | None = None,
+    ) -> None:
+        """After this reply the connection speaks another protocol, with another handler:
+        beginning with what the parser had not made a request of. Timeouts, limits, counting and
+        the stop go on, with the protocol's ``params``; ``connection.state`` is emptied for it,
+        and it says its greeting. A reply that ends the connection, or a failure, undoes it.
+
+        For protocols whose parser holds back after such a request (``HOLD``). Raises
+        :class:`~protoserve.errors.UsageError` once the reply is on its way, and where requests
+        are answered out of order, :class:`~protoserve.errors.ConfigError` as a server of
+        that protocol would."""
+        protocol = self.server.spoken(spec, process, params)
+        exchanges = self.connection.entry.exchanges
+        with self.connection.entry.lock:
+            if not exchanges.awaits(self):
+                raise UsageError("the reply is on its way already; call upgrade() before")
+            if exchanges.others is not None:
+                raise UsageError("requests of this connection are answered out of order")
+            exchanges.upgrade = protocol
+
     def set_callback(self, callback: Callable[[Any], object] | None) -> None:
         """Call ``callback(task)`` when the reply is wholly in the operating system's
         hands (``state`` SUCCESS) or could not be sent (SYS_ERROR and ``error``). What it
@@ -592,6 +621,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error
+        self.connection.entry.exchanges.upgrade = None
         if isinstance(error, asyncio.CancelledError):
             # Somebody's decision, not a fault: the connection closes.
             error.__traceback__ = None

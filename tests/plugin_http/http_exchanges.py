@@ -97,9 +97,8 @@ def task_for(head: str, *, closing: bool = False, keep_alive: float = 75.0) -> H
         params=HTTP_SPEC.params.replace(keep_alive_timeout=keep_alive),
         observers=(),
     )
-    connection = SimpleNamespace(
-        closing=closing, peername=("127.0.0.1", 1), keep_alive_limit=keep_alive
-    )
+    entry = SimpleNamespace(deadline=SimpleNamespace(keep_alive_limit=keep_alive))
+    connection = SimpleNamespace(closing=closing, peername=("127.0.0.1", 1), entry=entry)
     task = HttpServerTask(server, lambda task: None, 0, connection)  # type: ignore[arg-type]
     task.message_in(request(head))
     return task

@@ -124,6 +124,7 @@ INTERNAL = {
     "CommConnEntry",  # the engine's half of a connection
     "Engine",  # the scheduler's dealings with what drives pollers
     "Poller",  # the communicator is made with one
+    "Spoken",  # between task.upgrade and the engine
     "Stream",  # the communicator's dealings with replies in pieces
     "HeaderBlock",  # requests are made by their parser
 }

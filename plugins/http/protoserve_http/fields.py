@@ -20,6 +20,7 @@ CONTENT_LENGTH: Final = istr("Content-Length")
 EXPECT: Final = istr("Expect")
 HOST: Final = istr("Host")
 KEEP_ALIVE: Final = istr("Keep-Alive")
+UPGRADE: Final = istr("Upgrade")
 TRANSFER_ENCODING: Final = istr("Transfer-Encoding")
 
 _OWS: Final = " \t"

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from protoserve import UsageError
-from protoserve_http.fields import HOST, HeaderBlock
+from protoserve_http.fields import CONNECTION, HOST, UPGRADE, HeaderBlock, list_tokens
 
 HeadersInit: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 
@@ -107,6 +107,17 @@ class HttpRequest:
     def keep_alive_timeout(self) -> float | None:
         """The seconds of the client's ``Keep-Alive: timeout=``, if it sent one."""
         return self._block.keep_alive_timeout
+
+    @property
+    def upgrade(self) -> str | None:
+        """The protocols that the client offers to go on in, from its ``Upgrade`` field; ``None``
+        where it offers none, or this is HTTP/1.0 (RFC 9110, 7.8). See ``task.upgrade``."""
+        headers = self.headers
+        if UPGRADE not in headers or self.version == "1.0":
+            return None
+        if "upgrade" not in list_tokens(headers.getall(CONNECTION, [])):
+            return None
+        return ", ".join(headers.getall(UPGRADE))
 
     def text(self, encoding: str = "utf-8") -> str:
         """The body as text. Raises ``UnicodeDecodeError`` when it is none."""

@@ -9,7 +9,16 @@ from typing import Final
 import httptools
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from protoserve import NEED_DATA, Feedback, MessageParser, NeedData, ProtocolError, ServerParams
+from protoserve import (
+    HOLD,
+    NEED_DATA,
+    Feedback,
+    Hold,
+    MessageParser,
+    NeedData,
+    ProtocolError,
+    ServerParams,
+)
 from protoserve_http.chunks import ChunkedBody
 from protoserve_http.faults import RequestError
 from protoserve_http.fields import MAX_BLOCK, MAX_FIELDS, HeaderBlock, split_fields
@@ -46,6 +55,10 @@ _BODY: Final = 2
 _CHUNKS: Final = 3
 _TRAILERS: Final = 4
 _CLOSED: Final = 5
+_HELD: Final = 6
+
+_ASK_AGAIN: Final = ProtocolError("")
+"""In place of an error, while it is held: what follows may be another protocol's."""
 
 
 class HttpRequestParser(MessageParser[HttpRequest]):
@@ -80,6 +93,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         "_parser",
         "_ready",
         "_request",
+        "_rest",
         "_section",
         "_seen",
         "_seen_line",
@@ -91,7 +105,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         limit = params.request_size_limit
         self._limit = limit
         self._fast_size = _FAST_SIZE if limit is None else min(_FAST_SIZE, limit)
-        self._ready: deque[HttpRequest | Feedback] = deque()
+        self._ready: deque[HttpRequest | Feedback | Hold] = deque()
         self._error: ProtocolError | None = None
         self._heads = 0  # that llhttp saw the end of
         self._last = _NO_FIELDS
@@ -106,6 +120,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         self._request: HttpRequest | None = None  # its body is awaited
         self._body = bytearray()
         self._chunks: ChunkedBody | None = None
+        self._rest = b""  # what follows such a request
         self._renew()
 
     def _renew(self) -> None:
@@ -151,13 +166,28 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         except RequestError as fault:
             self._fail(fault)
 
-    def next_message(self) -> HttpRequest | NeedData | Feedback:
+    def next_message(self) -> HttpRequest | NeedData | Feedback | Hold:
         """The next request, or ``100 Continue`` for one whose body is awaited."""
         if self._ready:
             return self._ready.popleft()
         if self._error is not None:
-            raise self._error
+            if self._error is not _ASK_AGAIN:
+                raise self._error
+            return self._go_on()
         return NEED_DATA
+
+    def _go_on(self) -> HttpRequest | NeedData | Feedback | Hold:
+        """The client's wish for another protocol was not fulfilled."""
+        self._error = None
+        self._state = _LINE
+        rest, self._rest = self._rest, b""
+        if rest:
+            self.feed(rest)
+        return self.next_message()
+
+    def leftover(self) -> bytes:
+        """What follows a request that asked for another protocol."""
+        return self._rest
 
     @property
     def partial(self) -> bool:
@@ -271,6 +301,9 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         limit = self._limit
         while pos < size:
             state = self._state
+            if state == _HELD:
+                self._rest += data[pos:]
+                return
             if state == _CLOSED:
                 # After `Connection: close`, bytes are ignored (RFC 9112, 9.6).
                 return
@@ -304,7 +337,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         try:
             self._parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
-            pass  # we support none, and go on in HTTP/1.1 (RFC 9110, 7.8)
+            pass  # what follows is looked at when the request is whole
         except httptools.HttpParserError as error:
             reason = str(error)
             # The one text that is looked at; a test holds it.
@@ -493,6 +526,11 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         self._ready.append(request)
         self._finish()
         if request.keep_alive:
+            if request.upgrade is not None:
+                # Until it is answered nobody knows what follows.
+                self._ready.append(HOLD)
+                self._error = _ASK_AGAIN
+                self._state = _HELD
             # llhttp did not see the end, or may believe that nothing follows.
             self._renew()
         else:

@@ -27,8 +27,11 @@ _CACHED_VALUE: Final = 128
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FORBIDDEN: Final = re.compile(r"[\0-\x08\x0a-\x1f\x7f]")
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
-# RFC 9110, 15.3.5, 15.3.6 and 15.4.5.
-WITHOUT_BODY: Final = frozenset({204, 205, 304})
+# RFC 9110, 15.2.2, 15.3.5, 15.3.6 and 15.4.5.
+WITHOUT_BODY: Final = frozenset({101, 204, 205, 304})
+
+SWITCHING: Final = "Switching Protocols"
+"""The reason of a 101 that is a reply: this object, which only an upgrade has."""
 
 # Fields that decide about the message itself, and so are not simply copied.
 _SPECIAL: Final = frozenset({"connection", "content-length", "date", "transfer-encoding"})
@@ -64,7 +67,7 @@ def status_line(status: int, reason: str | None = None) -> bytes:
     """The status line of a final reply; raises ``ValueError`` for what is none."""
     if not isinstance(status, int) or not 100 <= status <= 999:
         raise ValueError(f"status {status!r}: expected a whole number from 200 to 999")
-    if status < 200:
+    if status < 200 and reason is not SWITCHING:
         raise ValueError(
             f"status {int(status)} is interim and cannot be the reply; use 200 or more"
         )
@@ -197,7 +200,7 @@ def encode(response: HttpResponse, *, head_only: bool, connection: bytes) -> Mes
         lines, has_length, has_date = _special_lines(response, size, counted, connection)
         if has_date:
             out[0] = status_line(status, reason)
-        if status in (204, 205):
+        if status in (101, 204, 205):
             lines = [line for line in lines if not line.startswith(b"Content-Length")]
         out += lines
     elif connection:

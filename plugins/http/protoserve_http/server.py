@@ -14,6 +14,7 @@ from protoserve import (
     ProtocolSpec,
     ServerParams,
     TaskState,
+    UsageError,
     WFServer,
     WFServerTask,
 )
@@ -22,6 +23,7 @@ from protoserve_http.parser import HttpRequestParser
 from protoserve_http.serialiser import (
     CLOSE,
     STAY,
+    SWITCHING,
     WITHOUT_BODY,
     encode,
     encode_stream,
@@ -56,6 +58,28 @@ class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
         if wish is not None and (self.keep_alive is None or wish < self.keep_alive):
             self.keep_alive = wish
 
+    def upgrade(
+        self,
+        spec: ProtocolSpec[Any, Any],
+        process: Callable[[Any], object],
+        params: ServerParams | None = None,
+    ) -> None:
+        """Reply ``101 Switching Protocols``, with the first protocol that the client offered
+        unless the response has an ``Upgrade`` field already, and go on in that (RFC 9110,
+        7.8). See ``WFServerTask.upgrade``; raises ``UsageError`` also where the client asked for
+        no upgrade. A server that stops replies 503 instead."""
+        offered = self.req.upgrade
+        if offered is None:
+            raise UsageError(
+                "this request asks for no upgrade: see task.req.upgrade (RFC 9110, 7.8)"
+            )
+        super().upgrade(spec, process, params)
+        resp = self.resp
+        resp._status = 101
+        resp._reason = SWITCHING
+        resp.headers["Connection"] = "upgrade"
+        resp.headers.setdefault("Upgrade", offered.partition(",")[0].strip())
+
     def message_out(self) -> MessageOut:
         """The reply's bytes, with the ``Connection`` that is due (RFC 9112, 9.6).
 
@@ -75,6 +99,8 @@ class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
         ):
             self.keep_alive = 0.0
             connection = CLOSE
+            if resp._status == 101:  # there is nothing to go on with
+                resp = self.resp = HttpResponse(503, "This connection ends.\n")
         else:
             connection = STAY if req.version == "1.0" else b""
         head_only = req.method == "HEAD"
