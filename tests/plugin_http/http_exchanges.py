@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from protoserve import NEED_DATA, Feedback, ProtocolError, ServerParams
+from protoserve import HOLD, NEED_DATA, Feedback, ProtocolError, ServerParams
 from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser, HttpServerTask
 
 
@@ -67,6 +67,8 @@ def parse(pieces: Iterable[bytes], params: ServerParams | None = None) -> Outcom
                 break
             if message is NEED_DATA:
                 break
+            if message is HOLD:  # until it is answered, which it is
+                continue
             if isinstance(message, Feedback):
                 outcome.interim.append(message.data)
             else:

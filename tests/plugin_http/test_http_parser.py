@@ -9,7 +9,7 @@ import httptools
 import pytest
 from http_exchanges import every_byte, parse
 
-from protoserve import NEED_DATA, Feedback, ProtocolError
+from protoserve import HOLD, NEED_DATA, Feedback, ProtocolError
 from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -241,6 +241,34 @@ class TestAtOnce:
             outcome = parse([*pieces, bad])
             assert outcome.error is not None
             assert outcome.facts == parse([good + bad]).facts
+
+
+class TestUpgrade:
+    ASK = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+
+    @pytest.mark.parametrize("size", [1, 7, 1000])
+    def test_it_holds_back_once_and_keeps_what_follows(self, size: int) -> None:
+        parser = HttpRequestParser(HTTP_SPEC.params)
+        data = self.ASK + b"\0 of another protocol"
+        for start in range(0, len(data), size):
+            parser.feed(data[start : start + size])
+        request = parser.next_message()
+        assert isinstance(request, HttpRequest)
+        assert request.upgrade == "x"
+        assert parser.next_message() is HOLD
+        assert not parser.partial
+        parser.feed(b", and more")
+        assert parser.leftover() == b"\0 of another protocol, and more"
+
+    def test_without_an_upgrade_what_follows_is_read_as_before(self) -> None:
+        parser = HttpRequestParser(HTTP_SPEC.params)
+        parser.feed(self.ASK + self.ASK + b"GE")
+        for _ in range(2):
+            assert isinstance(parser.next_message(), HttpRequest)
+            assert parser.next_message() is HOLD
+        assert parser.next_message() is NEED_DATA
+        assert parser.partial
+        assert parser.leftover() == b""
 
 
 class TestFastWay:
