@@ -409,7 +409,17 @@ class Communicator:
         if output.size < JOIN_SIZE or not session.end_quietly():
             # Else many wait for a slow peer, and this one need not be kept to be told.
             output.marks.append((session, output.end))
-        entry.answered(session, keep_alive)
+        if (
+            exchanges.others is None
+            and exchanges.upgrade is None
+            and entry.intake.arriving is None
+        ):
+            exchanges.session = None  # entry.answered(), where nothing else follows
+            entry.deadline.keep_alive = keep_alive
+            if keep_alive == 0:
+                entry.life.end(CloseReason.LAST_REPLY)
+        else:
+            entry.answered(session, keep_alive)
         if exchanges.pumping:
             # The thread that handed the request over goes on, and sends.
             lock.release()

@@ -59,7 +59,9 @@ def body_failed(entry: CommConnEntry, error: BaseException) -> None:
 def say_farewell(entry: CommConnEntry, data: Buffer, reason: CloseReason) -> None:
     """Close after ``data`` and what was given out before it."""
     entry.life.end(reason, FAREWELL)
-    if data:
+    if data and entry.exchanges.others:
+        entry.exchanges.farewell = data  # they are answered before
+    elif data:
         try:
             entry.output.put(data)
         except (TypeError, ValueError):

@@ -58,6 +58,7 @@ class Exchanges:
         "collecting",
         "deferred",
         "dropped",
+        "farewell",
         "finished",
         "held",
         "held_size",
@@ -93,6 +94,8 @@ class Exchanges:
         self.held: list[Buffer] | None = None
         """Pushed meanwhile."""
         self.held_size = 0
+        self.farewell: Buffer | None = None
+        """The last word, while others have yet to be answered."""
         self.finished: list[tuple[CommSession, TaskState, int]] = []
         """Who is to be told of its end, when the lock is let go."""
         self.dropped: Stream | None = None

@@ -57,7 +57,7 @@ def hand_over(
     exchanges.session = COMING
     lock = entry.lock
     service = entry.protocol
-    several = exchanges.others is not None
+    others = exchanges.others
     what = "no session could be made"
     session: CommSession = COMING
     try:
@@ -72,7 +72,7 @@ def hand_over(
         session.message_in(message)
         what = "the session failed"
         # Nobody else touches it while it is COMING.
-        if several:
+        if others is not None:
             let_others_pump(entry, session)
         else:
             exchanges.session = session
@@ -92,7 +92,7 @@ def hand_over(
         lock.acquire()
         return session_failed(entry, session, what)
     lock.acquire()
-    if several:
+    if others is not None:
         if exchanges.pumping:
             return ANOTHER_PUMPS
         exchanges.pumping = True

@@ -73,6 +73,11 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
     if entry.life.rung:
         if exchanges.others:
             deadline.clear()  # they end before
+        elif exchanges.farewell is not None:
+            word, exchanges.farewell = exchanges.farewell, None
+            say_farewell(entry, word, entry.life.reason)
+            entry.output.flush(entry)
+            settle(entry)
         else:
             end(entry)
         return
@@ -82,6 +87,12 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
         deadline.clear()
         if intake.arriving is not None:
             await_body(entry)
+        elif exchanges.others and not intake.more and not exchanges.crowded:
+            try:
+                if intake.parser.partial:
+                    _await_rest(entry, now or entry.communicator.clock())
+            except BaseException:
+                _partial_failed(entry)
         return
     fresh = deadline.limit is NO_LIMIT  # a reply was sent
     if not now:
@@ -89,10 +100,7 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
     try:
         partial = intake.parser.partial
     except BaseException:
-        logger.exception(
-            "the parser of %r raised in partial; the connection closes", entry.connection
-        )
-        shut(entry, CloseReason.PROTOCOL_FAILED, errno.EPROTO, "the parser failed")
+        _partial_failed(entry)
         return
     if intake.eof:
         shut(entry, CloseReason.PEER_LEFT if partial else CloseReason.PEER_CLOSED, 0)
@@ -120,6 +128,12 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
             deadline.idle_since = now
             seconds = deadline.first_wait
             deadline.arm(FIRST, inf if seconds is None else now + seconds)
+
+
+def _partial_failed(entry: CommConnEntry) -> None:
+    """In an ``except`` block."""
+    logger.exception("the parser of %r raised in partial; the connection closes", entry.connection)
+    shut(entry, CloseReason.PROTOCOL_FAILED, errno.EPROTO, "the parser failed")
 
 
 def _stop(entry: CommConnEntry, fresh: bool) -> None:

@@ -430,3 +430,22 @@ def test_what_a_slow_peer_takes_is_progress(engine: MemoryEngine) -> None:
         assert not peer.aborted
         engine.advance(0.2)
         assert not peer.aborted
+
+
+def test_a_request_that_stalls_beside_others_in_flight(engine: MemoryEngine) -> None:
+    service = LineService(later, peer_response_timeout=5)
+    service.in_flight = 3
+    peer = engine.connect(service)
+    peer.send(b"a\nb\npart")
+    engine.run()
+    assert service.lines == ["a", "b"]
+    engine.advance(4)
+    assert connection_of(service).entry.life.rung == 0
+    engine.advance(2)
+    # It is told so after the others' answers.
+    assert connection_of(service).closing
+    for session in reversed(service.sessions):
+        session.reply()
+    engine.run()
+    assert peer.received == b"b\na\nTIMEOUT\n"
+    assert peer.eof
