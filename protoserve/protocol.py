@@ -170,72 +170,74 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_.+-]*\Z")
 class ProtocolSpec(Generic[REQ, RESP]):
     """Everything the engine needs to know of a protocol.
 
-    Raises :class:`~protoserve.errors.ConfigError` when a field is unusable.
+    Raises :class:`~protoserve.errors.ConfigError` when a field is unusable. Its fields:
+
+    ``name``: The name users give on the command line: lower case, for example ``http``.
+
+    ``message_in``: Makes the parser of a new connection from the server's parameters.
+
+    ``message_out``: Turns a response into bytes-like buffers.
+
+    ``response``: Makes the empty response that ``process`` fills in as ``task.resp``.
+
+    ``task``: The task class of a request; ``None`` for plain ``WFServerTask``.
+
+    ``error_response``: Makes the response that is sent when the handler of a request raised
+        this exception; ``None`` closes instead.
+
+    ``greeting``: What a server says first, in protocols where it does: bytes, a list of them,
+        or nothing. It may set ``connection.state``. ``HOLD``: the greeting comes later, by
+        ``connection.push``, and nothing is read before. The connection counts and its
+        ``peer_response_timeout`` runs before a byte of it goes out. Called on the engine's
+        thread in the middle of the connection's work: it must not block, nor push.
+
+    ``farewell``: What it says last when it ends a connection by itself: because the first
+        request, or the next, did not come (``NO_REQUEST``, ``IDLE``), or not all of one
+        (``REQUEST_TOO_SLOW``), the server stops (``SERVER_STOPPED``) or another needs its
+        place (``MADE_ROOM``). Empty for no word. A :class:`~protoserve.errors.ProtocolError`,
+        which is returned, carries it together with facts for observers. Called as ``greeting``
+        is.
+
+    ``in_flight``: How many requests of one connection are served at the same time and answered
+        as they finish, as protocols with correlation ids want it. 1: in order.
+
+    ``summary``: The facts of an exchange for logs and metrics, such as HTTP's method, target,
+        status and length. Called when the reply is out, or impossible, and only when somebody
+        observes the server.
+
+    ``handler_key``: What of a request tells handlers apart that block from those that do not:
+        HTTP's path, Redis' command. Asked only while some are slow, to call those that block
+        on a thread of their own from the start; ``None``: all are alike.
+
+    ``server``: Makes a server of a handler and parameters, for the command line; ``None`` for
+        a plain ``WFServer``. For protocols that have a server class of their own.
+
+    ``demo``: An application that shows the protocol, as ``module:callable``: what the command
+        line serves when it is given none. Imported only then.
+
+    ``params``: The protocol's default parameters.
+
+    ``url_scheme``: The scheme of a server's ``url``.
+
+    ``url_scheme_tls``: The scheme of a server's ``url`` over TLS.
     """
 
     name: str
-    """The name users give on the command line: lower case, for example ``http``."""
-
     message_in: Callable[[ServerParams], MessageParser[REQ]]
-    """Makes the parser of a new connection from the server's parameters."""
-
     message_out: Callable[[RESP], MessageOut]
-    """Turns a response into bytes-like buffers."""
-
     response: Callable[[], RESP]
-    """Makes the empty response that ``process`` fills in as ``task.resp``."""
-
     task: type[WFServerTask[Any, Any]] | None = None
-    """The task class of a request; ``None`` for plain ``WFServerTask``."""
-
     error_response: Callable[[REQ, BaseException], RESP] | None = None
-    """Makes the response that is sent when the handler of a request raised this exception;
-    ``None`` closes instead."""
-
     greeting: Callable[[CommConnection], Piece | Hold] | None = None
-    """What a server says first, in protocols where it does: bytes, a list of them, or
-    nothing. It may set ``connection.state``. ``HOLD``: the greeting comes later, by
-    ``connection.push``, and nothing is read before. The connection counts and its
-    ``peer_response_timeout`` runs before a byte of it goes out. Called on the engine's thread
-    in the middle of the connection's work: it must not block, nor push."""
-
     farewell: Callable[[CommConnection, CloseReason], bytes | ProtocolError] | None = None
-    """What it says last when it ends a connection by itself: because the first request, or the
-    next, did not come (``NO_REQUEST``, ``IDLE``), or not all of one (``REQUEST_TOO_SLOW``),
-    the server stops (``SERVER_STOPPED``) or another needs its place (``MADE_ROOM``). Empty for
-    no word. A :class:`~protoserve.errors.ProtocolError`, which is returned, carries it
-    together with facts for observers. Called as ``greeting`` is."""
-
     in_flight: int = 1
-    """How many requests of one connection are served at the same time and answered as they
-    finish, as protocols with correlation ids want it. 1: in order."""
-
     summary: Callable[[REQ, RESP], Mapping[str, object]] | None = None
-    """The facts of an exchange for logs and metrics, such as HTTP's method, target, status
-    and length. Called when the reply is out, or impossible, and only when somebody
-    observes the server."""
-
     handler_key: Callable[[REQ], Hashable] | None = None
-    """What of a request tells handlers apart that block from those that do not: HTTP's path,
-    Redis' command. Asked only while some are slow, to call those that block on a thread of
-    their own from the start; ``None``: all are alike."""
-
     server: Callable[[Callable[[Any], object], ServerParams], WFServer[REQ, RESP]] | None = None
-    """Makes a server of a handler and parameters, for the command line; ``None`` for a plain
-    ``WFServer``. For protocols that have a server class of their own."""
-
     demo: str | None = None
-    """An application that shows the protocol, as ``module:callable``: what the command line
-    serves when it is given none. Imported only then."""
-
     params: ServerParams = field(default_factory=ServerParams)
-    """The protocol's default parameters."""
-
     url_scheme: str = "tcp"
-    """The scheme of a server's ``url``."""
-
     url_scheme_tls: str = "tls"
-    """The scheme of a server's ``url`` over TLS."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.match(self.name):

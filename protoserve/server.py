@@ -318,7 +318,7 @@ class WFServerBase(CommService):
                 discard_listener(sock, adopted=adopted)
             if bound:
                 assert self._scheduler is not None
-                self._scheduler.unbind(self)
+                self._scheduler.service_ended(self)
                 self._scheduler.join(None, self)
             if isinstance(error, OSError) and not isinstance(error, BindError):
                 raise BindError(
@@ -747,7 +747,7 @@ class WFServerBase(CommService):
             self.resume_accepting = None
             # Before a waiter can look: it joins the threads that this ends.
             if self._scheduler is not None:
-                self._scheduler.unbind(self)
+                self._scheduler.service_ended(self)
             self._condition.notify_all()
 
     def _serves_here(self) -> bool:

@@ -171,7 +171,7 @@ class CommScheduler:
         service.engine = engine
         return engine.communicator
 
-    def unbind(self, service: CommService) -> None:
+    def service_ended(self, service: CommService) -> None:
         """``service`` has ended. Never blocks."""
         with self._lock:
             if service not in self._services:

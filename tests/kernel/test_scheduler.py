@@ -32,12 +32,12 @@ def test_shared_by_two_services() -> None:
     assert scheduler.bind(second) is communicator
     assert scheduler.running
     assert handler_threads() == 2  # a leader and its monitor
-    scheduler.unbind(first)
-    scheduler.unbind(first)  # twice is harmless
+    scheduler.service_ended(first)
+    scheduler.service_ended(first)  # twice is harmless
     ran = threading.Event()
     communicator.poller.post(set_event, ran)
     assert ran.wait(PATIENCE), "the engine runs on for the other"
-    scheduler.unbind(second)
+    scheduler.service_ended(second)
     assert scheduler.join(PATIENCE)
     assert not scheduler.running
     assert handler_threads() == 0
@@ -53,7 +53,7 @@ def test_bind_again() -> None:
         ran = threading.Event()
         communicator.poller.post(set_event, ran)
         assert ran.wait(PATIENCE)
-        scheduler.unbind(service)
+        scheduler.service_ended(service)
         assert scheduler.join(PATIENCE)
     assert len(engines) == 5
     assert handler_threads() == 0
@@ -70,7 +70,7 @@ def test_bind_again_before_the_threads_are_joined() -> None:
     service = LineService()
     scheduler.bind(service).poller.post(block, None)
     assert began.wait(PATIENCE)
-    scheduler.unbind(service)
+    scheduler.service_ended(service)
     assert not scheduler.join(0)
     ran = threading.Event()
     scheduler.bind(service).poller.post(set_event, ran)
@@ -78,7 +78,7 @@ def test_bind_again_before_the_threads_are_joined() -> None:
     gate.set()
     assert scheduler.join(PATIENCE)
     assert scheduler.running
-    scheduler.unbind(service)
+    scheduler.service_ended(service)
     assert scheduler.join(PATIENCE)
 
 
@@ -93,13 +93,13 @@ def test_nobody_waits_for_the_handlers_of_others() -> None:
     first, second = LineService(), LineService()
     scheduler.bind(first).poller.post(block, None)
     assert began.wait(PATIENCE)
-    scheduler.unbind(first)
+    scheduler.service_ended(first)
     assert not scheduler.join(0, first)
     scheduler.bind(second)
-    scheduler.unbind(second)
+    scheduler.service_ended(second)
     assert scheduler.join(PATIENCE, second)
     scheduler.bind(first)  # its second life is not held up by the first
-    scheduler.unbind(first)
+    scheduler.service_ended(first)
     assert scheduler.join(PATIENCE, first)
     assert scheduler.running
     gate.set()
@@ -140,7 +140,7 @@ def test_the_most_demanding_service_counts() -> None:
     assert events == [HandlersBlocked(4)]
     gate.set()
     for service in services:
-        scheduler.unbind(service)
+        scheduler.service_ended(service)
     assert scheduler.join(PATIENCE)
 
 
@@ -157,8 +157,8 @@ def test_a_service_that_is_bound_later_is_told_that_all_are_busy() -> None:
     scheduler.bind(second)
     for _ in range(3):
         scheduler.on_exhausted(1)
-    scheduler.unbind(first)
-    scheduler.unbind(second)
+    scheduler.service_ended(first)
+    scheduler.service_ended(second)
     assert scheduler.join(PATIENCE)
     assert before == ["first"]  # once a minute
     assert told == ["first", "first", "second"]
@@ -186,7 +186,7 @@ def test_what_is_to_be_called_where_handlers_run_waits_for_a_thread() -> None:
     too_early = called.is_set()
     gate.set()
     assert called.wait(PATIENCE)
-    scheduler.unbind(service)
+    scheduler.service_ended(service)
     assert scheduler.join(PATIENCE)
     assert not too_early
 
@@ -199,7 +199,7 @@ def test_in_handler() -> None:
 
     def look(_: None, mask: int) -> None:
         inside.append(scheduler.in_handler())
-        scheduler.unbind(service)  # never blocks, not even here
+        scheduler.service_ended(service)  # never blocks, not even here
         inside.append(scheduler.in_handler())
         done.set()
 
@@ -222,7 +222,7 @@ def test_an_event_that_raises_is_logged(caplog: pytest.LogCaptureFixture) -> Non
     communicator.poller.post(fail, None)
     communicator.poller.post(set_event, ran)
     assert ran.wait(PATIENCE)
-    scheduler.unbind(service)
+    scheduler.service_ended(service)
     assert scheduler.join(PATIENCE)
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
@@ -239,7 +239,7 @@ def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not scheduler.running
     service = LineService()
     scheduler.bind(service)
-    scheduler.unbind(service)
+    scheduler.service_ended(service)
     assert scheduler.join(PATIENCE)
 
 
@@ -250,7 +250,7 @@ def test_a_clock_of_its_own() -> None:
     assert isinstance(scheduler.bind(LineService()), Communicator)
     assert poller.time() > time.monotonic() + 900
     for bound in list(scheduler._services):
-        scheduler.unbind(bound)
+        scheduler.service_ended(bound)
     assert scheduler.join(PATIENCE)
 
 

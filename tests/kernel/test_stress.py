@@ -96,7 +96,7 @@ class Stand:
             self.deferred.put(None)
         for thread in self.repliers:
             thread.join(PATIENCE)
-        self.scheduler.unbind(self.service)
+        self.scheduler.service_ended(self.service)
         assert self.scheduler.join(PATIENCE)
         assert not left
         assert self.service.unbound == 1

@@ -92,7 +92,7 @@ class Stand:
             self.work.put(None)
         for thread in self.threads:
             thread.join(PATIENCE)
-        self.scheduler.unbind(self.server)
+        self.scheduler.service_ended(self.server)
         assert self.scheduler.join(PATIENCE)
         assert ended
         assert self.server.alive == 0

@@ -1,0 +1,34 @@
+"""What ProtocolSpec tells of itself, and refuses."""
+
+from __future__ import annotations
+
+import pydoc
+import re
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from protoserve import ConfigError, ProtocolSpec
+
+
+def test_help_shows_the_text_of_each_field() -> None:
+    shown = pydoc.render_doc(ProtocolSpec, renderer=pydoc.plaintext)
+    for field in fields(ProtocolSpec):
+        assert re.search(rf"``{field.name}``: \w{{3,}}", shown), field.name
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, None, "2"])
+def test_in_flight_is_a_number_of_requests(value: Any) -> None:
+    with pytest.raises(ConfigError, match="in_flight"):
+        ProtocolSpec(
+            name="a", message_in=print, message_out=print, response=object, in_flight=value
+        )
+
+
+@pytest.mark.parametrize("field", ["greeting", "farewell", "error_response"])
+def test_what_is_to_be_called_can_be(field: str) -> None:
+    with pytest.raises(ConfigError, match=f"{field} must be callable, or None, not bytes"):
+        ProtocolSpec(
+            name="a", message_in=print, message_out=print, response=object, **{field: b"220"}
+        )
