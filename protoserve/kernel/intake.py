@@ -82,7 +82,7 @@ class Intake:
         queue = self.queue
         if queue is None:
             queue = self.queue = deque()
-        if queue and type(queue[-1]) is Fault:
+        if queue and (queue[-1] is HOLD or type(queue[-1]) is Fault):
             return False
         try:
             while len(queue) < limit:
@@ -90,9 +90,9 @@ class Intake:
                 if message is NEED_DATA:
                     # It may be the reply that the parser waits for: it is asked again.
                     return True
-                if message is HOLD:
-                    return False
                 queue.append(message)
+                if message is HOLD:
+                    return False  # the parser is asked again when the replies are given
         except BaseException as error:
             queue.append(Fault(error))  # its turn comes after the requests before it
         return False
@@ -106,7 +106,7 @@ class Intake:
     def unread(self) -> bool:
         """Whether the peer sent more than was answered, or may be sending it. Asked when
         nothing of it will be answered any more."""
-        if self.queue:
+        if self.queue and self.queue[0] is not HOLD:
             return True
         try:
             if self.readable and self.recv(RECEIVE_SIZE):
@@ -114,9 +114,10 @@ class Intake:
         except OSError:  # nothing, or nobody
             self.readable = False
         try:
-            return (
-                self.more and self.parser.next_message() is not NEED_DATA
-            ) or self.parser.partial
+            message = self.parser.next_message() if self.more else NEED_DATA
+            if message is HOLD:
+                message = self.parser.next_message()
+            return message is not NEED_DATA or self.parser.partial
         except BaseException:  # what it is does not matter any more
             return True
 

@@ -789,6 +789,35 @@ def test_hold_lets_the_reply_decide_how_the_rest_is_read(
     assert service.parsers[0].early == 0  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("pieces", [1, 3, 1000])
+def test_hold_with_pipelined_input_while_a_slow_handler_runs(
+    engine: MemoryEngine, pieces: int
+) -> None:
+    service = Service(later, parser=HoldingParser)
+    peer = engine.connect(service)
+    data = b"data\nx\ny\n.\nb\n"
+    for at in range(0, len(data), max(1, len(data) // pieces)):
+        peer.send(data[at : at + max(1, len(data) // pieces)])
+        engine.run()
+    assert service.lines == ["data"]
+    peer.send(b"c\n")
+    engine.run()
+    asks = service.parsers[0].asks  # type: ignore[attr-defined]
+    peer.send(b"d\n")
+    engine.advance(1)
+    assert service.parsers[0].asks == asks  # type: ignore[attr-defined]
+    give(service.sessions[0])
+    engine.run()
+    assert service.lines == ["data", "<x|y>"]
+    for number in range(1, 5):
+        service.sessions[number].reply()
+        engine.run()
+    assert bytes(peer.received) == b"go on\n<x|y>\nb\nc\nd\n"
+    assert service.parsers[0].early == 0  # type: ignore[attr-defined]
+    leave(engine, peer)
+    finish(engine, service)
+
+
 def test_hold_with_several_requests_before_it(engine: MemoryEngine) -> None:
     service = Service(later, parser=HoldingParser)
     peer = engine.connect(service)
