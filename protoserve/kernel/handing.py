@@ -31,6 +31,8 @@ TOREPLY: Final = TaskState.TOREPLY
 _WORDS: Final = frozenset({type(None), type(HOLD), Feedback, Arriving})
 """What a parser says besides requests."""
 
+FAILED: Final = "the session failed"
+
 ANOTHER_PUMPS: Final = -1.0
 """Instead of a time: while the handler ran, another thread has taken over."""
 
@@ -70,7 +72,7 @@ def hand_over(
             lock.release()
             session = collected
         session.message_in(message)
-        what = "the session failed"
+        what = FAILED
         # Nobody else touches it while it is COMING.
         if others is not None:
             let_others_pump(entry, session)
@@ -90,7 +92,8 @@ def hand_over(
                 service.habits.note(session.handler_key(), True, False)
     except BaseException:
         lock.acquire()
-        return session_failed(entry, session, what)
+        alone = others is None or what is not FAILED
+        return session_failed(entry, session, what, alone=alone)
     lock.acquire()
     if others is not None:
         if exchanges.pumping:
@@ -144,13 +147,16 @@ def hear(entry: CommConnEntry, word: Any, now: float) -> float:
     return now
 
 
-def session_failed(entry: CommConnEntry, session: CommSession, what: str) -> float:
-    """In an ``except`` block, with the lock."""
+def session_failed(
+    entry: CommConnEntry, session: CommSession, what: str, *, alone: bool = True
+) -> float:
+    """In an ``except`` block, with the lock. ``alone``: nobody else was let pump, so that
+    what is coming is this one."""
     exchanges = entry.exchanges
-    if not exchanges.remove(session):
+    if not exchanges.remove(session) and alone:
         exchanges.remove(COMING)
     fail(entry, what)
-    if exchanges.others is not None and session is not COMING:
+    if not alone:
         if exchanges.pumping:
             return ANOTHER_PUMPS
         exchanges.pumping = True

@@ -1235,6 +1235,40 @@ def test_peers_that_do_not_read_are_not_served_further(engine: MemoryEngine) -> 
     assert bytes(peer.received) == bytes(2000) + b"b\n"
 
 
+@pytest.mark.parametrize("where", ["new_session", "message_in", "handle"])
+def test_a_session_that_fails_among_others(
+    engine: MemoryEngine, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    class Odd(LineSession):
+        def __init__(self, service: LineService, seq: int, conn: CommConnection) -> None:
+            super().__init__(service, seq, conn)
+            if where == "new_session" and seq == 1:
+                raise ValueError("a fault")
+
+        def message_in(self, message: str) -> None:
+            super().message_in(message)
+            if where == "message_in" and self.seq == 1:
+                raise ValueError("a fault")
+
+        def handle(self, state: TaskState, error: int) -> None:
+            super().handle(state, error)
+            if where == "handle" and self.seq == 1:
+                raise ValueError("a fault")
+
+    service = Service(later, in_flight=5, session=Odd)
+    peer = engine.connect(service)
+    peer.send(b"a\nbad\nc\n")
+    engine.run()
+    assert not peer.eof
+    service.sessions[0].reply()
+    engine.run()
+    assert (bytes(peer.received), peer.eof) == (b"a\n", True)
+    assert len(errors(caplog)) == 1
+    leave(engine, peer)
+    assert [event.reason for event in service.ends] == [CloseReason.PROTOCOL_FAILED]
+    finish(engine, service)
+
+
 def pieces(*parts: bytes) -> Iterator[bytes]:
     yield from parts
 
