@@ -371,7 +371,7 @@ class Communicator:
         ):
             lock.release()
             raise UsageError("this request was answered before; a request has one reply")
-        if entry.life.rung >= SHUT:
+        if entry.life.rung and (entry.life.rung >= SHUT or entry.life.reset):
             lock.release()
             return False
         output = entry.output
@@ -462,7 +462,7 @@ class Communicator:
         had to wait for. Any thread."""
         entry = session.connection.entry
         entry.lock.acquire()
-        if entry.life.rung >= SHUT:
+        if entry.life.rung >= SHUT or entry.life.reset:
             entry.exchanges.remove(session)
         entry.release()
 

@@ -212,6 +212,7 @@ def break_off(entry: CommConnEntry, session: CommSession | None) -> None:
         exchanges.remove(session)
     exchanges.dropped = stream
     exchanges.held = None
+    drop_replies(entry, errno.EIO)
     entry.intake.more = False
     life = entry.life
     life.end(CloseReason.REPLY_FAILED)
@@ -243,6 +244,17 @@ def drop_stream(entry: CommConnEntry) -> None:
     exchanges.dropped = stream
     error = entry.life.error or errno.ECONNRESET
     exchanges.finished.append((stream.session, SYS_ERROR, error))
+
+
+def drop_replies(entry: CommConnEntry, error: int) -> None:
+    """What waited for a reply in pieces will not be sent."""
+    exchanges = entry.exchanges
+    replies, exchanges.replies = exchanges.replies, None
+    for session, _, reply in replies or ():
+        exchanges.remove(session)
+        if not isinstance(reply, tuple):
+            exchanges.finished.append((News(reply.refuse), SYS_ERROR, error))
+        exchanges.finished.append((session, SYS_ERROR, error))
 
 
 def shut(entry: CommConnEntry, reason: CloseReason, error: int, detail: str | None = "") -> bool:
@@ -277,10 +289,7 @@ def shut(entry: CommConnEntry, reason: CloseReason, error: int, detail: str | No
     output.marks.clear()
     if exchanges.collecting is not None:
         exchanges.session = exchanges.collecting = None  # its handler has not been called
-    for session, _, _ in exchanges.replies or ():
-        exchanges.remove(session)
-        finished.append((session, SYS_ERROR, error or errno.ECONNRESET))
-    exchanges.replies = None
+    drop_replies(entry, error or errno.ECONNRESET)
     stream = exchanges.stream
     if stream is not None:
         if stream.busy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from protoserve.kernel.ending import break_off, drop_stream
@@ -79,6 +79,10 @@ class Stream(ABC):
     @abstractmethod
     def close(self) -> None:
         """Nobody wants the rest, and the source rests. Without the connection's lock."""
+
+    def refuse(self) -> None:
+        """Nobody wants it, and it was not begun. Without the connection's lock."""
+        self.close()
 
     # -- what its source calls, on any thread, without the lock --------------------------
 
@@ -304,6 +308,16 @@ class AsyncIteratorStream(Stream):
     def close(self) -> None:
         """Done by the coroutine, which ends with it."""
 
+    def refuse(self) -> None:
+        close = getattr(self._pieces, "aclose", None)
+        engine = self.entry.communicator.engine
+        if close is not None and engine is not None:
+            self.session.call(engine.run_coroutine, close_all(close), self._refused)
+
+    def _refused(self, error: BaseException | None) -> None:
+        if error is not None:
+            logger.error("closing the reply of %r raised", self.session, exc_info=error)
+
     async def _send(self) -> None:
         pieces = self._pieces
         self._loop = asyncio.get_running_loop()
@@ -339,6 +353,11 @@ class AsyncIteratorStream(Stream):
         else:
             self.abandon()
             self.session.reply_failed(error)
+
+
+async def close_all(close: Callable[[], Awaitable[object]]) -> None:
+    """What it returns may be any awaitable."""
+    await close()
 
 
 async def room(conn: CommConnection) -> None:

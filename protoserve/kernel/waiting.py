@@ -71,7 +71,7 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
         deadline.limit = NO_LIMIT
     exchanges = entry.exchanges
     if entry.life.rung:
-        if exchanges.others:
+        if exchanges.others and not entry.life.reset:
             deadline.clear()  # they end before
         elif exchanges.farewell is not None:
             word, exchanges.farewell = exchanges.farewell, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -1354,6 +1355,56 @@ class Pieces:
 
     def close(self) -> None:
         self.closed += 1
+
+
+def test_a_reset_while_replies_wait_for_one_in_pieces(engine: MemoryEngine) -> None:
+    service = Service(later, in_flight=4)
+    peer = engine.connect(service, room=1)
+    peer.send(b"a\nb\nc\nd\n")
+    engine.run()
+    first, second = Pieces(b"<", b"x" * 70_000, b">"), Pieces(b"<", b">")
+    service.sessions[0].reply(first)
+    service.sessions[1].reply()
+    service.sessions[2].reply(second)
+    engine.run()
+    peer.reset()
+    engine.run()
+    assert [session.states[1:] for session in service.sessions[:3]] == [
+        [(TaskState.SYS_ERROR, errno.ECONNRESET)]
+    ] * 3
+    assert (first.closed, second.closed) == (1, 1)
+    assert service.unbound == 0
+    assert not service.sessions[3].reply()
+    engine.run()
+    finish(engine, service)
+
+
+def test_one_that_fails_midway_takes_the_others_with_it(
+    engine: MemoryEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = Service(later, in_flight=5)
+    peer = engine.connect(service, room=3)
+    peer.send(b"a\nb\nc\nd\ne\n")
+    engine.run()
+    second = Pieces(b"<", b">")
+    service.sessions[0].reply(Pieces(b"<1", b"x" * 70_000, ValueError("a fault")))
+    service.sessions[1].reply()
+    service.sessions[2].reply(second)
+    engine.run()
+    peer.read()
+    engine.run()
+    # What is cut ends with a reset, and nothing may follow it as if it were its rest.
+    service.sessions[3].reply()
+    engine.advance(3)
+    assert bytes(peer.received) == b"<1" + b"x" * 70_000
+    assert peer.aborted
+    assert service.sessions[0].states[1:] == [(TaskState.SYS_ERROR, errno.EIO)]
+    assert [len(session.states) for session in service.sessions[:3]] == [2, 2, 2]
+    assert second.closed == 1
+    assert not service.sessions[4].reply()
+    engine.run()
+    assert [event.reason for event in service.ends] == [CloseReason.REPLY_FAILED]
+    finish(engine, service)
 
 
 def test_a_waiting_reply_in_pieces_may_still_be_refused(engine: MemoryEngine) -> None:
