@@ -143,7 +143,7 @@ class CommConnection:
         """The same for ``pending`` of at most ``level`` bytes."""
         entry = self.entry
         if asyncio._get_running_loop() is not None:
-            if entry.output.size <= level:
+            if self.pending <= level:
                 return NO_WAIT
             return self._pending(level)
         there = threading.Event()

@@ -211,7 +211,6 @@ def break_off(entry: CommConnEntry, session: CommSession | None) -> None:
         exchanges.finished.append((session, SYS_ERROR, errno.EIO))
         exchanges.remove(session)
     exchanges.dropped = stream
-    exchanges.held = None
     drop_replies(entry, errno.EIO)
     entry.intake.more = False
     life = entry.life
@@ -250,6 +249,8 @@ def drop_replies(entry: CommConnEntry, error: int) -> None:
     """What waited for a reply in pieces will not be sent."""
     exchanges = entry.exchanges
     replies, exchanges.replies = exchanges.replies, None
+    exchanges.held = None
+    exchanges.held_size = 0
     for session, _, reply in replies or ():
         exchanges.remove(session)
         if not isinstance(reply, tuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
@@ -320,7 +320,9 @@ class CommConnEntry:
             threads = self.communicator.threads
             if threads is None or not threads.full or not self.wait_for_thread():
                 self._tell_sessions()
-        woken = () if output.waiters is None else output.woken(over=life.rung >= SHUT)
+        woken: Iterable[Callable[[], object]] = ()
+        if output.waiters is not None:
+            woken = output.woken(exchanges.held_size, over=life.rung >= SHUT)
         last = False
         if life.rung == TOLD:
             # A session that still runs gives the reference back itself: forget().
@@ -341,14 +343,15 @@ class CommConnEntry:
             del self.connection
             self.service.release()
 
-    def wait_for_room(self, level: int, wake: Callable[[], object]) -> bool:
+    def wait_for_room(self, level: int, wake: Callable[[], object], *, held: bool = True) -> bool:
         """Have ``wake`` called, on any thread, when no more than ``level`` bytes wait or the
-        connection has closed. False, and no call, when that is so already. Without the lock;
-        any thread."""
+        connection has closed. ``held``: what waits for the end of a reply in pieces counts,
+        too. False, and no call, when that is so already. Without the lock; any thread."""
         with self.lock:
-            if self.life.rung >= SHUT or self.output.size <= level:
+            size = self.output.size + (self.exchanges.held_size if held else 0)
+            if self.life.rung >= SHUT or size <= level:
                 return False
-            self.output.wait(level, wake)
+            self.output.wait(level, wake, held=held)
             return True
 
     def set_keep_alive(self, seconds: float | None) -> None:

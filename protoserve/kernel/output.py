@@ -87,7 +87,7 @@ class OutputBuffer:
     def __init__(self, transport: Transport, limit: int) -> None:
         self._send = transport.send
         self._sendmsg = transport.sendmsg
-        self.waiters: list[tuple[int, Callable[[], object]]] | None = None
+        self.waiters: list[tuple[int, bool, Callable[[], object]]] | None = None
         self.buffers: list[Buffer] = []
         self.size = 0
         """Bytes that wait."""
@@ -211,20 +211,22 @@ class OutputBuffer:
 
     # -- who waits for room ------------------------------------------------------------
 
-    def wait(self, level: int, wake: Callable[[], object]) -> None:
-        """Have ``wake`` returned by ``woken`` when no more than ``level`` bytes wait."""
+    def wait(self, level: int, wake: Callable[[], object], *, held: bool) -> None:
+        """Have ``wake`` returned by ``woken`` when no more than ``level`` bytes wait;
+        ``held``: with those that wait for the end of a reply in pieces."""
         if self.waiters is None:
             self.waiters = []
-        self.waiters.append((level, wake))
+        self.waiters.append((level, held, wake))
 
-    def woken(self, *, over: bool) -> Iterable[Callable[[], object]]:
+    def woken(self, held_size: int, *, over: bool) -> Iterable[Callable[[], object]]:
         """Who waited long enough; ``over``: all of them. To be called without the lock."""
-        waiters = self.waiters
-        if waiters is None:
-            return ()
-        size = self.size
-        awake = [wake for level, wake in waiters if over or size <= level]
-        if awake:
-            left = [waiter for waiter in waiters if not over and size > waiter[0]]
-            self.waiters = left or None
+        awake: list[Callable[[], object]] = []
+        left = []
+        for waiter in self.waiters or ():
+            level, held, wake = waiter
+            if over or self.size + (held_size if held else 0) <= level:
+                awake.append(wake)
+            else:
+                left.append(waiter)
+        self.waiters = left or None
         return awake

@@ -13,6 +13,7 @@ from protoserve.kernel.habits import SLOW, Habit, Watch
 from protoserve.kernel.life import SHUT
 from protoserve.kernel.output import buffers_of
 from protoserve.kernel.waiting import flush_aside, settle
+from protoserve.kernel.wakeup import Wakeup
 from protoserve.log import logger
 from protoserve.protocol import Buffer, Piece
 
@@ -361,10 +362,13 @@ async def close_all(close: Callable[[], Awaitable[object]]) -> None:
 
 
 async def room(conn: CommConnection) -> None:
-    """Wait until the connection's output has room, or it has closed."""
+    """Wait until the connection's output has room, or it has closed: not for what waits for
+    the end of a reply in pieces, which may be the one that asks."""
     limit = conn.unsent_limit
     if conn.entry.output.size >= limit:
-        await conn.wait_pending(limit // 2)
+        wakeup = Wakeup()
+        if conn.entry.wait_for_room(limit // 2, wakeup.wake, held=False):
+            await wakeup
 
 
 def open_stream(session: CommSession, keep_alive: float | None, out: object) -> Stream:

@@ -14,7 +14,6 @@ from protoserve.errors import UsageError
 from protoserve.events import RequestFinished
 from protoserve.kernel.current import CURRENT
 from protoserve.kernel.session import CommSession, TaskState, returned
-from protoserve.kernel.stream import room
 from protoserve.kernel.subtask import SubTask
 from protoserve.kernel.variables import run_in
 from protoserve.kernel.wakeup import NO_WAIT
@@ -507,7 +506,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
 
     async def _pushed_room(self) -> None:
         conn = self.connection
-        await room(conn)
+        await conn.wait_pending(conn.unsent_limit // 2)
         if conn.closed:
             raise ConnectionResetError(errno.ECONNRESET, "the peer is gone")
 

@@ -1577,6 +1577,50 @@ def test_what_waits_for_a_reply_in_pieces_is_pending(engine: MemoryEngine) -> No
     assert bytes(peer.received).endswith(b">\nnews\n")
 
 
+def test_what_is_held_counts_where_all_else_is_sent(engine: MemoryEngine) -> None:
+    """The next piece of a reply is waited for, and nothing else is on its way."""
+    service = Service(later, in_flight=2)
+    peer = engine.connect(service)
+    peer.send(b"a\n")
+    engine.run()
+    conn = connection_of(service)
+    seen: list[Any] = []
+
+    def slowly() -> Iterator[bytes]:
+        yield b"<"
+        conn.push(b"news\n")
+        conn.entry.lock.acquire()
+        conn.entry.output.flush(conn.entry)
+        conn.entry.lock.release()
+        seen.append((conn.pending, Waiting(conn)))
+        assert not seen[0][1].over
+        yield b">\n"
+
+    service.sessions[0].reply(slowly())
+    engine.run()
+    assert seen[0][0] == 5
+    assert seen[0][1].over
+    assert bytes(peer.received) == b"<>\nnews\n"
+
+
+def test_nothing_is_pending_on_a_closed_connection(engine: MemoryEngine) -> None:
+    service = Service(later)
+    peer = engine.connect(service, room=1)
+    peer.send(b"a\n")
+    engine.run()
+    service.sessions[0].reply(pieces(b"<", b"x" * 70_000, b">\n"))
+    engine.run()
+    conn = connection_of(service)
+    conn.push(b"news\n")
+    waiting = Waiting(conn)
+    assert not waiting.over
+    peer.reset()
+    engine.run()
+    assert waiting.over
+    assert conn.pending == 0
+    finish(engine, service)
+
+
 def test_drained_in_the_middle_of_the_connections_work(
     engine: MemoryEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
