@@ -89,6 +89,11 @@ def farewell_of(
         return b"", "", {}
     if isinstance(word, ProtocolError):
         return word.reply, str(word), word.summary
+    if word and not isinstance(word, (bytes, bytearray, memoryview)):
+        logger.error(
+            "the farewell of %r is no bytes, but a %s", entry.connection, type(word).__name__
+        )
+        return b"", "", {}
     return word, "", {}
 
 

@@ -606,6 +606,31 @@ REASONS = [
 
 
 @pytest.mark.parametrize("reason", REASONS)
+@pytest.mark.parametrize("odd", ["raises", "exits", "pushes", "text", "list of text"])
+def test_a_farewell_that_fails_ends_the_connection_without_a_word(
+    engine: MemoryEngine, caplog: pytest.LogCaptureFixture, reason: CloseReason, odd: str
+) -> None:
+    def farewell(conn: CommConnection, why: CloseReason) -> Any:
+        assert why is reason
+        if odd == "raises":
+            raise ValueError("a fault")
+        if odd == "exits":
+            raise SystemExit
+        if odd == "pushes":
+            conn.push(b"bye\n")
+        return "bye\n" if odd == "text" else ["bye\n"]
+
+    service = Service(farewell=farewell)
+    peer = reason_of(engine, service, reason)
+    assert peer.closed
+    assert bytes(peer.received) == (b"" if reason is CloseReason.NO_REQUEST else b"a\n")
+    assert service.reasons == [str(reason)]
+    assert len(errors(caplog)) == 1
+    assert "farewell" in errors(caplog)[0]
+    finish(engine, service)
+
+
+@pytest.mark.parametrize("reason", REASONS)
 @pytest.mark.parametrize("empty", [b"", None])
 def test_no_word_at_all(engine: MemoryEngine, reason: CloseReason, empty: Any) -> None:
     service = Service(farewell=empty)
