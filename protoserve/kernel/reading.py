@@ -13,6 +13,7 @@ from protoserve.kernel.ending import TURN_READS, body_failed, refuse, shut
 from protoserve.kernel.exchanges import COMING
 from protoserve.kernel.intake import Fault
 from protoserve.kernel.life import SHUT
+from protoserve.kernel.poller import GONE
 
 if TYPE_CHECKING:
     from protoserve.kernel.entry import CommConnEntry
@@ -32,6 +33,10 @@ def read_ahead(entry: CommConnEntry) -> None:
     output = entry.output
     for _ in range(TURN_READS):
         if not intake.fill(params.max_pipelined):
+            if intake.ends & GONE and entry.transport.peer_gone():
+                # Reading pauses, and would not find out.
+                shut(entry, CloseReason.PEER_GONE, errno.ECONNRESET)
+                return
             break
         if not intake.readable or intake.eof or output.size >= output.limit:
             break

@@ -29,6 +29,7 @@ from protoserve.kernel.ending import (
 )
 from protoserve.kernel.exchanges import News
 from protoserve.kernel.life import LINGERING, OPEN, SHUT
+from protoserve.kernel.poller import GONE
 from protoserve.kernel.reading import read_ahead
 from protoserve.kernel.session import TaskState
 from protoserve.log import logger
@@ -321,6 +322,9 @@ def stopped_reading(entry: CommConnEntry) -> None:
 
 def await_greeting(entry: CommConnEntry) -> None:
     """Nothing is read yet; what was pushed may have to be sent."""
+    if entry.intake.ends & GONE and entry.transport.peer_gone():
+        shut(entry, CloseReason.PEER_GONE, errno.ECONNRESET)
+        return
     if entry.output.buffers:
         entry.output.flush(entry)
     stops = entry.service.stopping and not entry.output.buffers

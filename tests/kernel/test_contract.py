@@ -24,6 +24,7 @@ from protoserve import (
 )
 from protoserve.kernel.deadline import FIRST
 from protoserve.kernel.ending import evict
+from protoserve.kernel.poller import GONE, HANGUP, READABLE
 from protoserve.kernel.waiting import FIRST_REQUEST_TIME, stop_connection
 
 
@@ -387,6 +388,22 @@ def test_one_whose_greeting_is_held_may_make_room(engine: MemoryEngine) -> None:
     engine.run()
     assert (bytes(peer.received), peer.closed) == (b"bye\n", True)
     assert service.reasons == ["made room for another"]
+    finish(engine, service)
+
+
+def test_a_peer_that_goes_before_the_held_greeting_is_missed(engine: MemoryEngine) -> None:
+    service = Service(greeting=HOLD, farewell=b"bye\n")
+    closed: list[CommConnection] = []
+    peer = engine.connect(service)
+    connection_of(service).on_close(closed.append)
+    peer.send(b"a\n")
+    engine.run()
+    peer.reset()
+    engine.readiness.announce(peer.fd, READABLE | HANGUP | GONE)
+    engine.run()
+    assert len(closed) == 1
+    assert service.reasons == ["the peer is gone"]
+    assert (service.lines, service.farewells) == ([], [])
     finish(engine, service)
 
 
@@ -898,6 +915,20 @@ def test_hold_and_a_half_closed_client(engine: MemoryEngine, slow: bool) -> None
         service.sessions[1].reply()
         engine.run()
     assert (bytes(peer.received), peer.closed) == (b"go on\n<x>\n", True)
+    finish(engine, service)
+
+
+def test_hold_and_a_peer_that_resets_meanwhile(engine: MemoryEngine) -> None:
+    service = Service(later, parser=HoldingParser)
+    peer = engine.connect(service)
+    peer.send(b"data\nx\n")
+    engine.run()
+    peer.reset()
+    engine.readiness.announce(peer.fd, READABLE | HANGUP | GONE)
+    engine.run()
+    assert service.connections() == []  # while its handler runs
+    assert not service.sessions[0].reply(b"go on\n")
+    engine.run()
     finish(engine, service)
 
 
