@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from protoserve.errors import ProtocolError
 from protoserve.events import CloseReason, RequestRefused
-from protoserve.kernel.deadline import LINGER
+from protoserve.kernel.deadline import LINGER, RECEIVE
 from protoserve.kernel.exchanges import COMING, News
 from protoserve.kernel.intake import RECEIVE_SIZE
 from protoserve.kernel.life import FAREWELL, LINGERING, SHUT
@@ -317,7 +317,13 @@ def evict(entry: CommConnEntry, idle_since: float | None) -> bool:
         evicted = entry.silent
     else:
         evicted = entry.idle and entry.deadline.idle_since == idle_since
-    if evicted and part(entry, CloseReason.MADE_ROOM, 0):
+    if evicted and entry.deadline.limit is not RECEIVE and not entry.intake.held:
+        before = entry.intake.bytes_in
+        entry.receive()
+        evicted = entry.intake.bytes_in == before
+        if not evicted:
+            entry.resume_later()  # a request has come this moment
+    if evicted and entry.life.rung < SHUT and part(entry, CloseReason.MADE_ROOM, 0):
         entry.output.flush(entry)  # as far as the system takes it now
         shut(entry, CloseReason.MADE_ROOM, 0)
     entry.release()

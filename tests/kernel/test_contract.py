@@ -501,6 +501,23 @@ def test_farewell_to_make_room(engine: MemoryEngine, before: bytes) -> None:
     finish(engine, service)
 
 
+@pytest.mark.parametrize("before", [b"", b"a\n"])
+def test_one_that_has_sent_something_this_moment_does_not_make_room(
+    engine: MemoryEngine, before: bytes
+) -> None:
+    service = Service(farewell=b"bye\n")
+    peer = engine.connect(service)
+    peer.send(before)
+    engine.advance(2)
+    entry = connection_of(service).entry
+    idle_since = entry.deadline.idle_since if before else None
+    peer.send(b"b\n")  # lies in the system, and nobody has looked
+    assert not evict(entry, idle_since)
+    engine.run()
+    assert bytes(peer.received) == before + b"b\n"
+    assert service.farewells == []
+
+
 def test_what_came_in_time_is_served_before_the_farewell(engine: MemoryEngine) -> None:
     service = Service(farewell=b"bye\n")
     peer = engine.connect(service)
