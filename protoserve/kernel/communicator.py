@@ -510,8 +510,7 @@ class Communicator:
             entry.output.flush(entry)
             settle(entry, used=True)
         if entry.intake.held and entry.life.rung == OPEN:
-            entry.intake.held = False  # that was the greeting
-            entry.intake.readable = True
+            entry.intake.go_on()  # that was the greeting
             entry.resume_later()
         gone = entry.life.rung >= SHUT
         entry.release()

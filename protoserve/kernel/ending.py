@@ -162,6 +162,7 @@ def say_no_more(entry: CommConnEntry) -> None:
     """End our side, and take in what the peer still sends, for a while."""
     entry.transport.shutdown_write()
     entry.life.climb(LINGERING)
+    entry.intake.go_on()
     entry.intake.readable = True
     seconds = STOP_DRAIN_TIME if entry.service.stopping else DRAIN_TIME
     entry.deadline.arm(LINGER, entry.communicator.poller.time() + seconds)

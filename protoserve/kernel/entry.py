@@ -250,7 +250,7 @@ class CommConnEntry:
             intake.mark = intake.bytes_in - len(rest)
             self.greet()
             if rest:
-                intake.parser.feed(rest)
+                intake.parser.feed(rest)  # of which it is asked when a greeting is out
         except BaseException:
             fail(self, "the protocol that it was to go on with failed")
 
@@ -291,7 +291,7 @@ class CommConnEntry:
         """Say what a server of the protocol says first. Raises what its ``greeting`` does."""
         word = self.protocol.greeting(self.connection)
         if word is HOLD:
-            self.intake.held = True
+            self.intake.hold()
         elif word:
             self.output.put(word)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +18,11 @@ RECEIVE_SIZE: Final = 64 * 1024
 """Bytes asked for in one read."""
 
 ENDS: Final = HANGUP | GONE
+
+
+def _nothing_yet(_: int) -> bytes:
+    """In the place of a transport's ``recv``: whatever there is is not for now."""
+    raise BlockingIOError(errno.EAGAIN, "it is not read yet")
 
 
 class Fault:
@@ -36,6 +42,7 @@ class Intake:
     """
 
     __slots__ = (
+        "_recv",
         "arriving",
         "bytes_in",
         "ends",
@@ -51,7 +58,7 @@ class Intake:
     )
 
     def __init__(self, transport: Transport, parser: MessageParser[Any]) -> None:
-        self.recv = transport.recv
+        self.recv = self._recv = transport.recv
         self.short_read = RECEIVE_SIZE if transport.short_read_empties else 0
         """A read of fewer bytes has taken all there is."""
         self.parser = parser
@@ -73,6 +80,19 @@ class Intake:
         self.bytes_in = 0
         self.mark = 0
         """``bytes_in`` when the last request was handed over."""
+
+    def hold(self) -> None:
+        """Read nothing, and ask the parser for nothing, until ``go_on``."""
+        self.held = True
+        self.more = False
+        self.recv = _nothing_yet
+
+    def go_on(self) -> None:
+        """Read again what has come meanwhile. Harmless when nothing was held."""
+        if self.held:
+            self.held = False
+            self.more = self.readable = True
+            self.recv = self._recv
 
     def fill(self, limit: int) -> bool:
         """Move parsed messages to the queue, up to so many. False when there is no point in

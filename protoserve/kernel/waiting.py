@@ -105,7 +105,7 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
         return
     if intake.eof:
         shut(entry, CloseReason.PEER_LEFT if partial else CloseReason.PEER_CLOSED, 0)
-    elif partial:
+    elif partial and not intake.held:
         _await_rest(entry, now)
     elif entry.service.stopping and not intake.readable:
         _stop(entry, fresh)

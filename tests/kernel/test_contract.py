@@ -432,6 +432,65 @@ def test_closing_instead_of_the_held_greeting(engine: MemoryEngine) -> None:
     finish(engine, service)
 
 
+class LeavingParser(LineParser):
+    """Holds back after the line ``up``, after which another protocol follows."""
+
+    up = False
+
+    def next_message(self) -> Any:
+        if self.up:
+            self.up = False
+            return HOLD
+        message = super().next_message()
+        self.up = message == "up"
+        return message
+
+    def leftover(self) -> bytes:
+        return self.held[self.at :]
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("rest", [b"", b"a\nb\n", b"a\nb"])
+def test_a_held_greeting_after_an_upgrade(engine: MemoryEngine, slow: bool, rest: bytes) -> None:
+    def process(session: LineSession) -> None:
+        session.connection.entry.exchanges.upgrade = other
+        if not slow:
+            session.reply(b"yes\n")
+        # Something comes while nobody holds the connection's lock.
+        peer.send(b"")
+
+    other = Service(greeting=HOLD)
+    service = Service(process, parser=LeavingParser)
+    peer = engine.connect(service)
+    peer.send(b"up\n" + rest)
+    engine.run()
+    if slow:
+        service.sessions[0].reply(b"yes\n")
+    peer.send(b"c\n")
+    engine.advance(1)
+    assert (bytes(peer.received), other.lines) == (b"yes\n", [])
+    connection_of(service).push(b"hello\n")
+    engine.run()
+    assert bytes(peer.received) == b"yes\nhello\n" + rest + b"c\n"
+
+
+def test_the_other_protocols_held_greeting_never_comes(engine: MemoryEngine) -> None:
+    def process(session: LineSession) -> None:
+        session.connection.entry.exchanges.upgrade = other
+        session.reply(b"yes\n")
+
+    other = Service(greeting=HOLD, farewell=b"bye\n", keep_alive_timeout=5)
+    service = Service(process, parser=LeavingParser)
+    peer = engine.connect(service)
+    peer.send(b"up\na\n")
+    engine.run()
+    peer.send(b"b\n")
+    engine.advance(60)
+    assert (bytes(peer.received), peer.closed) == (b"yes\nbye\n", True)
+    assert (other.lines, other.farewells, peer.unread) == ([], [CloseReason.IDLE], 0)
+    finish(engine, service)
+
+
 # -- the farewell --------------------------------------------------------------------------
 
 
