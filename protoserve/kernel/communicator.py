@@ -105,6 +105,8 @@ class Communicator:
                 service.release()
         if conn is None:
             return
+        # From here on everybody may push to it: after its greeting.
+        conn.entry.exchanges.held = []
         service.add_connection(conn)
         if service.observers:
             service.emit(ConnectionOpened(peername))
@@ -495,7 +497,7 @@ class Communicator:
             entry.lock.release()
             return False
         try:
-            if exchanges.stream is not None:
+            if exchanges.stream is not None or exchanges.held is not None:
                 # In the middle of a reply it would be taken for a part of that.
                 exchanges.hold(bytes(data))
                 entry.lock.release()

@@ -92,7 +92,7 @@ class Exchanges:
         self.replies: deque[tuple[CommSession, float | None, Reply]] | None = None
         """Of others, meanwhile."""
         self.held: list[Buffer] | None = None
-        """Pushed meanwhile."""
+        """Pushed meanwhile, or before the greeting."""
         self.held_size = 0
         self.farewell: Buffer | None = None
         """The last word, while others have yet to be answered."""

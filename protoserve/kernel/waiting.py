@@ -369,6 +369,9 @@ def begin(entry: CommConnEntry) -> None:
         return
     try:
         entry.greet()
+        if entry.exchanges.held:
+            entry.intake.go_on()  # it came before the connection was asked for it
+        entry.put_held()
     except BaseException:
         fail(entry, "the greeting failed")
     if entry.output.buffers:

@@ -259,6 +259,52 @@ def test_a_peer_that_resets_before_the_greeting(engine: MemoryEngine) -> None:
     finish(engine, service)
 
 
+def test_nothing_that_is_pushed_comes_before_the_greeting(engine: MemoryEngine) -> None:
+    """Who pushes to all connections sees one as soon as it is counted."""
+
+    class Public(Service):
+        def add_connection(self, conn: CommConnection) -> None:
+            super().add_connection(conn)
+            thread = threading.Thread(target=conn.push, args=(b"news\n",))
+            thread.start()
+            thread.join(0.05)
+            self.thread = thread
+
+    service = Public(greeting=b"hello\n")
+    peer = engine.connect(service)
+    service.thread.join()
+    engine.run()
+    assert bytes(peer.received) == b"hello\nnews\n"
+
+
+def test_what_is_pushed_before_it_is_asked_for_its_greeting_is_one_that_was_held(
+    engine: MemoryEngine,
+) -> None:
+    class Public(Service):
+        def add_connection(self, conn: CommConnection) -> None:
+            super().add_connection(conn)
+            assert conn.push(b"hello\n")
+            assert (conn.pending, closing) == (6, [])
+            if closing_first:
+                closing.append(conn)
+                conn.close()
+
+    closing: list[CommConnection] = []
+    closing_first = False
+    service = Public(greeting=HOLD)
+    peer = engine.connect(service)
+    peer.send(b"a\n")
+    engine.run()
+    assert bytes(peer.received) == b"hello\na\n"
+    leave(engine, peer)
+    closing_first = True
+    peer = engine.connect(service)
+    engine.run()
+    assert (bytes(peer.received), peer.closed) == (b"", True)
+    assert closing[0].pending == 0
+    finish(engine, service)
+
+
 # -- a greeting that comes later -----------------------------------------------------------
 
 
