@@ -28,7 +28,7 @@ from protoserve.kernel.intake import ENDS, Fault
 from protoserve.kernel.life import LAST, LINGERING, OPEN, SHUT
 from protoserve.kernel.output import JOIN_SIZE
 from protoserve.kernel.poller import GONE, READABLE, Poller
-from protoserve.kernel.reading import read_ahead
+from protoserve.kernel.reading import look_at_body, read_ahead
 from protoserve.kernel.session import CommSession
 from protoserve.kernel.stream import open_stream, reply_of
 from protoserve.kernel.waiting import (
@@ -307,6 +307,7 @@ class Communicator:
                 except BaseException as error:
                     if others:
                         intake.put_back(Fault(error))  # they reply before
+                        look_at_body(entry)  # unless it is one of theirs that is wrong
                     else:
                         refuse(entry, error)
                     break
@@ -338,7 +339,13 @@ class Communicator:
                     entry.resume_later()
                     break
                 reads += 1
-                entry.receive()
+                if others is None or intake.arriving is None:
+                    entry.receive()
+                else:  # at the pace of its reader
+                    before = intake.bytes_in
+                    read_ahead(entry)
+                    if intake.bytes_in == before and not intake.more:
+                        break
                 if life.rung >= SHUT:
                     break
             else:

@@ -218,8 +218,8 @@ class CommConnEntry:
         if keep_alive == 0:
             self.life.end(CloseReason.LAST_REPLY)
         arriving = self.intake.arriving
-        if arriving is not None:
-            self.intake.arriving = None
+        if arriving is not None and (exchanges.others is None or arriving.session is session):
+            self.intake.arriving = arriving.session = None
             if not arriving.over:
                 # What nobody reads is taken in for a while, and then cut.
                 arriving.discard()

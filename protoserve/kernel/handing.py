@@ -219,6 +219,8 @@ def arrive(entry: CommConnEntry, arriving: Arriving[Any], now: float) -> float:
         exchanges.remove(COMING)
         return 0.0
     stream.attach(entry)
+    if exchanges.others is not None:
+        stream.session = session
     stream.limit = arriving.size_limit
     intake.arriving = stream
     timeout = arriving.receive_timeout

@@ -13,6 +13,7 @@ from protoserve.kernel.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from protoserve.kernel.entry import CommConnEntry
+    from protoserve.kernel.session import CommSession
 
 ROOM: Final = 256 * 1024
 """Bytes that wait for their reader before reading from the socket pauses."""
@@ -52,6 +53,7 @@ class IncomingStream:
         "limit",
         "over",
         "received",
+        "session",
     )
 
     def __init__(self, begun: Callable[[], object] | None = None) -> None:
@@ -68,6 +70,8 @@ class IncomingStream:
         self.limit: int | None = None
         """Bytes that this request may have, where that is not the parameters' limit; set by
         the engine from the session, and held by the parser."""
+        self.session: CommSession | None = None
+        """Whose it is, where several may be in hand."""
         self.over = False
         """Nothing more will come: the body has ended, or failed."""
         self.received = 0

@@ -15,9 +15,11 @@ from memory_transport import MemoryEngine, MemoryPeer, connection_of
 from protoserve import (
     HOLD,
     NEED_DATA,
+    Arriving,
     CloseReason,
     CommConnection,
     Feedback,
+    IncomingStream,
     ProtocolError,
     TaskState,
     UsageError,
@@ -1605,6 +1607,151 @@ def test_a_waiting_reply_in_pieces_may_still_be_refused(engine: MemoryEngine) ->
     assert lines[0] == b"<" + b"x" * 70_000 + b">"
     assert sorted(lines[1:]) == [b"<c>", b"ERR"]
     assert all(session.states[-1] == (TaskState.SUCCESS, 0) for session in service.sessions)
+
+
+class BodyParser(LineParser):
+    """After the line ``body N`` so many bytes follow, which are handed over as they come."""
+
+    def __init__(self, farewell: Any = b"") -> None:
+        super().__init__(farewell)
+        self.stream: IncomingStream | None = None
+        self.left = 0
+
+    def next_message(self) -> Any:
+        if self.stream is not None:
+            data = self.held[self.at : self.at + self.left]
+            self.at += len(data)
+            self.left -= len(data)
+            if data.startswith(b"!"):
+                self.stream = None
+                self.error = ProtocolError("bad body", reply=b"ERR body\n")
+                raise self.error
+            self.stream.feed(data)
+            if self.left:
+                return NEED_DATA
+            self.stream.end()
+            self.stream = None
+        message = super().next_message()
+        if isinstance(message, str) and message.startswith("body "):
+            self.left = int(message[5:])
+            self.stream = IncomingStream()
+            request = Body(message)
+            request.stream = self.stream
+            arriving = Arriving(request, self.stream)
+            arriving.streams = self.streams
+            return arriving
+        return message
+
+    streams = True
+
+    @property
+    def partial(self) -> bool:
+        return self.stream is not None or super().partial
+
+
+class Body(str):
+    stream: IncomingStream
+
+
+def test_a_body_arrives_while_others_are_answered(engine: MemoryEngine) -> None:
+    service = Service(later, in_flight=4, parser=BodyParser)
+    peer = engine.connect(service)
+    peer.send(b"a\nbody 10\n12345")
+    engine.run()
+    assert service.lines == ["a", "body 10"]
+    service.sessions[0].reply()
+    engine.run()
+    assert (bytes(peer.received), peer.eof) == (b"a\n", False)
+    peer.send(b"67890b\n")
+    engine.run()
+    body = service.sessions[1]
+    assert service.lines == ["a", "body 10", "b"]
+    assert body.line.stream.read() == b"1234567890"  # type: ignore[attr-defined]
+    service.sessions[2].reply()
+    body.reply()
+    engine.run()
+    assert bytes(peer.received) == b"a\nb\nbody 10\n"
+    leave(engine, peer)
+    finish(engine, service)
+
+
+def test_a_body_is_collected_while_others_are_answered(engine: MemoryEngine) -> None:
+    class Collecting(BodyParser):
+        streams = False
+
+    service = Service(later, in_flight=4, parser=Collecting)
+    peer = engine.connect(service)
+    peer.send(b"a\nb\nbody 10\n12345")
+    engine.run()
+    assert service.lines == ["a", "b"]
+    service.sessions[0].reply()
+    engine.run()
+    peer.send(b"67890c\n")
+    engine.run()
+    assert service.lines == ["a", "b", "body 10", "c"]
+    for session in service.sessions[1:]:
+        session.reply()
+    engine.run()
+    assert bytes(peer.received) == b"a\nb\nbody 10\nc\n"
+
+
+def test_a_body_comes_at_the_pace_of_its_reader_among_others(engine: MemoryEngine) -> None:
+    service = Service(later, in_flight=4, parser=BodyParser)
+    peer = engine.connect(service)
+    size = 4 << 20
+    peer.send(b"a\nbody %d\n" % size)
+    peer.send(b"x" * size)
+    engine.run()
+    assert peer.unread > size // 2
+    stream = service.sessions[1].line.stream  # type: ignore[attr-defined]
+    read = 0
+    while read < size:
+        piece = stream.pull(lambda: None)
+        assert piece is not None
+        read += len(piece)
+        engine.run()
+    for session in service.sessions:
+        session.reply()
+    engine.run()
+    assert bytes(peer.received) == b"a\nbody %d\n" % size
+
+
+@pytest.mark.parametrize("fault", ["leaves", "nonsense", "slow"])
+def test_a_body_that_fails_among_others(engine: MemoryEngine, fault: str) -> None:
+    service = Service(later, in_flight=4, parser=BodyParser, receive_timeout=5, receive_rate=None)
+    peer = engine.connect(service)
+    peer.send(b"a\nbody 10\n12345")
+    engine.run()
+    if fault == "leaves":
+        peer.shutdown()
+    elif fault == "nonsense":
+        peer.send(b"!")
+    engine.advance(5)
+    expected = {"leaves": ConnectionResetError, "nonsense": ProtocolError, "slow": TimeoutError}
+    with pytest.raises(expected[fault]):
+        service.sessions[1].line.stream.read()  # type: ignore[attr-defined]
+    service.sessions[0].reply()
+    service.sessions[1].reply(b"ERR\n")
+    engine.run()
+    assert (bytes(peer.received), peer.eof) == (b"a\nERR\n", True)
+    leave(engine, peer) if not peer.closed else None
+    finish(engine, service)
+
+
+def test_an_early_answer_to_a_body_among_others_is_the_last(engine: MemoryEngine) -> None:
+    service = Service(later, in_flight=4, parser=BodyParser)
+    peer = engine.connect(service)
+    peer.send(b"a\nbody 10\n12345")
+    engine.run()
+    service.sessions[1].reply(b"enough\n")
+    peer.send(b"67890b\n")
+    engine.run()
+    assert service.lines == ["a", "body 10"]
+    service.sessions[0].reply()
+    engine.run()
+    assert (bytes(peer.received), peer.eof) == (b"enough\na\n", True)
+    leave(engine, peer)
+    finish(engine, service)
 
 
 # -- state, times, pace --------------------------------------------------------------------
