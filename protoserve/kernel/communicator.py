@@ -257,7 +257,7 @@ class Communicator:
             if (
                 exchanges.session is not None
                 or life.rung
-                or (others is not None and exchanges.crowded)
+                or (others is not None and (exchanges.crowded or intake.body_comes))
             ):
                 if exchanges.in_hand and intake.readable and reads < TURN_READS:
                     reads += 1
@@ -274,6 +274,8 @@ class Communicator:
                     continue
                 stream = exchanges.stream
                 if stream is None or stream.busy or life.rung >= SHUT:
+                    if others is not None and intake.more and entry.takes_another:
+                        continue  # the body before it has ended
                     break
                 if output.size >= JOIN_SIZE:
                     output.flush(entry)
@@ -339,13 +341,7 @@ class Communicator:
                     entry.resume_later()
                     break
                 reads += 1
-                if others is None or intake.arriving is None:
-                    entry.receive()
-                else:  # at the pace of its reader
-                    before = intake.bytes_in
-                    read_ahead(entry)
-                    if intake.bytes_in == before and not intake.more:
-                        break
+                entry.receive()
                 if life.rung >= SHUT:
                     break
             else:
@@ -380,7 +376,7 @@ class Communicator:
         ):
             lock.release()
             raise UsageError("this request was answered before; a request has one reply")
-        if entry.life.rung and (entry.life.rung >= SHUT or entry.life.reset):
+        if entry.life.rung and entry.life.cut:
             lock.release()
             return False
         output = entry.output
@@ -460,7 +456,7 @@ class Communicator:
         exchanges = entry.exchanges
         entry.lock.acquire()
         if entry.life.rung < SHUT and exchanges.remove(session):
-            break_off(entry, None)  # the session ends by itself
+            break_off(entry)  # the session ends by itself
             if not exchanges.pumping:
                 entry.output.flush(entry)
                 settle(entry)
@@ -471,7 +467,7 @@ class Communicator:
         had to wait for. Any thread."""
         entry = session.connection.entry
         entry.lock.acquire()
-        if entry.life.rung >= SHUT or entry.life.reset:
+        if entry.life.cut:
             entry.exchanges.remove(session)
         entry.release()
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 from protoserve.errors import ProtocolError
 from protoserve.events import CloseReason, RequestRefused
 from protoserve.kernel.deadline import LINGER, RECEIVE
-from protoserve.kernel.exchanges import COMING, News
+from protoserve.kernel.exchanges import News
 from protoserve.kernel.intake import RECEIVE_SIZE
 from protoserve.kernel.life import FAREWELL, LINGERING, SHUT
-from protoserve.kernel.session import CommSession, TaskState
+from protoserve.kernel.session import TaskState
 from protoserve.log import logger
 from protoserve.protocol import Buffer
 
@@ -50,8 +50,12 @@ def body_failed(entry: CommConnEntry, error: BaseException) -> None:
         reason = CloseReason.PROTOCOL_ERROR
     elif isinstance(error, TimeoutError):
         reason = CloseReason.REQUEST_TOO_SLOW
-    else:
+    elif isinstance(error, ConnectionResetError):
         reason = CloseReason.PEER_LEFT
+    else:
+        logger.error("%r: the parser failed in the middle of a request", entry, exc_info=error)
+        reason = CloseReason.PROTOCOL_FAILED
+        error = RuntimeError("the parser failed")
     entry.life.end(reason, FAREWELL)
     arriving.fail(error)
 
@@ -65,7 +69,7 @@ def say_farewell(entry: CommConnEntry, data: Buffer, reason: CloseReason) -> Non
         try:
             entry.output.put(data)
         except (TypeError, ValueError):
-            logger.exception("the farewell of %r is no bytes", entry.connection)
+            logger.exception("the farewell of %r is no bytes", entry)
 
 
 def part(entry: CommConnEntry, reason: CloseReason, error: int) -> bool:
@@ -85,7 +89,7 @@ def farewell_of(
     try:
         word = entry.protocol.farewell(entry.connection, reason)
     except BaseException:
-        logger.exception("the farewell of %r raised", entry.connection)
+        logger.exception("the farewell of %r raised", entry)
         return b"", "", {}
     if isinstance(word, ProtocolError):
         return word.reply, str(word), word.summary
@@ -100,15 +104,16 @@ def farewell_of(
 def fail(entry: CommConnEntry, what: str) -> None:
     """In an ``except`` block, an exception of the protocol's own code: close, with no
     word but the replies to the requests before."""
-    logger.exception("%r: %s, it raised; the connection closes", entry.connection, what)
+    logger.exception("%r: %s, it raised; the connection closes", entry, what)
     end_without_word(entry, what)
 
 
 def end_without_word(entry: CommConnEntry, what: str) -> None:
     """The protocol's own code failed: close after the replies to the requests before."""
-    entry.intake.more = False
-    entry.life.end(CloseReason.PROTOCOL_FAILED, FAREWELL)
-    entry.life.detail = what
+    if entry.life.rung < SHUT:
+        entry.intake.more = False
+        entry.life.end(CloseReason.PROTOCOL_FAILED, FAREWELL)
+        entry.life.detail = what
 
 
 def refuse(entry: CommConnEntry, error: BaseException) -> None:
@@ -208,40 +213,35 @@ def hurry(entry: CommConnEntry) -> None:
     deadline.arm(LINGER, min(deadline.at, end))
 
 
-def break_off(entry: CommConnEntry, session: CommSession | None) -> None:
-    """End with a reset, which tells the peer that the reply of ``session`` is not all; but
-    after it has what was sent before: a reset drops what is on its way."""
-    exchanges = entry.exchanges
-    stream, exchanges.stream = exchanges.stream, None
-    if session is not None and session is not COMING:
-        exchanges.finished.append((session, SYS_ERROR, errno.EIO))
-        exchanges.remove(session)
-    exchanges.dropped = stream
-    drop_replies(entry, errno.EIO)
-    entry.intake.more = False
+def break_off(entry: CommConnEntry) -> None:
+    """End with a reset, which tells the peer that a reply is not all; but after it has what
+    was sent before: a reset drops what is on its way. What others were to reply is cut, too:
+    it would be taken for the rest."""
     life = entry.life
     life.end(CloseReason.REPLY_FAILED)
     life.reset = True
     life.error = errno.EIO
+    entry.intake.more = False
+    cut_replies(entry)
 
 
 def broken(entry: CommConnEntry) -> None:
     """In an ``except`` block: something raised that must not. Nobody may wait for this
     connection for ever."""
-    logger.exception("%r failed; it closes", entry.connection)
+    logger.exception("%r failed; it closes", entry)
     entry.exchanges.pumping = False
     if entry.life.rung < SHUT:
         try:
             shut(entry, CloseReason.INTERNAL_ERROR, errno.EPROTO)
         except BaseException:
-            logger.exception("%r could not be closed in order", entry.connection)
+            logger.exception("%r could not be closed in order", entry)
             entry.life.end(CloseReason.INTERNAL_ERROR, SHUT)
             entry.transport.close()
 
 
 def drop_stream(entry: CommConnEntry) -> None:
-    """The connection has closed while a reply in pieces was under way, and its source
-    rests."""
+    """The connection has closed, or is to be reset, while a reply in pieces was under way, and
+    its source rests."""
     exchanges = entry.exchanges
     stream, exchanges.stream = exchanges.stream, None
     assert stream is not None
@@ -251,17 +251,25 @@ def drop_stream(entry: CommConnEntry) -> None:
     exchanges.finished.append((stream.session, SYS_ERROR, error))
 
 
-def drop_replies(entry: CommConnEntry, error: int) -> None:
-    """What waited for a reply in pieces will not be sent."""
+def cut_replies(entry: CommConnEntry) -> None:
+    """What is under way, or waits for that, will not be sent."""
     exchanges = entry.exchanges
-    replies, exchanges.replies = exchanges.replies, None
     exchanges.held = None
     exchanges.held_size = 0
-    for session, _, reply in replies or ():
+    finished = exchanges.finished
+    error = entry.life.error or errno.ECONNRESET
+    for session, _, reply in exchanges.replies or ():
         exchanges.remove(session)
         if not isinstance(reply, tuple):
-            exchanges.finished.append((News(reply.refuse), SYS_ERROR, error))
-        exchanges.finished.append((session, SYS_ERROR, error))
+            finished.append((News(reply.close), SYS_ERROR, error))
+        finished.append((session, SYS_ERROR, error))
+    exchanges.replies = None
+    stream = exchanges.stream
+    if stream is not None:
+        if stream.busy:
+            stream.cancel()  # whoever works on it drops it
+        else:
+            drop_stream(entry)
 
 
 def shut(entry: CommConnEntry, reason: CloseReason, error: int, detail: str | None = "") -> bool:
@@ -296,17 +304,11 @@ def shut(entry: CommConnEntry, reason: CloseReason, error: int, detail: str | No
     output.marks.clear()
     if exchanges.collecting is not None:
         exchanges.session = exchanges.collecting = None  # its handler has not been called
-    drop_replies(entry, error or errno.ECONNRESET)
-    stream = exchanges.stream
-    if stream is not None:
-        if stream.busy:
-            stream.cancel()  # whoever works on it drops it
-        else:
-            drop_stream(entry)
+    cut_replies(entry)
     try:
         intake.parser.close()
     except BaseException:
-        logger.exception("the parser of %r raised in close()", entry.connection)
+        logger.exception("the parser of %r raised in close()", entry)
     return True
 
 

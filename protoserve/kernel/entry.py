@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,11 +14,12 @@ from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, LINGER, RECEIVE, Deadl
 from protoserve.kernel.ending import broken, fail, shut
 from protoserve.kernel.exchanges import Exchanges
 from protoserve.kernel.intake import RECEIVE_SIZE, Intake
-from protoserve.kernel.life import FAREWELL, FORGOTTEN, OPEN, RUNGS, SHUT, TOLD, Life
+from protoserve.kernel.life import FAREWELL, FORGOTTEN, OPEN, SHUT, TOLD, Life
 from protoserve.kernel.output import OutputBuffer
 from protoserve.kernel.poller import GONE
 from protoserve.kernel.service import CommProtocol, CommService
 from protoserve.kernel.session import CommSession, TaskState
+from protoserve.kernel.states import state_of
 from protoserve.kernel.waiting import settle
 from protoserve.log import logger
 from protoserve.protocol import HOLD
@@ -26,6 +27,7 @@ from protoserve.protocol import HOLD
 if TYPE_CHECKING:
     from protoserve.kernel.communicator import Communicator
     from protoserve.kernel.connection import CommConnection
+    from protoserve.kernel.life import CallbackHandle
     from protoserve.kernel.transport import Transport
 
 SUCCESS: Final = TaskState.SUCCESS
@@ -91,7 +93,7 @@ class CommConnEntry:
         self.deadline = Deadline(self)
 
     def __repr__(self) -> str:
-        return f"<connection {self.peername!r} {RUNGS[self.life.rung]} seq={self.exchanges.seq}>"
+        return f"<connection {self.peername!r} {state_of(self)} seq={self.exchanges.seq}>"
 
     @property
     def locked_here(self) -> bool:
@@ -129,6 +131,17 @@ class CommConnEntry:
         )
 
     @property
+    def takes_another(self) -> bool:
+        """Whether one more request may be handed over, where they may be several."""
+        exchanges = self.exchanges
+        return (
+            self.life.rung == OPEN
+            and exchanges.session is None
+            and not exchanges.crowded
+            and not self.intake.body_comes
+        )
+
+    @property
     def reply_is_incomplete(self) -> bool:
         """Whether the peer was sent, or was to be sent, more than it would have when the
         connection ends now."""
@@ -161,9 +174,7 @@ class CommConnEntry:
                 return
             intake.more = True
         except BaseException:
-            logger.exception(
-                "the parser of %r raised in feed() or feed_eof(); it closes", self.connection
-            )
+            logger.exception("the parser of %r raised in feed() or feed_eof(); it closes", self)
             self.output.flush(self)  # the answers to good requests
             shut(self, CloseReason.PROTOCOL_FAILED, errno.EPROTO, "the parser failed")
 
@@ -220,11 +231,12 @@ class CommConnEntry:
         arriving = self.intake.arriving
         if arriving is not None and (exchanges.others is None or arriving.session is session):
             self.intake.arriving = arriving.session = None
+            self.deadline.receive_by = None
             if not arriving.over:
                 # What nobody reads is taken in for a while, and then cut.
                 arriving.discard()
                 self.life.end(CloseReason.LAST_REPLY, FAREWELL)
-        if exchanges.upgrade is not None:
+        if exchanges.upgrade is not None and not exchanges.others:
             self._switch(exchanges.upgrade)
 
     def _switch(self, protocol: CommProtocol) -> None:
@@ -246,11 +258,13 @@ class CommConnEntry:
             self.output.limit = protocol.params.unsent_limit
             self.deadline.take_limits(protocol.params)
             intake.queue = None
-            intake.more = bool(rest)
+            intake.more = bool(rest) or intake.eof
             intake.mark = intake.bytes_in - len(rest)
             self.greet()
             if rest:
                 intake.parser.feed(rest)  # of which it is asked when a greeting is out
+            if intake.eof:
+                intake.parser.feed_eof()
         except BaseException:
             fail(self, "the protocol that it was to go on with failed")
 
@@ -259,6 +273,8 @@ class CommConnEntry:
         exchanges = self.exchanges
         held, exchanges.held = exchanges.held, None
         exchanges.held_size = 0
+        if self.life.cut:
+            return
         for data in held or ():
             self.output.put(data)
         while exchanges.replies and exchanges.stream is None:
@@ -313,16 +329,21 @@ class CommConnEntry:
             self.lock.release()  # as nearly always
             return
         closed = False
-        if life.rung == SHUT and self.attached:
-            closed = True
-            self._call_closed()
-        if (exchanges.finished or exchanges.dropped is not None) and not exchanges.pumping:
+        while True:
+            if life.rung == SHUT and self.attached:
+                closed = True
+                self._call_closed()
+            if exchanges.pumping or not (exchanges.finished or exchanges.dropped is not None):
+                break
             threads = self.communicator.threads
-            if threads is None or not threads.full or not self.wait_for_thread():
-                self._tell_sessions()
-        woken: Iterable[Callable[[], object]] = ()
-        if output.waiters is not None:
-            woken = output.woken(exchanges.held_size, over=life.rung >= SHUT)
+            if threads is not None and threads.full and self.wait_for_thread():
+                break
+            self._tell_sessions()  # which may close it
+        woken = (
+            ()
+            if output.waiters is None
+            else output.woken(exchanges.held_size, over=life.rung >= SHUT)
+        )
         last = False
         if life.rung == TOLD:
             # A session that still runs gives the reference back itself: forget().
@@ -330,10 +351,13 @@ class CommConnEntry:
                 exchanges.session is None
                 and not exchanges.others
                 and not exchanges.finished
+                and not exchanges.running
                 and exchanges.dropped is None
             )
             if last:
                 life.climb(FORGOTTEN)
+                if not self.intake.eof:  # else they are about to be called
+                    life.end_callbacks = None
         self.lock.release()
         for wake in woken:
             wake()
@@ -343,15 +367,17 @@ class CommConnEntry:
             del self.connection
             self.service.release()
 
-    def wait_for_room(self, level: int, wake: Callable[[], object], *, held: bool = True) -> bool:
+    def wait_for_room(
+        self, level: int, wake: Callable[[], object], *, all_of_it: bool = True
+    ) -> bool:
         """Have ``wake`` called, on any thread, when no more than ``level`` bytes wait or the
-        connection has closed. ``held``: what waits for the end of a reply in pieces counts,
-        too. False, and no call, when that is so already. Without the lock; any thread."""
+        connection has closed. False, and no call, when that is so already. ``all_of_it``:
+        with those that are held behind a reply in pieces. Without the lock; any thread."""
         with self.lock:
-            size = self.output.size + (self.exchanges.held_size if held else 0)
+            size = self.output.size + (self.exchanges.held_size if all_of_it else 0)
             if self.life.rung >= SHUT or size <= level:
                 return False
-            self.output.wait(level, wake, held=held)
+            self.output.wait(level, wake, all_of_it=all_of_it)
             return True
 
     def set_keep_alive(self, seconds: float | None) -> None:
@@ -365,6 +391,11 @@ class CommConnEntry:
             now = self.communicator.poller.time()
             deadline.arm(limit, inf if seconds is None else now + seconds)
         self.release()
+
+    def forget_callback(self, handle: CallbackHandle) -> bool:
+        """Take a callback back. Without the lock; any thread."""
+        with self.lock:
+            return self.life.forget_callback(handle)
 
     def wait_for_thread(self) -> bool:
         """Where no thread may run a handler: have the connection served by the first that
@@ -383,7 +414,7 @@ class CommConnEntry:
         exchanges.pumping = True
         lock = self.lock
         while exchanges.finished or exchanges.dropped is not None:
-            finished, exchanges.finished = exchanges.finished, []
+            finished = exchanges.ended()
             dropped, exchanges.dropped = exchanges.dropped, None
             lock.release()
             if dropped is not None:
@@ -392,14 +423,16 @@ class CommConnEntry:
                 try:
                     session.handle(state, error)
                 except BaseException:
-                    logger.exception("a session of %r raised after its reply", self.connection)
+                    logger.exception("a session of %r raised after its reply", self)
             lock.acquire()
         exchanges.pumping = False
-        if self.life.rung < SHUT and self.attached:
+        life = self.life
+        if life.rung < SHUT and self.attached:
             intake = self.intake
             output = self.output
             if (
-                intake.more
+                life.rung
+                or intake.more
                 or intake.readable
                 or output.buffers
                 or output.marks

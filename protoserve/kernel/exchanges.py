@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from protoserve.kernel.session import CommSession, TaskState
 from protoserve.protocol import Buffer, MessageOut
@@ -12,6 +12,10 @@ from protoserve.protocol import Buffer, MessageOut
 if TYPE_CHECKING:
     from protoserve.kernel.service import CommProtocol
     from protoserve.kernel.stream import Reply, Stream
+
+
+Ended: TypeAlias = tuple[CommSession, TaskState, int]
+"""A session, how it ended and an ``errno``."""
 
 
 class _StandIn(CommSession):
@@ -68,6 +72,7 @@ class Exchanges:
         "pumping",
         "pushed_for",
         "replies",
+        "running",
         "seq",
         "session",
         "stream",
@@ -84,6 +89,8 @@ class Exchanges:
         self.others: set[CommSession] | None = None if in_flight == 1 else set()
         """The same, where they may be several."""
         self.in_flight = in_flight
+        self.running: dict[CommSession, Ended | None] | None = None
+        """Of others, whose handler has not returned, each with what it is told then."""
         self.collecting: Any = None
         """The request of ``session`` while its body is collected: the handler has not been
         called yet."""
@@ -96,7 +103,7 @@ class Exchanges:
         self.held_size = 0
         self.farewell: Buffer | None = None
         """The last word, while others have yet to be answered."""
-        self.finished: list[tuple[CommSession, TaskState, int]] = []
+        self.finished: list[Ended] = []
         """Who is to be told of its end, when the lock is let go."""
         self.dropped: Stream | None = None
         """What is to be closed then."""
@@ -119,9 +126,11 @@ class Exchanges:
     @property
     def crowded(self) -> bool:
         """Whether one more would be too many, where they may be several: a reply in pieces
-        has the connection for itself."""
+        has the connection for itself, and an upgrade is the last."""
         others = self.others
-        return others is not None and (len(others) >= self.in_flight or self.stream is not None)
+        return others is not None and (
+            len(others) >= self.in_flight or self.stream is not None or self.upgrade is not None
+        )
 
     @property
     def pieces_begun(self) -> bool:
@@ -149,6 +158,34 @@ class Exchanges:
             self.others.remove(session)
             return True
         return False
+
+    def begin(self, session: CommSession) -> None:
+        """Its handler is called, and may take its time: others are handed over meanwhile."""
+        assert self.others is not None
+        self.session = None
+        self.others.add(session)
+        if self.running is None:
+            self.running = {}
+        self.running[session] = None
+
+    def returned(self, session: CommSession) -> None:
+        """Its handler has returned."""
+        if self.running is not None:
+            ended = self.running.pop(session, None)
+            if ended is not None:
+                self.finished.append(ended)
+
+    def ended(self) -> list[Ended]:
+        """Who is to be told now. A session is not told of its end while its handler runs: it
+        has one call at a time."""
+        finished, self.finished = self.finished, []
+        running = self.running
+        if running:
+            for ended in finished:
+                if ended[0] in running:
+                    running[ended[0]] = ended
+            finished = [ended for ended in finished if ended[0] not in running]
+        return finished
 
     def hold(self, data: bytes) -> None:
         """Push it after the reply that is under way."""

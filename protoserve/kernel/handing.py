@@ -31,53 +31,55 @@ TOREPLY: Final = TaskState.TOREPLY
 _WORDS: Final = frozenset({type(None), type(HOLD), Feedback, Arriving})
 """What a parser says besides requests."""
 
-FAILED: Final = "the session failed"
 
 ANOTHER_PUMPS: Final = -1.0
 """Instead of a time: while the handler ran, another thread has taken over."""
+
+NO_SESSION: Final = "no session could be made"
 
 
 def hand_over(
     entry: CommConnEntry,
     message: Any,
     now: float,
-    collected: CommSession | None = None,
+    arrived: CommSession | None = None,
 ) -> float:
     """Run the handler of a message. With the lock, which is let go while the handler
-    runs. Returns the time afterwards; 0 when the pump should stop. ``collected``: the
+    runs. Returns the time afterwards; 0 when the pump should stop. ``arrived``: the
     session that was made when the message began to arrive."""
     if type(message) in _WORDS:
         return hear(entry, message, now)
     exchanges = entry.exchanges
     deadline = entry.deadline
-    deadline.receive_by = None
-    if deadline.limit is not TAKE:
-        # Else a peer that does not read keeps its deadline, whatever it asks for.
-        deadline.limit = NO_LIMIT
-        deadline.at = inf
+    if arrived is None or entry.intake.arriving is None:
+        deadline.receive_by = None
+        if deadline.limit is not TAKE:
+            # Else a peer that does not read keeps its deadline, whatever it asks for.
+            deadline.limit = NO_LIMIT
+            deadline.at = inf
     entry.intake.mark = entry.intake.bytes_in
     exchanges.session = COMING
     lock = entry.lock
     service = entry.protocol
     others = exchanges.others
-    what = "no session could be made"
+    what = NO_SESSION
     session: CommSession = COMING
     try:
-        if collected is None:
+        if arrived is None:
             seq = exchanges.seq
             exchanges.seq = seq + 1
             lock.release()
             session = service.new_session(seq, entry.connection)
         else:
             lock.release()
-            session = collected
+            session = arrived
         session.message_in(message)
-        what = FAILED
         # Nobody else touches it while it is COMING.
         if others is not None:
             let_others_pump(entry, session)
         else:
             exchanges.session = session
+        what = "the session failed"
         if service.habits.known:
             now = handle_watched(entry, session)
         else:
@@ -92,10 +94,10 @@ def hand_over(
                 service.habits.note(session.handler_key(), True, False)
     except BaseException:
         lock.acquire()
-        alone = others is None or what is not FAILED
-        return session_failed(entry, session, what, alone=alone)
+        return session_failed(entry, session, what)
     lock.acquire()
     if others is not None:
+        exchanges.returned(session)
         if exchanges.pumping:
             return ANOTHER_PUMPS
         exchanges.pumping = True
@@ -110,7 +112,7 @@ def hear(entry: CommConnEntry, word: Any, now: float) -> float:
         logger.error(
             "%r: next_message() of its parser returned None; it must return a request, "
             "or NEED_DATA (a forgotten return?); the connection closes",
-            entry.connection,
+            entry,
         )
         end_without_word(entry, "the parser failed")
         return 0.0
@@ -120,7 +122,8 @@ def hear(entry: CommConnEntry, word: Any, now: float) -> float:
         except (TypeError, ValueError):
             fail(entry, "the parser gave feedback that is no bytes")
             return 0.0
-        entry.deadline.limit = NO_LIMIT  # the peer has said something
+        if entry.deadline.limit is not TAKE:
+            entry.deadline.limit = NO_LIMIT  # the peer has said something
         return now
     if isinstance(word, Arriving):
         return arrive(entry, word, now)
@@ -136,7 +139,7 @@ def hear(entry: CommConnEntry, word: Any, now: float) -> float:
         logger.error(
             "%r: its parser returned HOLD twice, and no reply is due that it could wait "
             "for; the connection closes",
-            entry.connection,
+            entry,
         )
         end_without_word(entry, "the parser failed")
         return 0.0
@@ -147,16 +150,17 @@ def hear(entry: CommConnEntry, word: Any, now: float) -> float:
     return now
 
 
-def session_failed(
-    entry: CommConnEntry, session: CommSession, what: str, *, alone: bool = True
-) -> float:
-    """In an ``except`` block, with the lock. ``alone``: nobody else was let pump, so that
-    what is coming is this one."""
+def session_failed(entry: CommConnEntry, session: CommSession, what: str) -> float:
+    """In an ``except`` block, with the lock."""
     exchanges = entry.exchanges
-    if not exchanges.remove(session) and alone:
+    if what is NO_SESSION:
         exchanges.remove(COMING)
+    else:
+        exchanges.remove(session)
     fail(entry, what)
-    if not alone:
+    if exchanges.others is not None and what is not NO_SESSION:
+        # Its place was given to others when the handler was called.
+        exchanges.returned(session)
         if exchanges.pumping:
             return ANOTHER_PUMPS
         exchanges.pumping = True
@@ -165,12 +169,9 @@ def session_failed(
 
 def let_others_pump(entry: CommConnEntry, session: CommSession) -> None:
     """This handler may take its time: requests after it are handed over meanwhile."""
-    exchanges = entry.exchanges
     with entry.lock:
-        assert exchanges.others is not None
-        exchanges.session = None
-        exchanges.others.add(session)
-        exchanges.pumping = False
+        entry.exchanges.begin(session)
+        entry.exchanges.pumping = False
 
 
 def handle_watched(entry: CommConnEntry, session: CommSession) -> float:
@@ -201,7 +202,6 @@ def arrive(entry: CommConnEntry, arriving: Arriving[Any], now: float) -> float:
     seq = exchanges.seq
     exchanges.seq = seq + 1
     exchanges.session = COMING
-    deadline.receive_by = None
     entry.lock.release()
     conn.arriving = arriving
     try:
@@ -210,7 +210,7 @@ def arrive(entry: CommConnEntry, arriving: Arriving[Any], now: float) -> float:
             stream.collect()
     except BaseException:
         entry.lock.acquire()
-        return session_failed(entry, COMING, "no session could be made")
+        return session_failed(entry, COMING, NO_SESSION)
     finally:
         conn.arriving = None
     entry.lock.acquire()
@@ -218,9 +218,7 @@ def arrive(entry: CommConnEntry, arriving: Arriving[Any], now: float) -> float:
         stream.fail(ConnectionResetError(errno.ECONNRESET, "the connection has closed"))
         exchanges.remove(COMING)
         return 0.0
-    stream.attach(entry)
-    if exchanges.others is not None:
-        stream.session = session
+    stream.attach(entry, session)
     stream.limit = arriving.size_limit
     intake.arriving = stream
     timeout = arriving.receive_timeout

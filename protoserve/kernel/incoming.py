@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from protoserve.errors import UsageError
+from protoserve.errors import ProtocolError, UsageError
 from protoserve.kernel.wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
 
 ROOM: Final = 256 * 1024
 """Bytes that wait for their reader before reading from the socket pauses."""
+
+
+def _anew(error: BaseException) -> BaseException:
+    """The same for the next who asks: one that was raised keeps the frames that it passed."""
+    if isinstance(error, ProtocolError):
+        reply = getattr(error, "reply", b"")
+        return ProtocolError(str(error), reply=reply, summary=getattr(error, "summary", None))
+    return type(error)(*error.args)
 
 
 class IncomingStream:
@@ -42,7 +51,6 @@ class IncomingStream:
     __slots__ = (
         "_begun",
         "_collecting",
-        "_discarding",
         "_entry",
         "_error",
         "_lock",
@@ -64,14 +72,13 @@ class IncomingStream:
         self._size = 0
         self._paused = False
         self._collecting = False
-        self._discarding = False
         self._error: BaseException | None = None
         self._wake: Callable[[], object] | None = None
+        self.session: CommSession | None = None
+        """Whose request it belongs to, until it is over."""
         self.limit: int | None = None
         """Bytes that this request may have, where that is not the parameters' limit; set by
         the engine from the session, and held by the parser."""
-        self.session: CommSession | None = None
-        """Whose it is, where several may be in hand."""
         self.over = False
         """Nothing more will come: the body has ended, or failed."""
         self.received = 0
@@ -83,7 +90,7 @@ class IncomingStream:
         """A piece has arrived. In the parser."""
         with self._lock:
             self.received += len(data)
-            if self._discarding or self.over or not data:
+            if self.over or not data:
                 return
             self._pieces.append(data)
             self._size += len(data)
@@ -97,31 +104,37 @@ class IncomingStream:
 
     # -- the engine --------------------------------------------------------------------
 
-    def attach(self, entry: CommConnEntry) -> None:
-        """The connection that it arrives on."""
-        self._entry = entry
+    def attach(self, entry: CommConnEntry, session: CommSession) -> None:
+        """The connection that it arrives on, and whose request it belongs to."""
+        with self._lock:
+            if not self.over:
+                self._entry = entry
+                self.session = session
 
     def fail(self, error: BaseException) -> None:
         """The rest will not come. Harmless when it is over."""
         self._finish(error)
 
     def _finish(self, error: BaseException | None) -> None:
+        if error is not None:
+            error.__traceback__ = None  # it would keep the frames of all who met it
         with self._lock:
             if self.over:
                 return
             self.over = True
             self._error = error
             self._entry = None
+            self.session = None
             wake, self._wake = self._wake, None
         if wake is not None:
             wake()
 
     def discard(self) -> None:
-        """Nobody will read the rest."""
+        """Nobody is to read the rest: the request has been answered."""
         with self._lock:
-            self._discarding = True
             self._pieces.clear()
             self._size = 0
+        self._finish(ConnectionResetError(errno.ECONNRESET, "the request was answered before"))
 
     def collect(self) -> None:
         """All of it is kept until it is whole."""
@@ -165,8 +178,11 @@ class IncomingStream:
                     self._paused = False
                     resume = self._entry
             elif self._error is not None:
-                # One that is kept does not keep the frames of everybody who met it.
-                raise self._error.with_traceback(None)
+                error, self._error = self._error, _anew(self._error)
+                try:
+                    raise error
+                finally:
+                    del error  # or its traceback and this frame would keep each other
             elif self.over:
                 return b""
             else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from protoserve.kernel.incoming import IncomingStream
 from protoserve.kernel.poller import GONE, HANGUP
-from protoserve.protocol import HOLD, NEED_DATA, MessageParser
+from protoserve.protocol import HOLD, NEED_DATA, Arriving, MessageParser
 
 if TYPE_CHECKING:
     from protoserve.kernel.transport import Transport
@@ -94,6 +94,21 @@ class Intake:
             self.more = self.readable = True
             self.recv = self._recv
 
+    @property
+    def body_comes(self) -> bool:
+        """Whether what comes next belongs to a request that is in hand."""
+        return self.arriving is not None and not self.arriving.over
+
+    @property
+    def blocked(self) -> bool:
+        """Whether what was parsed last has to be looked at before anything else is read."""
+        last = self.queue[-1] if self.queue else None
+        return (
+            type(last) is Fault
+            or last is HOLD
+            or (type(last) is Arriving and not last.stream.over)
+        )
+
     def fill(self, limit: int) -> bool:
         """Move parsed messages to the queue, up to so many. False when there is no point in
         reading more."""
@@ -102,10 +117,8 @@ class Intake:
         queue = self.queue
         if queue is None:
             queue = self.queue = deque()
-        if queue and (queue[-1] is HOLD or type(queue[-1]) is Fault):
-            return False
         try:
-            while len(queue) < limit:
+            while len(queue) < limit and not self.blocked:
                 message = self.parser.next_message()
                 if message is NEED_DATA:
                     # It may be the reply that the parser waits for: it is asked again.

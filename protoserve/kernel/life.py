@@ -71,6 +71,11 @@ class Life:
     def __repr__(self) -> str:
         return f"<Life {RUNGS[self.rung]}>"
 
+    @property
+    def cut(self) -> bool:
+        """Whether nothing more is sent: it is closed, or to be reset."""
+        return self.rung >= SHUT or self.reset
+
     def climb(self, rung: int) -> None:
         """One or more steps up. Raises ``RuntimeError`` for a step that goes nowhere."""
         if rung <= self.rung:
@@ -80,9 +85,11 @@ class Life:
         self.rung = rung
 
     def end(self, reason: CloseReason, rung: int = LAST) -> None:
-        """It ends, at least so far, for this reason; what was a step further stays there."""
-        self.rung = max(self.rung, rung)
-        self.reason = reason
+        """It ends, at least so far, for this reason; what was a step further stays there,
+        and what is closed keeps its reason."""
+        if self.rung < SHUT:
+            self.rung = max(self.rung, rung)
+            self.reason = reason
 
     def forget_callback(self, handle: CallbackHandle) -> bool:
         """Take a callback back. False when it is not there any more."""

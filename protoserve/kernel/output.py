@@ -145,7 +145,7 @@ class OutputBuffer:
             shut(entry, CloseReason.PEER_GONE, error.errno or 0, error.strerror)
             return
         except BaseException:  # a buffer that was changed: see MessageOut
-            logger.exception("a reply of %r cannot be sent any more; it closes", entry.connection)
+            logger.exception("a reply of %r cannot be sent any more; it closes", entry)
             shut(entry, CloseReason.REPLY_FAILED, errno.EIO)
             return
         marks = self.marks
@@ -211,20 +211,21 @@ class OutputBuffer:
 
     # -- who waits for room ------------------------------------------------------------
 
-    def wait(self, level: int, wake: Callable[[], object], *, held: bool) -> None:
-        """Have ``wake`` returned by ``woken`` when no more than ``level`` bytes wait;
-        ``held``: with those that wait for the end of a reply in pieces."""
+    def wait(self, level: int, wake: Callable[[], object], *, all_of_it: bool) -> None:
+        """Have ``wake`` returned by ``woken`` when no more than ``level`` bytes wait.
+        ``all_of_it``: those that are held behind a reply in pieces, too."""
         if self.waiters is None:
             self.waiters = []
-        self.waiters.append((level, held, wake))
+        self.waiters.append((level, all_of_it, wake))
 
-    def woken(self, held_size: int, *, over: bool) -> Iterable[Callable[[], object]]:
-        """Who waited long enough; ``over``: all of them. To be called without the lock."""
-        awake: list[Callable[[], object]] = []
-        left = []
+    def woken(self, held: int, *, over: bool) -> Iterable[Callable[[], object]]:
+        """Who waited long enough, while so many bytes are held; ``over``: all of them. To be
+        called without the lock."""
+        left: list[tuple[int, bool, Callable[[], object]]] = []
+        awake = []
         for waiter in self.waiters or ():
-            level, held, wake = waiter
-            if over or self.size + (held_size if held else 0) <= level:
+            level, all_of_it, wake = waiter
+            if over or self.size + (held if all_of_it else 0) <= level:
                 awake.append(wake)
             else:
                 left.append(waiter)

@@ -76,7 +76,9 @@ def look_at_body(entry: CommConnEntry) -> None:
     assert session is not None
     exchanges.remove(session)
     intake.arriving = None
+    arriving.fail(error)
     if isinstance(error, ConnectionResetError):
-        shut(entry, CloseReason.PEER_LEFT, 0)
+        intake.drop()
+        entry.life.end(CloseReason.PEER_LEFT)  # after the replies before it
     else:
         refuse(entry, error)

@@ -81,10 +81,6 @@ class Stream(ABC):
     def close(self) -> None:
         """Nobody wants the rest, and the source rests. Without the connection's lock."""
 
-    def refuse(self) -> None:
-        """Nobody wants it, and it was not begun. Without the connection's lock."""
-        self.close()
-
     # -- what its source calls, on any thread, without the lock --------------------------
 
     def start(self, first: Piece, *, busy: bool) -> bool:
@@ -93,7 +89,7 @@ class Stream(ABC):
         ``TypeError`` for a piece that is none."""
         entry = self.entry
         entry.lock.acquire()
-        if entry.life.rung >= SHUT:
+        if entry.life.cut:
             entry.exchanges.stream = None
             entry.lock.release()
             self.close()
@@ -101,8 +97,7 @@ class Stream(ABC):
         try:
             self._put(first)
         except BaseException:
-            self._leave()
-            entry.lock.release()
+            self._leave_for_others()
             raise
         self.busy = busy
         if entry.exchanges.pumping:
@@ -117,22 +112,22 @@ class Stream(ABC):
 
     def abandon(self) -> None:
         """There is no first piece: the session will reply otherwise, if at all."""
-        with self.entry.lock:
-            self._leave()
+        self.entry.lock.acquire()
+        self._leave_for_others()
 
     def add(self, piece: Piece) -> bool:
         """One more piece, from a source that is not pulled. False when the peer is gone.
         Raises ``TypeError`` for a piece that is none."""
         entry = self.entry
         entry.lock.acquire()
-        if entry.life.rung < SHUT:
+        if not entry.life.cut:
             try:
                 self._put(piece)
             except BaseException:
                 entry.lock.release()
                 raise
             flush_aside(entry)
-        gone = entry.life.rung >= SHUT
+        gone = entry.life.cut
         entry.release()
         return not gone
 
@@ -141,7 +136,7 @@ class Stream(ABC):
         entry = self.entry
         entry.lock.acquire()
         self.busy = False
-        if entry.life.rung >= SHUT:
+        if entry.life.cut:
             drop_stream(entry)
         elif error is not None:
             self._fail(error)
@@ -183,7 +178,7 @@ class Stream(ABC):
                 self.habit = None
         entry.lock.acquire()
         self.busy = False
-        if entry.life.rung >= SHUT:
+        if entry.life.cut:
             drop_stream(entry)
         elif error is None and piece is END:
             self._last()
@@ -225,11 +220,20 @@ class Stream(ABC):
         self.entry.exchanges.stream = None
         self.entry.put_held()
 
+    def _leave_for_others(self) -> None:
+        """The same, and it is sent. Lets the lock go."""
+        self._leave()
+        entry = self.entry
+        if entry.exchanges.pumping or not (entry.output.buffers or entry.output.marks):
+            entry.lock.release()
+        else:
+            entry.finish_reply()
+
     def _fail(self, error: BaseException) -> None:
         """A part of the reply is out: the peer can only be told by a reset."""
         entry = self.entry
         logger.error("the reply of %r failed midway", self.session, exc_info=error)
-        break_off(entry, self.session)
+        break_off(entry)
         if not entry.exchanges.pumping:
             entry.output.flush(entry)
             settle(entry)
@@ -307,15 +311,16 @@ class AsyncIteratorStream(Stream):
             self._task.cancel()
 
     def close(self) -> None:
-        """Done by the coroutine, which ends with it."""
-
-    def refuse(self) -> None:
+        """Done by the coroutine, which ends with it, where that has begun."""
         close = getattr(self._pieces, "aclose", None)
-        engine = self.entry.communicator.engine
-        if close is not None and engine is not None:
-            self.session.call(engine.run_coroutine, close_all(close), self._refused)
+        if self._loop is None and close is not None:
+            engine = self.entry.communicator.engine
+            assert engine is not None
+            self.session.call(
+                engine.run_coroutine, close_all(close), self._closed, self.entry.service
+            )
 
-    def _refused(self, error: BaseException | None) -> None:
+    def _closed(self, error: BaseException | None) -> None:
         if error is not None:
             logger.error("closing the reply of %r raised", self.session, exc_info=error)
 
@@ -362,12 +367,13 @@ async def close_all(close: Callable[[], Awaitable[object]]) -> None:
 
 
 async def room(conn: CommConnection) -> None:
-    """Wait until the connection's output has room, or it has closed: not for what waits for
-    the end of a reply in pieces, which may be the one that asks."""
-    limit = conn.unsent_limit
-    if conn.entry.output.size >= limit:
+    """Wait until the connection's output has room, or it has closed. What is held behind a
+    reply in pieces is not waited for: that reply may be who waits."""
+    entry = conn.entry
+    limit = entry.output.limit
+    if entry.output.size >= limit:
         wakeup = Wakeup()
-        if conn.entry.wait_for_room(limit // 2, wakeup.wake, held=False):
+        if entry.wait_for_room(limit // 2, wakeup.wake, all_of_it=False):
             await wakeup
 
 

@@ -72,8 +72,9 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
         deadline.limit = NO_LIMIT
     exchanges = entry.exchanges
     if entry.life.rung:
-        if exchanges.others and not entry.life.reset:
+        if exchanges.in_hand and not entry.life.reset:
             deadline.clear()  # they end before
+            await_body(entry)
         elif exchanges.farewell is not None:
             word, exchanges.farewell = exchanges.farewell, None
             say_farewell(entry, word, entry.life.reason)
@@ -113,14 +114,16 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
         # It waits for a request; what was no request, such as a blank line, gives it no more
         # time.
         intake.mark = intake.bytes_in
-        deadline.receive_by = None
         if exchanges.seq:
             if fresh or used or deadline.limit is not KEEP_ALIVE:
                 intake.queue = None
                 deadline.idle_since = now
                 seconds = deadline.keep_alive
+                at = inf if seconds is None else now + seconds
+                if deadline.receive_by is not None:
+                    at = min(at, deadline.receive_by)
                 deadline.limit = KEEP_ALIVE
-                deadline.at = at = inf if seconds is None else now + seconds
+                deadline.at = at
                 if at < deadline.looks_at:
                     deadline.arm(KEEP_ALIVE, at)
                 if entry.service.starved:
@@ -128,12 +131,15 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
         elif fresh or used or deadline.limit is not FIRST:
             deadline.idle_since = now
             seconds = deadline.first_wait
-            deadline.arm(FIRST, inf if seconds is None else now + seconds)
+            at = inf if seconds is None else now + seconds
+            if deadline.receive_by is not None:
+                at = min(at, deadline.receive_by)
+            deadline.arm(FIRST, at)
 
 
 def _partial_failed(entry: CommConnEntry) -> None:
     """In an ``except`` block."""
-    logger.exception("the parser of %r raised in partial; the connection closes", entry.connection)
+    logger.exception("the parser of %r raised in partial; the connection closes", entry)
     shut(entry, CloseReason.PROTOCOL_FAILED, errno.EPROTO, "the parser failed")
 
 
@@ -166,7 +172,7 @@ def _await_rest(entry: CommConnEntry, now: float) -> None:
         logger.error(
             "%r: its parser holds more than request_size_limit=%d bytes of one request; "
             "it must raise ProtocolError before; the connection closes",
-            entry.connection,
+            entry,
             params.request_size_limit,
         )
         shut(entry, CloseReason.REQUEST_TOO_LARGE, 0)
@@ -191,8 +197,10 @@ def await_body(entry: CommConnEntry) -> None:
         return
     if arriving.wants_more():
         _await_rest(entry, entry.communicator.clock())
-    else:
-        entry.deadline.clear()
+        return
+    entry.deadline.clear()
+    if arriving.over:
+        entry.deadline.receive_by = None
 
 
 def _await_peer(entry: CommConnEntry) -> None:
@@ -226,7 +234,7 @@ def arrived_late(
     for _ in range(LATE_TURNS):
         before = intake.bytes_in
         intake.readable = True
-        if entry.exchanges.in_hand:
+        if entry.exchanges.pumping or entry.exchanges.deferred:
             read_ahead(entry)
             await_body(entry)
         else:
@@ -278,7 +286,7 @@ def _reply_not_taken(entry: CommConnEntry) -> None:
             "that for clients that write much before they read"
         )
         if entry.service.may_report("cut at unsent_limit", entry.communicator.clock()):
-            logger.warning("%r: the peer takes no replies; %s", entry.connection, detail)
+            logger.warning("%r: the peer takes no replies; %s", entry, detail)
     shut(entry, CloseReason.REPLY_NOT_TAKEN, errno.ETIMEDOUT, detail)
 
 
@@ -287,9 +295,12 @@ def _too_slow(entry: CommConnEntry) -> None:
     if exchanges.collecting is not None:
         assert exchanges.session is not None
         exchanges.remove(exchanges.session)  # its handler has not been called
-        entry.intake.arriving = None
+        arriving, entry.intake.arriving = entry.intake.arriving, None
+        if arriving is not None:
+            arriving.fail(TimeoutError("the rest of the request did not arrive in time"))
     elif entry.intake.arriving is not None:
         body_failed(entry, TimeoutError("the rest of the request did not arrive in time"))
+        entry.deadline.clear()
         return
     reason = CloseReason.REQUEST_TOO_SLOW
     farewell, message, summary = farewell_of(entry, reason)
