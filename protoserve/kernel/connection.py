@@ -200,11 +200,8 @@ class CommConnection:
     def _new_callback(self, callback: object) -> CallbackHandle:
         if not callable(callback):
             raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
-        return CallbackHandle(self._forget_callback)
-
-    def _forget_callback(self, handle: CallbackHandle) -> bool:
-        with self.entry.lock:
-            return self.entry.life.forget_callback(handle)
+        # Not ours: a handle that is kept in ``context`` would keep us.
+        return CallbackHandle(self.entry.forget_callback)
 
     def set_timeout(
         self,

@@ -65,7 +65,7 @@ class Deadline:
     )
 
     def __init__(self, entry: CommConnEntry) -> None:
-        self._entry = entry
+        self._entry: CommConnEntry | None = entry
         self._timer: TimerEntry | None = None
         self.limit = NO_LIMIT
         self.at = inf
@@ -93,12 +93,13 @@ class Deadline:
         enough."""
         self.limit = limit
         self.at = at
-        if at < self.looks_at:
-            communicator = self._entry.communicator
+        entry = self._entry
+        if at < self.looks_at and entry is not None:
+            communicator = entry.communicator
             if self._timer is not None:
                 communicator.poller.cancel(self._timer)
             self.looks_at = at
-            self._timer = communicator.poller.call_at(at, communicator.on_deadline, self._entry)
+            self._timer = communicator.poller.call_at(at, communicator.on_deadline, entry)
 
     def clear(self) -> None:
         """No limit runs. The poller may look once more, and find nothing."""
@@ -115,9 +116,11 @@ class Deadline:
         return True
 
     def stop(self) -> None:
-        """No limit runs any more, and the poller keeps nothing."""
+        """No limit runs ever again: the poller keeps nothing, and this not its connection,
+        which keeps it."""
         self.clear()
-        if self._timer is not None:
-            self._entry.communicator.poller.cancel(self._timer)
+        entry, self._entry = self._entry, None
+        if self._timer is not None and entry is not None:
+            entry.communicator.poller.cancel(self._timer)
             self._timer = None
             self.looks_at = inf
