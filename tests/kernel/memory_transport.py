@@ -100,6 +100,9 @@ class MemoryPeer:
         """The server has closed its socket."""
         self.aborted = False
         """... with a reset."""
+        self.record: int | None = None
+        """The server's transport gives records of at most so many bytes, from a buffer of its
+        own; None: it is a plain socket."""
         self.under_way = 0
         """Bytes that the server's system has not brought to us, as far as it knows."""
         self.probed = False
@@ -157,6 +160,7 @@ class MemoryPeer:
             if self._gone is not None:
                 raise self._gone
             if self._inbox:
+                size = min(size, self.record or size)
                 data = bytes(self._inbox[:size])
                 del self._inbox[:size]
                 return data
@@ -195,10 +199,9 @@ class MemoryPeer:
 class MemoryTransport:
     """The server's end: a :class:`~protoserve.kernel.transport.Transport`."""
 
-    short_read_empties = True
-
     def __init__(self, peer: MemoryPeer) -> None:
         self.peer = peer
+        self.short_read_empties = peer.record is None
         self.recv: Callable[[int], bytes] = peer.take
         self.send: Callable[[Buffer], int] = lambda data: peer.accept(bytes(data))
         self.sendmsg: Callable[[Iterable[Buffer]], int] = lambda buffers: peer.accept(
@@ -241,11 +244,17 @@ class MemoryEngine:
         self.communicator = Communicator(self.poller)
 
     def connect(
-        self, service: CommService, peername: Any = "peer", *, room: int | None = None
+        self,
+        service: CommService,
+        peername: Any = "peer",
+        *,
+        room: int | None = None,
+        record: int | None = None,
     ) -> MemoryPeer:
         """A new connection to ``service``, accepted already."""
         peer = MemoryPeer(self.readiness.announce)
         peer.room = room
+        peer.record = record
         # As epoll does when a socket is registered.
         self.readiness.announce(peer.fd, WRITABLE)
         service.retain()
