@@ -30,8 +30,8 @@ EXAMPLES = int(os.environ.get("PROTOSERVE_MACHINE", "0"))
 KINDS = ("now", "later", "pieces", "empty", "nothing", "raise", "none", "push", "bad0", "bad1")
 """What a handler does; ``later`` and ``nothing`` leave it to a rule."""
 
-TOKEN = re.compile(rb"<\d+:x*>|\[\d+\]|HELLO|BYE|TIMEOUT|ERR|#\d+\n")
-PART = re.compile(rb"<\d*:?x*|\[\d*|H|HE|HEL|HELL|B|BY|T|TI|TIM|TIME|TIMEO|TIMEOU|E|ER|#\d*|")
+TOKEN = re.compile(rb"<\d+:x*>|\[\d+\]|HELLO|BYE|ERR no\n|#\d+\n")
+PART = re.compile(rb"<\d*:?x*|\[\d*|H|HE|HEL|HELL|B|BY|E(R(R( (no?)?)?)?)?|#\d*|")
 
 
 class Session(WordSession):
@@ -236,7 +236,7 @@ class ConnectionMachine(RuleBasedStateMachine):
 
     @rule(size=st.sampled_from([0, 1, 4]))
     def take_away_room(self, size: int) -> None:
-        self.peer.room = size
+        self.peer.room = size if self.peer.room is None else min(size, self.peer.room)
 
     @rule(size=st.sampled_from([None, 1, 3]))
     def take_at_most(self, size: int | None) -> None:
