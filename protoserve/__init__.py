@@ -52,12 +52,13 @@ from protoserve.tasks.counter import (
 from protoserve.tasks.dynamic import DynamicTask, RepeaterTask, dynamic, repeater
 from protoserve.tasks.go import GoTask, go
 from protoserve.tasks.graph import GraphNode, GraphTask, graph
-from protoserve.tasks.network import Processor, WFNetworkTask, WFServerTask
+from protoserve.tasks.network import WFNetworkTask, WFServerTask
 from protoserve.tasks.parallel import ParallelWork, parallel
 from protoserve.tasks.pool import ResourcePool, ResourceTask
 from protoserve.tasks.result import EmptyTask, ResultTask, empty
 from protoserve.tasks.selector import SelectorTask, selector
 from protoserve.tasks.series import SeriesWork, series_of
+from protoserve.tasks.server_series import Processor
 from protoserve.tasks.timer import TimerTask, cancel_by_name, timer
 from protoserve.tasks.wait_group import WaitGroup
 

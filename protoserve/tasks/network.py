@@ -22,6 +22,7 @@ from protoserve.params import YEAR
 from protoserve.protocol import REQ, RESP, Buffer, MessageOut, ProtocolSpec
 from protoserve.tasks.coroutine import CoroutineTask
 from protoserve.tasks.series import SeriesWork
+from protoserve.tasks.server_series import CALLBACK, OVER, PROCESSING, REPLYING, ServerSeries
 
 if TYPE_CHECKING:
     from protoserve.kernel.connection import CommConnection
@@ -38,12 +39,6 @@ NOREPLY: Final = TaskState.NOREPLY
 
 TRANSMIT_TIMEOUT: Final = "TRANSMIT"
 """``timeout_reason`` when the peer stalled while the reply was written."""
-
-# Where a server task is in its life; a series that is asked for late starts from there.
-_PROCESSING: Final = 0
-_REPLYING: Final = 1
-_CALLBACK: Final = 2
-_OVER: Final = 3
 
 
 def _look_at_result(handler: CoroutineTask[object]) -> None:
@@ -103,63 +98,6 @@ class WFNetworkTask(SubTask, CommSession, Generic[REQ, RESP]):
         self.keep_alive = seconds
 
 
-class Processor(SubTask):
-    """The first task of a request's series: the handler, ``process(task)``.
-
-    Made only for requests whose series somebody asks for, which the handler does: it runs
-    already, and the task stands for it.
-    """
-
-    __slots__ = ("task",)
-
-    def __init__(self, task: WFServerTask[Any, Any]) -> None:
-        super().__init__()
-        self.task = task
-
-    def dispatch(self) -> None:
-        """Raises ``UsageError``: the handler of a request runs once, and has begun."""
-        raise UsageError("the handler of this request runs already; it runs once")
-
-    def interrupt(self) -> None:
-        """The series was cancelled: so is a handler that is a coroutine."""
-        self.task.cancel_coroutine()
-
-
-class ServerSeries(SeriesWork):
-    """The series of one request: the processor, what was pushed, and last the reply."""
-
-    __slots__ = ("_task",)
-
-    def __init__(self, task: WFServerTask[Any, Any], stage: int) -> None:
-        self._task = task
-        if stage == _PROCESSING:
-            super().__init__(Processor(task), last=task)
-        else:
-            super().__init__(task)
-        self.engine = task.connection.communicator.engine
-        self.variables = task.own_variables()
-        self.service = task.server
-        # The first task runs already, without a series: that is why we are made.
-        self._current = self._queue.popleft()
-        self._running = stage != _REPLYING
-        # The server must not be gone while this runs, and may have to cut it.
-        task.server.series_began(self)
-
-    def first_done(self) -> None:
-        """The task that ran when the series was made has ended: go on with the rest."""
-        self._run(None, self._current)
-
-    def _finish(self) -> None:
-        super()._finish()
-        server = self._task.server
-        self._task.drop_handles()
-        # The task has the series; and tracebacks, once logged, only keep frames alive.
-        del self._task
-        if self._failure is not None:
-            self._failure.__traceback__ = None
-        server.series_ended(self)
-
-
 class WFServerTask(WFNetworkTask[REQ, RESP]):
     """The task of a request in a server (the article's ``WFServerTask``).
 
@@ -216,7 +154,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         self.resp = server.spec.response()
         self.keep_alive = connection.entry.deadline.keep_alive_limit
         self._process = process
-        self._stage = _PROCESSING
+        self._stage = PROCESSING
         self._failure: BaseException | None = None
         self._started = 0.0
         self._pushed = False
@@ -322,7 +260,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         if self._series is not None or self._tell or self.server.observers:
             return False
         self.state = SUCCESS
-        self._stage = _OVER
+        self._stage = OVER
         return True
 
     # -- the task ----------------------------------------------------------------------
@@ -336,7 +274,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         if self._series is None:
             with _series_lock:
                 if self._series is None:
-                    if self._stage == _OVER:
+                    if self._stage == OVER:
                         raise UsageError(
                             "this request is over; start a series of its own for later work"
                         )
@@ -395,7 +333,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
 
     def dispatch(self) -> None:
         """Give the reply: everything before it in the series is done."""
-        self._stage = _REPLYING
+        self._stage = REPLYING
         communicator = self.connection.entry.communicator
         series = self._series
         if series is not None:
@@ -416,12 +354,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         except BaseException as error:
             if not self.connection.entry.exchanges.awaits(self):
                 raise  # it was answered before, by hand
-            again = self._failure is None
-            self._fail(error)
-            if again:
-                self.dispatch()
-            else:
-                self._give_up()
+            self._reply_otherwise(error)
             return
         if not sent:
             self.state = SYS_ERROR
@@ -430,7 +363,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
 
     def done(self) -> SubTask | None:
         """The reply is sent or impossible: the callback, then what it pushed."""
-        self._stage = _CALLBACK
+        self._stage = CALLBACK
         if self.server.observers:
             self.server.notify(
                 RequestFinished(
@@ -466,13 +399,13 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         if self._tell or self.server.observers:
             following = self.done()
             series = self._series
-            self._stage = _OVER
+            self._stage = OVER
             if series is not None:
                 series._run(series._proceed(following))
             else:
                 self.drop_handles()
             return
-        self._stage = _OVER
+        self._stage = OVER
 
     def push(self, data: Buffer) -> Awaitable[None]:
         """Send raw bytes at once, before the reply.
@@ -512,7 +445,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
 
     def interrupt(self) -> None:
         """The series was cancelled while the reply is under way: it ends here."""
-        if self._stage == _REPLYING:
+        if self._stage == REPLYING:
             self.connection.close()
 
     def on_close(self, callback: Callable[[Any], object]) -> CallbackHandle:
@@ -540,7 +473,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
     ) -> CallbackHandle:
         if not callable(callback):
             raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
-        if self._stage == _OVER:
+        if self._stage == OVER:
             raise UsageError("this request is over; use the methods of task.connection")
         self._tell = True
         if self._handles is None:
@@ -558,7 +491,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
 
     def noreply(self) -> None:
         """Send no reply: the connection closes where it would have gone."""
-        if self._stage != _PROCESSING:
+        if self._stage != PROCESSING:
             raise UsageError("the reply is on its way already; call noreply() before")
         self.state = NOREPLY
 
@@ -592,7 +525,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         pushes on the series runs after the reply."""
         if callback is not None and not callable(callback):
             raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
-        if self._stage >= _CALLBACK:
+        if self._stage >= CALLBACK:
             raise UsageError("this request is over; its callback cannot be set any more")
         # The server waits for callbacks: a task that has one counts as alive.
         if callback is not None and self._callback is None:
@@ -611,6 +544,10 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             self.error = errno.ENOENT
             self._end()
             return
+        self._reply_otherwise(error)
+
+    def _reply_otherwise(self, error: BaseException) -> None:
+        """This reply could not be had: the error's, unless that is the one."""
         again = self._failure is None
         self._fail(error)
         if again:
