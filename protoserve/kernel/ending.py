@@ -254,7 +254,7 @@ def drop_stream(entry: CommConnEntry) -> None:
 def cut_replies(entry: CommConnEntry) -> None:
     """What is under way, or waits for that, will not be sent."""
     exchanges = entry.exchanges
-    exchanges.held = None
+    exchanges.held = exchanges.farewell = None
     exchanges.held_size = 0
     finished = exchanges.finished
     error = entry.life.error or errno.ECONNRESET

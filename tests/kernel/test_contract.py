@@ -1399,6 +1399,56 @@ def test_no_limit_runs_while_something_is_in_flight(engine: MemoryEngine) -> Non
     assert service.reasons == ["the keep-alive time has passed"]
 
 
+@pytest.mark.parametrize("last", ["reply", "noreply", "last reply", "reset"])
+def test_one_that_is_too_slow_beside_others_hears_the_farewell_after_their_replies(
+    engine: MemoryEngine, last: str
+) -> None:
+    service = Service(later, in_flight=3, farewell=b"bye\n", receive_timeout=5, receive_rate=None)
+    peer = engine.connect(service)
+    peer.send(b"a\nb\nc")
+    engine.advance(5)
+    assert (bytes(peer.received), peer.eof) == (b"", False)
+    assert service.farewells == [CloseReason.REQUEST_TOO_SLOW]
+    peer.send(b"\nd\n")
+    service.sessions[0].reply()
+    engine.advance(100)
+    assert (bytes(peer.received), peer.eof) == (b"a\n", False)
+    if last == "noreply":
+        service.sessions[1].end()
+    elif last == "reset":
+        peer.reset()
+        engine.run()
+        assert not service.sessions[1].reply()
+    else:
+        service.sessions[1].keep_alive = 0 if last == "last reply" else 60
+        service.sessions[1].reply()
+    engine.run()
+    end = {"noreply": b"bye\n", "reset": b""}.get(last, b"b\nbye\n")
+    assert bytes(peer.received) == b"a\n" + end
+    assert service.lines == ["a", "b"]
+    if last != "reset":
+        leave(engine, peer)
+    finish(engine, service)
+
+
+def test_no_farewell_after_a_reply_that_was_cut(
+    engine: MemoryEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = Service(later, in_flight=3, farewell=b"bye\n", receive_timeout=5, receive_rate=None)
+    peer = engine.connect(service, room=3)
+    peer.send(b"a\nb\nc")
+    engine.advance(5)
+    service.sessions[0].reply(Pieces(b"<1", b"x" * 70_000, ValueError("a fault")))
+    engine.run()
+    peer.read()
+    engine.run()
+    assert not service.sessions[1].reply()
+    engine.advance(3)
+    assert (bytes(peer.received), peer.aborted) == (b"<1" + b"x" * 70_000, True)
+    assert len(errors(caplog)) == 1
+    finish(engine, service)
+
+
 def test_peers_that_do_not_read_are_not_served_further(engine: MemoryEngine) -> None:
     service = Service(later, in_flight=2, unsent_limit=1000, peer_response_timeout=10)
     peer = engine.connect(service, room=0)
