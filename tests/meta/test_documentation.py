@@ -17,16 +17,21 @@ ROOT = Path(__file__).parent.parent.parent
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+# A block that begins so is a file, which later ones of its document import.
+_FILE = re.compile(r"^# ([a-z_]+\.py)\n")
 # Which fixed port a block listens on; replaced, so that tests do not collide.
 _PORT = re.compile(r"\b(?:8888|9999|6380)\b")
 
 
 def _blocks() -> list[object]:
-    return [
-        pytest.param(match[1], id=f"{path.stem}-{number}")
-        for path in DOCUMENTS
-        for number, match in enumerate(_BLOCK.finditer(path.read_text()), 1)
-    ]
+    found: list[object] = []
+    for path in DOCUMENTS:
+        files: dict[str, str] = {}
+        for number, match in enumerate(_BLOCK.finditer(path.read_text()), 1):
+            found.append(pytest.param(match[1], dict(files), id=f"{path.stem}-{number}"))
+            if name := _FILE.match(match[1]):
+                files[name[1]] = match[1]
+    return found
 
 
 def _free_port() -> int:
@@ -47,8 +52,10 @@ def _await_handler(process: subprocess.Popen[str]) -> None:
     time.sleep(0.5)  # no such file on this system
 
 
-@pytest.mark.parametrize("source", _blocks())
-def test_block_runs(source: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("source", "files"), _blocks())
+def test_block_runs(source: str, files: dict[str, str], tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
     program = tmp_path / "block.py"
     program.write_text(_PORT.sub(str(_free_port()), source))
     serves = "wait_for_signal()" in source
