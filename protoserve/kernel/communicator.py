@@ -140,6 +140,8 @@ class Communicator:
     def on_ready(self, entry: CommConnEntry, mask: int) -> None:
         """The socket has become readable or writable."""
         entry.lock.acquire()
+        if entry.ready is not None:
+            mask = entry.ready(mask)
         intake = entry.intake
         if mask & _INPUT:
             intake.readable = True

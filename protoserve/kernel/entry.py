@@ -53,6 +53,7 @@ class CommConnEntry:
         "output",
         "peername",
         "protocol",
+        "ready",
         "service",
         "transport",
     )
@@ -82,6 +83,7 @@ class CommConnEntry:
         self.transport = transport
         self.peername = peername
         self.fd = transport.fileno()
+        self.ready = transport.ready
         # An RLock, because it knows its owner: nobody relies on taking it twice.
         self.lock = threading.RLock()
         self.attached = False

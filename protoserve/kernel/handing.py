@@ -105,7 +105,7 @@ def hand_over(
 
 
 def hear(entry: CommConnEntry, word: Any, now: float) -> float:
-    """The parser said something that is no whole request. As ``_hand_over``."""
+    """The parser said something that is no whole request. As ``hand_over``."""
     exchanges = entry.exchanges
     intake = entry.intake
     if word is None:
@@ -193,7 +193,7 @@ def handle_watched(entry: CommConnEntry, session: CommSession) -> float:
 
 
 def arrive(entry: CommConnEntry, arriving: Arriving[Any], now: float) -> float:
-    """The head of a request is there, and its body on its way. As ``_hand_over``."""
+    """The head of a request is there, and its body on its way. As ``hand_over``."""
     exchanges = entry.exchanges
     intake = entry.intake
     deadline = entry.deadline

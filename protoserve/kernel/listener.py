@@ -20,7 +20,6 @@ from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.ending import evict
 from protoserve.kernel.entry import CommConnEntry
 from protoserve.kernel.service import CommService
-from protoserve.kernel.transport import SocketTransport
 from protoserve.log import logger
 
 UNIX_PREFIX: Final = "unix:"
@@ -380,7 +379,7 @@ class Listener:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         transport = None
         try:
-            transport = SocketTransport(sock)
+            transport = self._service.new_transport(sock)
             self._communicator.attach(transport, peername, self._service)
         except BaseException:
             # The others in the backlog are not announced again: go on with them.

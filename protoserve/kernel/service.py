@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from protoserve.errors import ProtocolError
 from protoserve.events import CloseReason, Event, log_event
 from protoserve.kernel.habits import Habits
+from protoserve.kernel.transport import SocketTransport
 from protoserve.log import logger
 from protoserve.params import ServerParams
 from protoserve.protocol import Hold, MessageParser, Piece
@@ -85,6 +87,10 @@ class CommService(CommProtocol):
     ) -> CommConnection | None:
         """Make the object of an accepted connection; ``None`` refuses the peer, which sees
         the connection end. What is made may be pushed to, closed, and given times already."""
+
+    def new_transport(self, sock: socket.socket) -> Transport:
+        """The layers over an accepted socket; what it raises refuses that one."""
+        return SocketTransport(sock)
 
     @abstractmethod
     def handle_unbound(self) -> None:

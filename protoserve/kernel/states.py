@@ -59,6 +59,12 @@ STATES: Final = (
     ),
     State(
         "REPLYING",
+        RECEIVE,
+        lambda e: e.exchanges.pieces_begun and e.deadline.limit is RECEIVE,
+        "a reply in pieces is under way, and the rest of a request is on its way",
+    ),
+    State(
+        "REPLYING",
         NO_LIMIT,
         lambda e: e.exchanges.pieces_begun,
         "a reply in pieces is under way, and its next piece is waited for",
@@ -67,7 +73,7 @@ STATES: Final = (
         "PROCESSING",
         RECEIVE,
         lambda e: e.exchanges.in_hand and e.deadline.limit is RECEIVE,
-        "a handler is at work, and the rest of its request is on its way",
+        "a handler is at work, and the rest of a request is on its way",
     ),
     State(
         "PROCESSING",

@@ -46,6 +46,11 @@ class Transport(Protocol):
     """Whether ``recv`` that gives fewer bytes than were asked for has taken all there is, so
     that the poller announces more. Not where it gives records, as TLS does."""
 
+    ready: Callable[[int], int] | None
+    """What the poller's news of the descriptor (READABLE, WRITABLE, ...) mean for the stream; a
+    layer that has to write before it can read, or is still shaking hands, goes on here.
+    ``None``: they are the stream's own."""
+
     def fileno(self) -> int:
         """The descriptor that the poller watches."""
 
@@ -80,6 +85,7 @@ class SocketTransport:
     __slots__ = ("recv", "send", "sendmsg", "sock")
 
     short_read_empties = True
+    ready: Callable[[int], int] | None = None
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)

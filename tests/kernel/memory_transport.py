@@ -109,6 +109,8 @@ class MemoryPeer:
         """The server asks its system whether we are still there."""
         self.before_send: Callable[[], object] | None = None
         """Called in each send, before it looks at ``room``: where a race is played."""
+        self.ready: Callable[[int], int] | None = None
+        """The transport's, for connections that are made with it."""
         self.fd = next(_descriptors)
         self._announce = announce
         self._lock = threading.RLock()
@@ -202,6 +204,7 @@ class MemoryTransport:
     def __init__(self, peer: MemoryPeer) -> None:
         self.peer = peer
         self.short_read_empties = peer.record is None
+        self.ready: Callable[[int], int] | None = peer.ready
         self.recv: Callable[[int], bytes] = peer.take
         self.send: Callable[[Buffer], int] = lambda data: peer.accept(bytes(data))
         self.sendmsg: Callable[[Iterable[Buffer]], int] = lambda buffers: peer.accept(
@@ -250,11 +253,13 @@ class MemoryEngine:
         *,
         room: int | None = None,
         record: int | None = None,
+        ready: Callable[[int], int] | None = None,
     ) -> MemoryPeer:
         """A new connection to ``service``, accepted already."""
         peer = MemoryPeer(self.readiness.announce)
         peer.room = room
         peer.record = record
+        peer.ready = ready
         # As epoll does when a socket is registered.
         self.readiness.announce(peer.fd, WRITABLE)
         service.retain()
