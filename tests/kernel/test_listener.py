@@ -17,6 +17,7 @@ from memory_transport import MemoryEngine, MemoryPeer, MemoryTransport
 from protoserve import BindError, ConfigError
 from protoserve.events import AcceptFailed, ConnectionOpened, LimitReached
 from protoserve.kernel import listener as module
+from protoserve.kernel import service as service_module
 from protoserve.kernel.listener import (
     _ACCEPTS_A_TURN,
     ACCEPT_PAUSE,
@@ -311,7 +312,7 @@ class Door:
                 self.peers[event.peername] = self.newest
 
         service.subscribe(note)
-        monkeypatch.setattr(module, "SocketTransport", transport)
+        monkeypatch.setattr(service_module, "SocketTransport", transport)
         self.listener = MemoryListener(
             self.sock,  # type: ignore[arg-type]
             engine.communicator,
