@@ -22,7 +22,6 @@ from protoserve.kernel.ending import (
     refuse,
     shut,
 )
-from protoserve.kernel.exchanges import COMING
 from protoserve.kernel.handing import ANOTHER_PUMPS, hand_over, hand_over_collected
 from protoserve.kernel.intake import ENDS, Fault
 from protoserve.kernel.life import LAST, LINGERING, OPEN, SHUT
@@ -173,24 +172,6 @@ class Communicator:
         entry.lock.acquire()
         entry.exchanges.deferred = False
         self._advance(entry)
-
-    def on_blocked(self, entry: CommConnEntry, waits: bool) -> None:
-        """A handler keeps its thread: send the replies that were waiting for company, and
-        remember the handler if it ``waits``."""
-        session = None
-        exchanges = entry.exchanges
-        entry.lock.acquire()
-        if exchanges.pumping:
-            # Otherwise the handler has returned meanwhile, and what follows is arranged.
-            if entry.output.buffers:
-                flush_aside(entry)
-            if waits and exchanges.stream is None and exchanges.session is not COMING:
-                session = exchanges.session
-        elif exchanges.others and entry.life.rung == OPEN:
-            entry.resume_later()
-        entry.release()
-        if session is not None:
-            entry.protocol.habits.surprise(session.handler_key())
 
     def on_deadline(self, entry: CommConnEntry, _: int) -> None:
         """The poller's timer for a connection: has its deadline really passed?"""

@@ -190,12 +190,9 @@ class CommConnection:
 
     def _call_now(self, callback: Callable[[CommConnection], object]) -> None:
         if self.entry.locked_here:
-            self.entry.communicator.poller.post(self._call_posted, callback)
+            self.entry.communicator.poller.post(lambda _, __: callback(self), None)
         else:
             callback(self)
-
-    def _call_posted(self, callback: Callable[[CommConnection], object], _: int) -> None:
-        callback(self)
 
     def _new_callback(self, callback: object) -> CallbackHandle:
         if not callable(callback):

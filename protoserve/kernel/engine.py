@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.entry import CommConnEntry
+from protoserve.kernel.handing import keeps_its_thread
 from protoserve.kernel.leader_followers import LeaderFollowers
 from protoserve.kernel.poller import Callback, Poller
 from protoserve.log import logger
@@ -198,4 +199,4 @@ class ThreadEngine(Engine):
 
     def _on_blocked(self, argument: Any, waits: bool) -> None:
         if isinstance(argument, CommConnEntry):
-            self.communicator.on_blocked(argument, waits)
+            keeps_its_thread(argument, waits)

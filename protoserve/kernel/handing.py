@@ -18,7 +18,7 @@ from protoserve.kernel.intake import Fault
 from protoserve.kernel.life import OPEN, SHUT
 from protoserve.kernel.reading import look_at_body
 from protoserve.kernel.session import CommSession, TaskState
-from protoserve.kernel.waiting import await_body
+from protoserve.kernel.waiting import await_body, flush_aside
 from protoserve.log import logger
 from protoserve.protocol import HOLD, NEED_DATA, Arriving, Feedback
 
@@ -190,6 +190,25 @@ def handle_watched(entry: CommConnEntry, session: CommSession) -> float:
     now, slow, blocked = watch.end()
     habits.note(key, slow, blocked)
     return now
+
+
+def keeps_its_thread(entry: CommConnEntry, waits: bool) -> None:
+    """A handler keeps its thread: send the replies that were waiting for company, and
+    remember the handler if it ``waits``. Without the lock; on the new leader."""
+    session = None
+    exchanges = entry.exchanges
+    entry.lock.acquire()
+    if exchanges.pumping:
+        # Otherwise the handler has returned meanwhile, and what follows is arranged.
+        if entry.output.buffers:
+            flush_aside(entry)
+        if waits and exchanges.stream is None and exchanges.session is not COMING:
+            session = exchanges.session
+    elif exchanges.others and entry.life.rung == OPEN:
+        entry.resume_later()
+    entry.release()
+    if session is not None:
+        entry.protocol.habits.surprise(session.handler_key())
 
 
 def arrive(entry: CommConnEntry, arriving: Arriving[Any], now: float) -> float:

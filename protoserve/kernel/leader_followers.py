@@ -20,25 +20,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any
 
 from protoserve.kernel.joining import Joiner
+from protoserve.kernel.monitor import BLOCK_THRESHOLD, Mark, Monitor
 from protoserve.kernel.poller import Callback, Poller, Ready
 
-BLOCK_THRESHOLD: Final = 0.005
-"""Seconds a handler may keep the leader before a follower is promoted."""
 
-_BLOCKED_TICK: Final = 0.001
-"""How often to look after a handler was found to block: they tend to come in numbers."""
-
-_BLOCKED_LOOKS: Final = 20
-"""How many such looks there are before it is rarely looked again."""
-
-_BUSY: Final = 0.5
-"""Above this share of a tick on the CPU a handler computes, and does not wait."""
-
-
-class _Worker:
+class Worker:
     """One handler thread; ``turn`` is released to tell it to lead or to end."""
 
     __slots__ = ("clock", "ident", "thread", "turn")
@@ -89,33 +78,29 @@ class LeaderFollowers:
         Written with the mutex held; the leader, which alone has to obey it, reads it without:
         only what is done to the leader makes it true, and a handler that takes its place
         back, see ``_overtaken``."""
-        self._poller = poller
+        self.poller = poller
         self._on_blocked = on_blocked
         self._on_exhausted = on_exhausted
         self._on_refused = on_refused
         self._on_error = on_error
-        self._threshold = block_threshold
-        self._baton = threading.Lock()
-        self._mutex = threading.Lock()  # guards what follows; taken before the baton
-        self._leader: _Worker | None = None  # written with the baton held
-        self._idle: list[_Worker] = []
+        self.baton = threading.Lock()
+        self.mutex = threading.Lock()  # guards what follows; taken before the baton
+        self.leader: Worker | None = None  # written with the baton held
+        self._idle: list[Worker] = []
         # Promoted, and not awake yet: until it is, leadership can be taken back, and given to
         # it again, without another wake-up.
-        self._waking: _Worker | None = None
-        self._workers: set[_Worker] = set()
+        self._waking: Worker | None = None
+        self._workers: set[Worker] = set()
         self._queue: deque[Ready] = deque()  # handlers that wait for a free thread
         self._lent = 0  # handlers that wait for the engine's own work, see lend()
         # The leader of the moment when a lent place was taken back: it may have begun to run a
         # handler when that was allowed, and then nobody polls.
-        self._overtaken: _Worker | None = None
+        self._overtaken: Worker | None = None
         self._idents: set[int] = set()
         self._named = 0
         self._refused = False  # a thread, by the system; not reported yet
-        self._stopping = False
-        self._parked = False
-        self._park = threading.Lock()
-        self._park.acquire()
-        self._monitor: threading.Thread | None = None
+        self.stopping = False
+        self._monitor = Monitor(self, block_threshold)
         self._joiner = Joiner()
         self._leaving: list[threading.Thread] = []  # not workers any more, and not joined
         self.current: Any = None
@@ -123,24 +108,22 @@ class LeaderFollowers:
     def start(self) -> None:
         """Start the first leader and the monitor. Raises ``RuntimeError`` when the system
         has no thread for them."""
-        self._baton.acquire()
-        with self._mutex:
+        self.baton.acquire()
+        with self.mutex:
             if not self._promote_locked():
-                self._baton.release()
+                self.baton.release()
                 raise RuntimeError("the system refused a thread for the handlers")
-        monitor = threading.Thread(target=self._watch, name="protoserve-monitor", daemon=True)
-        monitor.start()
-        self._monitor = monitor
+        self._monitor.start()
 
     def grow(self, threads: int) -> None:
         """Change how many handlers may run at once."""
-        with self._mutex:
+        with self.mutex:
             self.max_threads = threads
             self._staff_locked()
 
     def owns(self, ident: int) -> bool:
         """Whether the thread with this identifier is a handler thread, or the monitor."""
-        return ident in self._idents
+        return ident in self._idents or ident == self._monitor.ident  # it calls observers
 
     def stop(self, timeout: float | None = None) -> bool:
         """Let every thread end after its current handler, and wait for that.
@@ -148,19 +131,19 @@ class LeaderFollowers:
         A handler thread may call it too: then it returns at once. Returns whether all
         threads ended; after ``timeout`` seconds the blocked ones are left to end later.
         """
-        with self._mutex:
-            self._stopping = True
+        with self.mutex:
+            self.stopping = True
             threads = [w.thread for w in self._workers if w.thread is not None]
             threads += self._leaving
             for worker in self._idle:
                 worker.turn.release()
             self._idle.clear()
-            self._unpark_locked()
-        self._poller.wake()
+            self._monitor.unpark()
+        self.poller.wake()
         if self.owns(threading.get_ident()):
             return False
-        if self._monitor is not None:
-            threads.append(self._monitor)
+        if self._monitor.thread is not None:
+            threads.append(self._monitor.thread)
         return self._joiner.join(threads, timeout)
 
     # -- for who is about to run a handler ---------------------------------------------
@@ -169,15 +152,15 @@ class LeaderFollowers:
         """Let another thread lead, where this one does: what it does next is known to
         block. Harmless elsewhere."""
         exhausted = False
-        with self._mutex:
-            leader = self._leader
-            if leader is None or leader.ident != threading.get_ident() or self._stopping:
+        with self.mutex:
+            leader = self.leader
+            if leader is None or leader.ident != threading.get_ident() or self.stopping:
                 return
             # Free while a handler of the leader's runs: who takes it holds the mutex.
-            if not self._baton.acquire(False):
+            if not self.baton.acquire(False):
                 return
             if not self._promote_locked():
-                self._baton.release()
+                self.baton.release()
             exhausted = self.full
         if exhausted:
             self._tell(self._on_exhausted, self.max_threads)
@@ -186,11 +169,11 @@ class LeaderFollowers:
         """Instead of a handler, where ``full`` says so: have ``callback(argument, 0)``
         called by the first thread that is free, in order of arrival. False when this
         thread may run it, after all."""
-        with self._mutex:
-            leader = self._leader
+        with self.mutex:
+            leader = self.leader
             if (
                 not self.full
-                or self._stopping
+                or self.stopping
                 or leader is None
                 or leader.ident != threading.get_ident()
             ):
@@ -202,7 +185,7 @@ class LeaderFollowers:
     def lend(self) -> Iterator[None]:
         """While the block waits for work that handler threads may have to do, another
         handler may run in place of this thread's (the article's framework does the same)."""
-        with self._mutex:
+        with self.mutex:
             lent = threading.get_ident() in self._idents
             if lent:
                 self._lent += 1
@@ -213,28 +196,28 @@ class LeaderFollowers:
             yield
         finally:
             if lent:
-                with self._mutex:
+                with self.mutex:
                     self._lent -= 1
                     before = self.full
                     self._count_locked()
                     if self.full and not before:
-                        self._overtaken = self._leader
+                        self._overtaken = self.leader
 
     def forget_in_child(self) -> None:
         """In a process that was just forked, by one of the threads or another: it has none
         of the others, and must not touch what the two processes share."""
-        self._stopping = True
-        self._leader = None
-        self._mutex = threading.Lock()
-        self._baton = threading.Lock()
+        self.stopping = True
+        self.leader = None
+        self.mutex = threading.Lock()
+        self.baton = threading.Lock()
         self._queue.clear()
         self._idle.clear()
         self._waking = None
-        self._poller.close_copy()
+        self.poller.close_copy()
 
     # -- handler threads ---------------------------------------------------------------
 
-    def _run(self, worker: _Worker) -> None:
+    def _run(self, worker: Worker) -> None:
         ident = worker.ident = threading.get_ident()
         if sys.platform == "linux":  # others have no such clock
             with contextlib.suppress(OSError):
@@ -246,7 +229,7 @@ class LeaderFollowers:
                 self._lead(worker)
                 leads = self._follow(worker)
         finally:
-            with self._mutex:
+            with self.mutex:
                 self._workers.discard(worker)
                 self._leaving = self._joiner.alive(self._leaving)
                 if worker.thread is not None:
@@ -254,74 +237,76 @@ class LeaderFollowers:
                 self._idents.discard(ident)
                 self._count_locked()
                 last = not self._workers
-            if last and self._stopping:
-                self._poller.close()
+            if last and self.stopping:
+                self.poller.close()
 
-    def _lead(self, me: _Worker) -> None:
+    def _lead(self, me: Worker) -> None:
         """Run events until leadership or the work ends. Called with the baton held,
         returns without it."""
-        poller = self._poller
+        poller = self.poller
         ready = poller.ready
-        lay_down = self._baton.release
-        pick_up = self._baton.acquire
-        while not self._stopping:
+        monitor = self._monitor
+        lay_down = self.baton.release
+        pick_up = self.baton.acquire
+        while not self.stopping:
             if not ready:
                 poller.wait()
                 continue
             callback, argument, mask = ready.popleft()
             self.current = argument
             lay_down()
-            # After the baton's release, a full memory barrier: see _wait_parked.
-            if self._parked:
-                self._unpark()
+            # After the baton's release, a full memory barrier: see Monitor._wait_parked.
+            if monitor.parked:
+                with self.mutex:
+                    monitor.unpark()
             try:
                 callback(argument, mask)
             except BaseException:
                 self._on_error()
-            if self._leader is not me:
+            if self.leader is not me:
                 if self._take_back(me):
                     continue
                 return
             if not pick_up(False) and not self._pick_up_late(me):
                 return
-            if self._leader is not me:
+            if self.leader is not me:
                 lay_down()
                 return
-        self._leader = None
+        self.leader = None
         lay_down()
 
-    def _take_back(self, me: _Worker) -> bool:
+    def _take_back(self, me: Worker) -> bool:
         """The handler before which another thread was promoted has ended before that is
         awake: go on to lead, with the baton that is held on its behalf."""
-        with self._mutex:
-            if self._waking is None or self._leader is not self._waking or self._stopping:
+        with self.mutex:
+            if self._waking is None or self.leader is not self._waking or self.stopping:
                 return False
-            self._leader = me
+            self.leader = me
             self._count_locked()
             return True
 
-    def _awake(self, worker: _Worker) -> bool:
+    def _awake(self, worker: Worker) -> bool:
         """A thread that was woken has begun to run. Returns whether it leads."""
-        with self._mutex:
+        with self.mutex:
             if self._waking is worker:
                 self._waking = None
                 self._count_locked()
-            return self._leader is worker
+            return self.leader is worker
 
-    def _pick_up_late(self, me: _Worker) -> bool:
+    def _pick_up_late(self, me: Worker) -> bool:
         """The monitor holds the baton this moment: wait for what it decides."""
-        while self._leader is me:
-            if self._baton.acquire(timeout=0.001):
+        while self.leader is me:
+            if self.baton.acquire(timeout=0.001):
                 return True
         return False
 
-    def _follow(self, worker: _Worker) -> bool:
+    def _follow(self, worker: Worker) -> bool:
         """Run what waits for a free thread, then wait to be promoted; False when it is
         time to end."""
         while True:
-            with self._mutex:
+            with self.mutex:
                 if not self._queue:
-                    if self._stopping:
+                    if self.stopping:
                         return False
                     if len(self._workers) > self._most:
                         return False  # one that was hired while others waited
@@ -346,22 +331,22 @@ class LeaderFollowers:
     def _promote_locked(self, *, beyond: bool = False) -> bool:
         """Hand the baton, which the caller holds, to a follower or a new thread; ``beyond``:
         even to one more than there may be."""
-        before = self._leader
+        before = self.leader
         if self._waking is not None:
-            self._leader = self._waking
+            self.leader = self._waking
             self._count_locked()
             return True
         if self._idle:
             worker = self._idle.pop()
-            self._leader = self._waking = worker
+            self.leader = self._waking = worker
             self._count_locked()
             worker.turn.release()
             return True
-        worker = _Worker()
-        self._leader = self._waking = worker
+        worker = Worker()
+        self.leader = self._waking = worker
         if self._hire_locked(worker, beyond=beyond):
             return True
-        self._leader = before
+        self.leader = before
         self._waking = None
         return False
 
@@ -369,15 +354,15 @@ class LeaderFollowers:
         """More handlers may run: have threads for those that wait."""
         self._count_locked()
         for _ in range(len(self._queue)):
-            if self.full or self._stopping:
+            if self.full or self.stopping:
                 break
             if self._idle:  # one that was hired before
                 self._idle.pop().turn.release()
                 self._count_locked()
-            elif not self._hire_locked(_Worker()):
+            elif not self._hire_locked(Worker()):
                 break
 
-    def _hire_locked(self, worker: _Worker, *, beyond: bool = False) -> bool:
+    def _hire_locked(self, worker: Worker, *, beyond: bool = False) -> bool:
         """Start a thread; False when there may be no more of them."""
         if len(self._workers) >= self._most and not beyond:
             return False
@@ -407,9 +392,9 @@ class LeaderFollowers:
     def _count_locked(self) -> None:
         """Bring ``full`` up to date."""
         busy = len(self._workers) - len(self._idle) - self._lent
-        if self._leader is not None:
+        if self.leader is not None:
             busy -= 1
-        if self._waking is not None and self._waking is not self._leader:
+        if self._waking is not None and self._waking is not self.leader:
             busy -= 1
         self.full = busy >= self.max_threads
 
@@ -419,57 +404,23 @@ class LeaderFollowers:
         except BaseException:
             self._on_error()
 
-    # -- the monitor -------------------------------------------------------------------
+    # -- for the monitor ---------------------------------------------------------------
 
-    def _watch(self) -> None:
-        ident = threading.get_ident()
-        self._idents.add(ident)  # it calls observers
-        try:
-            self._watch_until_stopped()
-        finally:
-            self._idents.discard(ident)
-
-    def _watch_until_stopped(self) -> None:
-        poller = self._poller
-        seen: tuple[int, int, _Worker | None] | None = None
-        cpu = looked = 0.0
-        looks = 0
-        while not self._stopping:
-            time.sleep(_BLOCKED_TICK if looks else self._threshold)
-            if poller.waiting:
-                seen = None
-                self._wait_parked()
-                continue
-            if looks:
-                looks -= 1
-            poller.refresh()
-            leader = self._leader
-            mark = (poller.turns, len(poller.ready), leader)
-            if mark != seen or leader is None or self._baton.locked():
-                seen = mark
-                looked = time.monotonic()
-                cpu = 0.0 if leader is None else leader.cpu_time()
-                continue
-            seen = None
-            share = (leader.cpu_time() - cpu) / (time.monotonic() - looked)
-            if self._take_over(mark, share < _BUSY):  # False for NaN
-                looks = _BLOCKED_LOOKS
-
-    def _take_over(self, mark: tuple[int, int, _Worker | None], waits: bool) -> bool:
+    def take_over(self, mark: Mark, waits: bool) -> bool:
         """Promote a follower if the leader still runs that handler. Returns whether it was
         to be replaced."""
         exhausted = refused = False
-        with self._mutex:
-            leader = self._leader
+        with self.mutex:
+            leader = self.leader
             overtaken = leader is self._overtaken
-            if self._stopping or leader is None or (self.full and not overtaken):
+            if self.stopping or leader is None or (self.full and not overtaken):
                 # One that runs no handlers is slow for other reasons, and goes on.
                 return False
-            if not self._baton.acquire(False):
+            if not self.baton.acquire(False):
                 return False
-            poller = self._poller
+            poller = self.poller
             if mark != (poller.turns, len(poller.ready), leader):
-                self._baton.release()
+                self.baton.release()
                 return False
             poller.ready.appendleft((self._call_blocked, (self.current, waits), 0))
             if self._promote_locked(beyond=overtaken):
@@ -478,7 +429,7 @@ class LeaderFollowers:
             else:
                 # It goes on to lead, and we look again.
                 poller.ready.popleft()
-                self._baton.release()
+                self.baton.release()
                 refused, self._refused = self._refused, False
         if exhausted:
             self._tell(self._on_exhausted, self.max_threads)
@@ -488,25 +439,3 @@ class LeaderFollowers:
 
     def _call_blocked(self, blocked: tuple[Any, bool], _: int) -> None:
         self._on_blocked(*blocked)
-
-    def _wait_parked(self) -> None:
-        """Sleep until the leader has events again, so that an idle server wakes nobody."""
-        # The leader clears `waiting`, passes through the baton, then reads `_parked`; we
-        # write `_parked`, pass through the mutex, then read `waiting`: one of the two sees
-        # the other's write, so the leader never runs a handler unwatched.
-        with self._mutex:
-            self._parked = True
-        with self._mutex:
-            if self._parked and (self._stopping or not self._poller.waiting):
-                self._parked = False
-                return
-        self._park.acquire()
-
-    def _unpark(self) -> None:
-        with self._mutex:
-            self._unpark_locked()
-
-    def _unpark_locked(self) -> None:
-        if self._parked:
-            self._parked = False
-            self._park.release()

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from protoserve.kernel import leader_followers as module
+from protoserve.kernel import monitor as monitor_module
 from protoserve.kernel.leader_followers import LeaderFollowers
 from protoserve.kernel.poller import Poller
 
@@ -195,12 +196,12 @@ def test_threads_are_bounded_and_reused(pools: Callable[..., Pool]) -> None:
 def test_no_wakeups_while_idle(pools: Callable[..., Pool]) -> None:
     pool = pools()
     assert pool.call(nothing).ended.wait(PATIENCE)
-    wait_until(lambda: pool.poller.waiting and pool.threads._parked)
+    wait_until(lambda: pool.poller.waiting and pool.threads._monitor.parked)
     turns = pool.poller.turns
     cpu = time.process_time()
     time.sleep(0.3)
     assert pool.poller.turns == turns
-    assert pool.threads._parked
+    assert pool.threads._monitor.parked
     # 5 ms ticks would cost at least this much; the margin is for a busy machine.
     assert time.process_time() - cpu < 0.1
     assert pool.call(nothing).ended.wait(PATIENCE)
@@ -209,7 +210,7 @@ def test_no_wakeups_while_idle(pools: Callable[..., Pool]) -> None:
 def test_a_handler_after_a_long_rest_is_watched(pools: Callable[..., Pool]) -> None:
     pool = pools()
     for _ in range(20):
-        wait_until(lambda: pool.poller.waiting and pool.threads._parked)
+        wait_until(lambda: pool.poller.waiting and pool.threads._monitor.parked)
         gate = threading.Event()
         pool.call(gate.wait)
         other = pool.call(nothing)
@@ -326,7 +327,7 @@ def test_promoting_before_a_call_that_will_block(
 ) -> None:
     """Without the monitor's help: another thread goes on with the pending events at once."""
     pool = pools()
-    monkeypatch.setattr(pool.threads, "_take_over", lambda mark, waits: False)
+    monkeypatch.setattr(pool.threads, "take_over", lambda mark, waits: False)
     gate = threading.Event()
 
     def block() -> None:
@@ -400,7 +401,7 @@ def test_lending_lets_others_run_and_the_hired_leave(pools: Callable[..., Pool])
 
 def without_monitor(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens next is not the monitor's doing."""
-    monkeypatch.setattr(pool.threads, "_take_over", lambda mark, waits: False)
+    monkeypatch.setattr(pool.threads, "take_over", lambda mark, waits: False)
 
 
 def test_a_leader_that_lends_its_place_lets_another_lead(
@@ -501,12 +502,12 @@ class Monitored:
             on_error=print,
             block_threshold=0.005,
         )
-        leader = module._Worker()
-        self.threads._leader = leader
-        monkeypatch.setattr(module._Worker, "cpu_time", lambda worker: self.now * share)
-        monkeypatch.setattr(self.threads, "_take_over", self.take_over)
+        leader = module.Worker()
+        self.threads.leader = leader
+        monkeypatch.setattr(module.Worker, "cpu_time", lambda worker: self.now * share)
+        monkeypatch.setattr(self.threads, "take_over", self.take_over)
         monkeypatch.setattr(
-            module, "time", SimpleNamespace(sleep=self.sleep, monotonic=lambda: self.now)
+            monitor_module, "time", SimpleNamespace(sleep=self.sleep, monotonic=lambda: self.now)
         )
 
     def sleep(self, seconds: float) -> None:
@@ -523,7 +524,7 @@ class Monitored:
         """Run the monitor for so many sleeps."""
         self.ticks = ticks
         with contextlib.closing(self.poller), pytest.raises(EnoughError):
-            self.threads._watch_until_stopped()
+            self.threads._monitor.watch()
 
 
 @pytest.mark.parametrize(
@@ -544,7 +545,7 @@ def test_after_one_that_blocks_the_monitor_looks_more_often(
     """Handlers that block tend to come in numbers, and each waits for the one before."""
     monitored = Monitored(monkeypatch, share=0.0)
     monitored.watch(12)
-    tick = module._BLOCKED_TICK
+    tick = monitor_module.BLOCKED_TICK
     assert tick < 0.005
     assert monitored.slept == [0.005] * 2 + [tick] * 10
     assert [sleeps for sleeps, _ in monitored.replaced] == [2, 4, 6, 8, 10, 12]
@@ -555,7 +556,7 @@ def test_the_monitor_looks_rarely_again_when_nothing_blocks_any_more(
 ) -> None:
     monitored = Monitored(monkeypatch, share=0.0)
     monitored.most_replaced = 1
-    monitored.watch(2 + module._BLOCKED_LOOKS + 2)
+    monitored.watch(2 + monitor_module.BLOCKED_LOOKS + 2)
     assert monitored.slept == (
-        [0.005] * 2 + [module._BLOCKED_TICK] * module._BLOCKED_LOOKS + [0.005] * 2
+        [0.005] * 2 + [monitor_module.BLOCKED_TICK] * monitor_module.BLOCKED_LOOKS + [0.005] * 2
     )

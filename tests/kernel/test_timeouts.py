@@ -12,6 +12,7 @@ from memory_transport import MemoryEngine, MemoryPeer, connection_of
 
 from protoserve import ServerParams, TaskState
 from protoserve.kernel.ending import DRAIN_TIME
+from protoserve.kernel.handing import keeps_its_thread
 
 HIGH_WATER = ServerParams().unsent_limit
 TIMED_OUT = (TaskState.SYS_ERROR, errno.ETIMEDOUT)
@@ -314,7 +315,7 @@ def test_send_timeout_starts_anew_after_a_pause(engine: MemoryEngine) -> None:
     service.sessions[0].reply()
     # The handler of the second request blocks, and another thread sends meanwhile.
     conn.entry.exchanges.pumping = True
-    engine.communicator.on_blocked(conn.entry, True)
+    keeps_its_thread(conn.entry, True)
     engine.advance(5)
     peer.read(2)
     engine.run()
@@ -335,7 +336,7 @@ def test_a_late_report_of_a_blocked_handler_changes_nothing(engine: MemoryEngine
     engine.run()
     conn = connection_of(service)
     peer.read(None)
-    engine.communicator.on_blocked(conn.entry, True)
+    keeps_its_thread(conn.entry, True)
     engine.run()
     assert peer.received == b"a\n"
     assert conn.phase == "KEEPALIVE"
