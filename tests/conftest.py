@@ -11,14 +11,39 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from record_transport import RecordTransport
 
 from protoserve import get_scheduler
+from protoserve.kernel import listener
 
 _FDS = Path("/proc/self/fd")
 _PATIENCE = 5.0
 
 # libuv's first loop opens a pipe that the process keeps.
 uvloop.new_event_loop().close()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--transport",
+        choices=("socket", "records"),
+        default="socket",
+        help="what servers of this process read through; see tests/record_transport.py",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "sockets(reason): looks at how sockets behave; not for other transports"
+    )
+    if config.getoption("--transport") == "records":
+        listener.SocketTransport = RecordTransport  # type: ignore[misc]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    mark = item.get_closest_marker("sockets")
+    if mark is not None and item.config.getoption("--transport") != "socket":
+        pytest.skip(mark.args[0])
 
 
 def _descriptors() -> set[tuple[str, str]]:

@@ -263,15 +263,20 @@ class ConnectionMachine(RuleBasedStateMachine):
         """The sessions that have not replied."""
         return [s for s in self.service.sessions if not s.replied]  # type: ignore[attr-defined]
 
+    def answer_all(self) -> None:
+        for session in self.waiting():
+            session.reply()
+
     @precondition(lambda self: self.waiting())
     @rule(
-        data=st.data(),
+        which=st.integers(0, 5),
         how=st.sampled_from(["whole", "pieces", "empty", "bad1", "bad0", "end", "abandon"]),
         size=st.sampled_from([0, 0, 30]),
         last=st.booleans(),
     )
-    def answer(self, data: Any, how: str, size: int, last: bool) -> None:
-        session = data.draw(st.sampled_from(self.waiting()))
+    def answer(self, which: int, how: str, size: int, last: bool) -> None:
+        waiting = self.waiting()
+        session = waiting[which % len(waiting)]
         session.size = size
         if last:
             session.keep_alive = 0
@@ -295,9 +300,10 @@ class ConnectionMachine(RuleBasedStateMachine):
             session.abandon()
 
     @precondition(lambda self: self.waiting())
-    @rule(data=st.data())
-    def read_a_body(self, data: Any) -> None:
-        session = data.draw(st.sampled_from(self.waiting()))
+    @rule(which=st.integers(0, 5))
+    def read_a_body(self, which: int) -> None:
+        waiting = self.waiting()
+        session = waiting[which % len(waiting)]
         if session.body is not None:
             try:
                 while session.body.pull(lambda: None):
@@ -305,12 +311,12 @@ class ConnectionMachine(RuleBasedStateMachine):
             except (ConnectionResetError, TimeoutError, ProtocolError, RuntimeError):
                 return
 
-    @rule(data=st.data())
-    def answer_again(self, data: Any) -> None:
+    @rule(which=st.integers(0, 5))
+    def answer_again(self, which: int) -> None:
         done = [s for s in self.service.sessions if s.replied]  # type: ignore[attr-defined]
         if not done:
             return
-        session = data.draw(st.sampled_from(done))
+        session = done[-1 - which % len(done)]
         try:
             self.engine.communicator.reply(session)
         except UsageError:
