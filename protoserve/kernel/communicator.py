@@ -19,6 +19,7 @@ from protoserve.kernel.ending import (
     break_off,
     broken,
     linger,
+    miss,
     refuse,
     shut,
 )
@@ -26,7 +27,7 @@ from protoserve.kernel.handing import ANOTHER_PUMPS, hand_over, hand_over_collec
 from protoserve.kernel.intake import ENDS, Fault
 from protoserve.kernel.life import LAST, LINGERING, OPEN, SHUT
 from protoserve.kernel.output import JOIN_SIZE
-from protoserve.kernel.poller import GONE, READABLE, Poller
+from protoserve.kernel.poller import READABLE, Poller
 from protoserve.kernel.reading import look_at_body, read_ahead
 from protoserve.kernel.session import CommSession
 from protoserve.kernel.stream import open_stream, reply_of
@@ -146,14 +147,8 @@ class Communicator:
             intake.readable = True
             if mask & ENDS:
                 intake.ends |= mask & ENDS
-                if (
-                    mask & GONE
-                    and intake.eof
-                    and entry.life.rung < SHUT
-                    # It was asked whether it is there, see probe_peer().
-                    and entry.transport.peer_gone()
-                ):
-                    shut(entry, CloseReason.PEER_GONE, errno.ECONNRESET)
+                if intake.eof:
+                    miss(entry)  # it was asked whether it is there, see probe_peer()
         elif not entry.output.buffers and not intake.more and entry.exchanges.stream is None:
             # Writable, and nothing to write: how every registration begins. Requests that
             # had to wait for room go on, also where a later send of that turn found it.
@@ -257,7 +252,7 @@ class Communicator:
                     continue
                 stream = exchanges.stream
                 if stream is None or stream.busy or life.rung >= SHUT:
-                    if others is not None and intake.more and entry.takes_another:
+                    if intake.more and exchanges.free and not (life.rung or intake.body_comes):
                         continue  # the body before it has ended
                     break
                 if output.size >= JOIN_SIZE:

@@ -17,6 +17,7 @@ from protoserve.kernel.deadline import LINGER, RECEIVE
 from protoserve.kernel.exchanges import News
 from protoserve.kernel.intake import RECEIVE_SIZE
 from protoserve.kernel.life import FAREWELL, LINGERING, SHUT
+from protoserve.kernel.poller import GONE
 from protoserve.kernel.session import TaskState
 from protoserve.log import logger
 from protoserve.protocol import Buffer
@@ -310,6 +311,18 @@ def shut(entry: CommConnEntry, reason: CloseReason, error: int, detail: str | No
     except BaseException:
         logger.exception("the parser of %r raised in close()", entry)
     return True
+
+
+def miss(entry: CommConnEntry) -> bool:
+    """Close it where the peer is known to be gone: both directions are down (and that is not
+    the event of a connection that had the descriptor before), so that it is no client that
+    still waits for replies. Returns whether it is."""
+    gone = (
+        entry.life.rung < SHUT and bool(entry.intake.ends & GONE) and entry.transport.peer_gone()
+    )
+    if gone:
+        shut(entry, CloseReason.PEER_GONE, errno.ECONNRESET)
+    return gone
 
 
 def evict(entry: CommConnEntry, idle_since: float | None) -> bool:

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 from protoserve.events import CloseReason, ConnectionClosed
 from protoserve.kernel.current import CURRENT
 from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, LINGER, RECEIVE, Deadline
-from protoserve.kernel.ending import broken, fail, shut
+from protoserve.kernel.ending import broken, fail, miss, shut
 from protoserve.kernel.exchanges import Exchanges
 from protoserve.kernel.intake import RECEIVE_SIZE, Intake
 from protoserve.kernel.life import FAREWELL, FORGOTTEN, OPEN, SHUT, TOLD, Life
 from protoserve.kernel.output import OutputBuffer
-from protoserve.kernel.poller import GONE
 from protoserve.kernel.service import CommProtocol, CommService
 from protoserve.kernel.session import CommSession, TaskState
 from protoserve.kernel.states import state_of
@@ -133,17 +132,6 @@ class CommConnEntry:
         )
 
     @property
-    def takes_another(self) -> bool:
-        """Whether one more request may be handed over, where they may be several."""
-        exchanges = self.exchanges
-        return (
-            self.life.rung == OPEN
-            and exchanges.session is None
-            and not exchanges.crowded
-            and not self.intake.body_comes
-        )
-
-    @property
     def reply_is_incomplete(self) -> bool:
         """Whether the peer was sent, or was to be sent, more than it would have when the
         connection ends now."""
@@ -190,10 +178,7 @@ class CommConnEntry:
             self.transport.probe_peer()
         if self.life.end_callbacks:
             self.communicator.poller.post(self._tell_end, self.connection)
-        if intake.ends & GONE and self.transport.peer_gone():
-            # Both directions are down (and it is not the event of a connection that
-            # had the descriptor before): not a client that still waits for replies.
-            shut(self, CloseReason.PEER_GONE, errno.ECONNRESET)
+        if miss(self):
             return False
         intake.parser.feed_eof()
         return True
@@ -231,7 +216,9 @@ class CommConnEntry:
         if keep_alive == 0:
             self.life.end(CloseReason.LAST_REPLY)
         arriving = self.intake.arriving
-        if arriving is not None and (exchanges.others is None or arriving.session is session):
+        if arriving is not None and (
+            exchanges.others is None or arriving.over or arriving.session is session
+        ):
             self.intake.arriving = arriving.session = None
             self.deadline.receive_by = None
             if not arriving.over:

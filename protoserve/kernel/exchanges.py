@@ -133,6 +133,11 @@ class Exchanges:
         )
 
     @property
+    def free(self) -> bool:
+        """Whether one more may be handed over beside others."""
+        return self.others is not None and self.session is None and not self.crowded
+
+    @property
     def pieces_begun(self) -> bool:
         """Whether a part of a reply in pieces is out."""
         return self.stream is not None and self.stream.begun

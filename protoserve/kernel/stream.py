@@ -199,6 +199,7 @@ class Stream(ABC):
                     entry.lock.acquire()
             elif error is not None:
                 self._fail(error)
+        error = None  # or its traceback and this frame would keep each other
         return now
 
     def _put(self, piece: Piece) -> None:

@@ -20,6 +20,7 @@ from protoserve.kernel.ending import (
     fail,
     farewell_of,
     hurry,
+    miss,
     note_refused,
     part,
     reset_when_taken,
@@ -29,7 +30,6 @@ from protoserve.kernel.ending import (
 )
 from protoserve.kernel.exchanges import News
 from protoserve.kernel.life import LINGERING, OPEN, SHUT
-from protoserve.kernel.poller import GONE
 from protoserve.kernel.reading import read_ahead
 from protoserve.kernel.session import TaskState
 from protoserve.log import logger
@@ -87,7 +87,7 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
     if exchanges.session is not None or intake.more or exchanges.others:
         # A handler is at work, or a turn of this connection is posted.
         deadline.clear()
-        if intake.arriving is not None:
+        if intake.body_comes:
             await_body(entry)
         elif exchanges.others and not intake.more and not exchanges.crowded:
             try:
@@ -167,7 +167,7 @@ def _await_rest(entry: CommConnEntry, now: float) -> None:
     if (
         params.request_size_limit is not None
         and size > params.request_size_limit
-        and intake.arriving is None
+        and not intake.body_comes
     ):
         logger.error(
             "%r: its parser holds more than request_size_limit=%d bytes of one request; "
@@ -298,7 +298,7 @@ def _too_slow(entry: CommConnEntry) -> None:
         arriving, entry.intake.arriving = entry.intake.arriving, None
         if arriving is not None:
             arriving.fail(TimeoutError("the rest of the request did not arrive in time"))
-    elif entry.intake.arriving is not None:
+    elif entry.intake.body_comes:
         body_failed(entry, TimeoutError("the rest of the request did not arrive in time"))
         entry.deadline.clear()
         return
@@ -333,8 +333,7 @@ def stopped_reading(entry: CommConnEntry) -> None:
 
 def await_greeting(entry: CommConnEntry) -> None:
     """Nothing is read yet; what was pushed may have to be sent."""
-    if entry.intake.ends & GONE and entry.transport.peer_gone():
-        shut(entry, CloseReason.PEER_GONE, errno.ECONNRESET)
+    if miss(entry):
         return
     if entry.output.buffers:
         entry.output.flush(entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,12 +19,24 @@ from word_service import WordService
 def no_collector() -> Iterator[None]:
     gc.collect()
     gc.disable()
+    logging.disable()  # pytest keeps exceptions, with their frames
     yield
+    logging.disable(logging.NOTSET)
     gc.enable()
 
 
 def pieces(session: LineSession) -> None:
     session.reply(iter([b"x" * 70_000, b"y"]))
+
+
+def cut(session: LineSession) -> None:
+    """It fails midway."""
+
+    def pieces() -> Iterator[bytes]:
+        yield b"x"
+        raise ValueError("a fault")
+
+    session.reply(pieces())
 
 
 def body(session: Any) -> None:
@@ -88,7 +101,8 @@ def stopped(engine: MemoryEngine, service: WordService, peer: MemoryPeer) -> Non
     peer.send(b"a\n")
     engine.run()
     service.stopping = True
-    connection_of(service).close()
+    for conn in service.connections():
+        conn.close()
 
 
 def unanswered(engine: MemoryEngine, service: WordService, peer: MemoryPeer) -> None:
@@ -110,13 +124,16 @@ def upgraded(engine: MemoryEngine, service: WordService, peer: MemoryPeer) -> No
 
 
 @pytest.mark.parametrize("in_flight", [1, 3])
-@pytest.mark.parametrize("handler", [echo, later, pieces, body])
+@pytest.mark.parametrize("handler", [echo, later, pieces, cut, body])
 @pytest.mark.parametrize(
     "deed",
     [half, left_callbacks, slow, refused, body_left, unread_body, stopped, unanswered, upgraded],
 )
 def test_a_closed_connection_is_freed_at_once(
-    engine: MemoryEngine, deed: Deed, handler: Any, in_flight: int
+    engine: MemoryEngine,
+    deed: Deed,
+    handler: Any,
+    in_flight: int,
 ) -> None:
     if handler is not later and deed in (body_left, unread_body, unanswered):
         handler = later

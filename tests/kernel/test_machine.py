@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import re
 import weakref
@@ -12,7 +14,7 @@ from collections.abc import Iterator
 from math import inf
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from memory_transport import MemoryEngine, connection_of
@@ -167,6 +169,8 @@ class ConnectionMachine(RuleBasedStateMachine):
         unsent_limit: int,
         forgets: bool,
     ) -> None:
+        gc.disable()
+        logging.disable()  # pytest keeps exceptions, with their frames
         self.engine = MemoryEngine()
         self.service = Service(
             handler,  # type: ignore[arg-type]
@@ -505,6 +509,8 @@ class ConnectionMachine(RuleBasedStateMachine):
             self.peer._gone = None
             assert self.conn() is None
         finally:
+            gc.enable()
+            logging.disable(logging.NOTSET)
             engine.close()
 
 
@@ -513,5 +519,8 @@ TestConnection.settings = settings(
     max_examples=EXAMPLES or 60,
     stateful_step_count=100 if EXAMPLES else 30,
     deadline=None,
+    # Not the phase that explains, which traces every line and takes minutes.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+    report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )

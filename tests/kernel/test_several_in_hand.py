@@ -295,3 +295,25 @@ def test_an_upgrade_waits_for_the_replies_before_it(engine: MemoryEngine) -> Non
     peer.reset()
     engine.run()
     finish(engine, service)
+
+
+def test_a_request_that_stalls_behind_one_with_a_body_runs_out_of_time(
+    engine: MemoryEngine,
+) -> None:
+    """... whether that has been answered or not."""
+    for reply in (True, False):
+        service = WordService(later, in_flight=3, peer_response_timeout=10)
+        peer = engine.connect(service)
+        peer.send(b"body 2 a\nxyhalf")
+        engine.run()
+        if reply:
+            service.sessions[0].reply()
+        engine.advance(9)
+        assert connection_of(service).entry.deadline.limit.name == "RECEIVE"
+        engine.advance(2)
+        if not reply:
+            service.sessions[0].reply()
+        engine.run()
+        assert bytes(peer.received) == b"body 2 a\nTIMEOUT\n"
+        engine.advance(3)
+        assert peer.closed
