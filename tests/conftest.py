@@ -14,7 +14,7 @@ import uvloop
 from record_transport import RecordTransport
 
 from protoserve import get_scheduler
-from protoserve.kernel import listener
+from protoserve.kernel import service
 
 _FDS = Path("/proc/self/fd")
 _PATIENCE = 5.0
@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "sockets(reason): looks at how sockets behave; not for other transports"
     )
     if config.getoption("--transport") == "records":
-        listener.SocketTransport = RecordTransport  # type: ignore[misc]
+        service.SocketTransport = RecordTransport  # type: ignore[misc]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

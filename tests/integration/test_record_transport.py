@@ -6,13 +6,13 @@ import pytest
 from loopback import RawClient, get, post
 from record_transport import RecordTransport
 
-from protoserve.kernel import listener
+from protoserve.kernel import service
 from protoserve_http import WFHttpServer, WFHttpTask
 
 
 @pytest.fixture(autouse=True)
 def records(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "SocketTransport", RecordTransport)
+    monkeypatch.setattr(service, "SocketTransport", RecordTransport)
 
 
 def size(task: WFHttpTask) -> None:

@@ -16,7 +16,6 @@ from memory_transport import MemoryEngine, MemoryPeer, MemoryTransport
 
 from protoserve import BindError, ConfigError
 from protoserve.events import AcceptFailed, ConnectionOpened, LimitReached
-from protoserve.kernel import listener as module
 from protoserve.kernel import service as service_module
 from protoserve.kernel.listener import (
     _ACCEPTS_A_TURN,

@@ -268,6 +268,8 @@ class ConnectionMachine(RuleBasedStateMachine):
         return [s for s in self.service.sessions if not s.replied]  # type: ignore[attr-defined]
 
     def answer_all(self) -> None:
+        """In a function of its own, whose variables end with it: a session would keep the
+        connection."""
         for session in self.waiting():
             session.reply()
 
@@ -469,12 +471,6 @@ class ConnectionMachine(RuleBasedStateMachine):
                 assert not entry.intake.queue
                 assert not entry.intake.eof
         assert not (exchanges.stream is not None and not output.buffers)
-
-    def answer_all(self) -> None:
-        """In a function of its own, whose variables end with it: a session would keep the
-        connection."""
-        for session in self.waiting():
-            session.reply()
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
