@@ -98,7 +98,9 @@ UNSET: Final = _Unset.UNSET
 
 class Arriving(Generic[REQ]):
     """Returned by ``next_message``: a request whose head is known, and whose body is on its
-    way in ``stream``, which the parser goes on to feed.
+    way in ``stream``, which the parser goes on to feed, once ``next_message`` is called again:
+    then ``stream.limit`` is known. A body that is too large by its head is refused there, by
+    :class:`~protoserve.errors.ProtocolError`. Requests after it follow when it has ended.
 
     ``new_session`` finds it as ``conn.arriving`` and may give this request settings of its
     own: ``streams``, whether it is handled now (else when its body is whole);

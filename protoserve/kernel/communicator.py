@@ -241,10 +241,11 @@ class Communicator:
                     reads += 1
                     read_ahead(entry)
                 if exchanges.collecting is not None:
-                    arriving = intake.arriving
-                    if arriving is None or not arriving.over:
-                        if intake.readable and reads < TURN_READS and arriving is not None:
-                            continue
+                    if intake.body_comes:
+                        if intake.readable:
+                            if reads < TURN_READS:
+                                continue
+                            entry.resume_later()
                         break
                     if threads is not None and threads.full and entry.wait_for_thread():
                         break

@@ -54,6 +54,7 @@ class Deadline:
         "_timer",
         "at",
         "first_wait",
+        "held_at",
         "idle_since",
         "keep_alive",
         "keep_alive_limit",
@@ -74,6 +75,9 @@ class Deadline:
         self.take_limits(entry.service.params)
         self.receive_by: float | None = None
         """When the request that has begun must be whole; ``None``: none has begun."""
+        self.held_at: float | None = None
+        """Since when ``receive_by`` stands still: the peer is not waited for. Where a body is
+        on its way only."""
         self.send_by: float | None = None
         """When the reply that waits for the peer must be taken; ``None``: none waits."""
         self.idle_since = entry.communicator.poller.time()
@@ -105,6 +109,24 @@ class Deadline:
         """No limit runs. The poller may look once more, and find nothing."""
         self.limit = NO_LIMIT
         self.at = inf
+
+    def hold(self, now: float) -> None:
+        """The peer is not waited for, and the time for its request stands still."""
+        if self.held_at is None:
+            self.held_at = now
+
+    def go_on(self, now: float) -> None:
+        """The peer is waited for again."""
+        if self.held_at is not None:
+            if self.receive_by is not None:
+                self.receive_by += now - self.held_at
+            self.held_at = None
+
+    def body_ended(self) -> None:
+        """The rest of the request is there, or will not come."""
+        self.receive_by = self.held_at = None
+        if self.limit is not TAKE:
+            self.clear()
 
     def fired(self, now: float) -> bool:
         """The poller looks. False where this is not the timer that counts, since another took

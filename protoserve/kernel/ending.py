@@ -47,6 +47,7 @@ def body_failed(entry: CommConnEntry, error: BaseException) -> None:
     arriving, entry.intake.arriving = entry.intake.arriving, None
     assert arriving is not None
     entry.intake.drop()
+    entry.deadline.body_ended()
     if isinstance(error, ProtocolError):
         reason = CloseReason.PROTOCOL_ERROR
     elif isinstance(error, TimeoutError):
@@ -303,8 +304,10 @@ def shut(entry: CommConnEntry, reason: CloseReason, error: int, detail: str | No
     for session, _ in output.marks:
         finished.append((session, SYS_ERROR, error or errno.ECONNRESET))
     output.marks.clear()
-    if exchanges.collecting is not None:
-        exchanges.session = exchanges.collecting = None  # its handler has not been called
+    announced = exchanges.session
+    if exchanges.collecting is not None and announced is not None:
+        exchanges.remove(announced)
+        announced.broke_off()  # its handler has not been called
     cut_replies(entry)
     try:
         intake.parser.close()

@@ -14,18 +14,20 @@ from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, LINGER, RECEIVE, Deadl
 from protoserve.kernel.ending import broken, fail, miss, shut
 from protoserve.kernel.exchanges import Exchanges
 from protoserve.kernel.intake import RECEIVE_SIZE, Intake
-from protoserve.kernel.life import FAREWELL, FORGOTTEN, OPEN, SHUT, TOLD, Life
+from protoserve.kernel.life import FAREWELL, FORGOTTEN, LINGERING, OPEN, SHUT, TOLD, Life
 from protoserve.kernel.output import OutputBuffer
+from protoserve.kernel.reading import read_ahead
 from protoserve.kernel.service import CommProtocol, CommService
 from protoserve.kernel.session import CommSession, TaskState
 from protoserve.kernel.states import state_of
-from protoserve.kernel.waiting import settle
+from protoserve.kernel.waiting import await_body, flush_aside, settle
 from protoserve.log import logger
 from protoserve.protocol import HOLD
 
 if TYPE_CHECKING:
     from protoserve.kernel.communicator import Communicator
     from protoserve.kernel.connection import CommConnection
+    from protoserve.kernel.incoming import IncomingStream
     from protoserve.kernel.life import CallbackHandle
     from protoserve.kernel.transport import Transport
 
@@ -205,6 +207,36 @@ class CommConnEntry:
             if self.life.rung < SHUT:
                 self.resume_later()
 
+    def fetch_body(self, stream: IncomingStream) -> None:
+        """Who reads a body that is arriving has found nothing: take in what is there, and
+        give the peer time for more. Without the lock; any thread."""
+        if self.locked_here:
+            return  # in a callback of the stream's own
+        self.lock.acquire()
+        try:
+            if self.life.rung < LINGERING and self.intake.arriving is stream:
+                self.ask_for_body(stream)
+                read_ahead(self)
+                if self.output.buffers:
+                    flush_aside(self)
+                await_body(self)
+        except BaseException:
+            broken(self)
+        self.release()
+
+    def ask_for_body(self, stream: IncomingStream) -> None:
+        """Say the protocol's word to a peer that waits for one before it sends the body,
+        unless the reply has begun."""
+        interim, stream.interim = stream.interim, b""
+        stream.begun = True
+        if not interim or stream.received or self.life.rung:
+            return
+        exchanges = self.exchanges
+        if not exchanges.pieces_begun:
+            self.output.put(interim)
+        elif stream.session is not None and exchanges.awaits(stream.session):
+            exchanges.hold(interim)  # after the reply of another
+
     def answered(self, session: CommSession, keep_alive: float | None) -> None:
         """The reply of a session is given out, all of it."""
         exchanges = self.exchanges
@@ -213,14 +245,14 @@ class CommConnEntry:
         else:
             exchanges.remove(session)
         self.deadline.keep_alive = keep_alive
-        if keep_alive == 0:
+        if keep_alive == 0 and self.life.rung == OPEN:
             self.life.end(CloseReason.LAST_REPLY)
         arriving = self.intake.arriving
         if arriving is not None and (
             exchanges.others is None or arriving.over or arriving.session is session
         ):
             self.intake.arriving = arriving.session = None
-            self.deadline.receive_by = None
+            self.deadline.body_ended()
             if not arriving.over:
                 # What nobody reads is taken in for a while, and then cut.
                 arriving.discard()

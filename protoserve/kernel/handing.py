@@ -6,7 +6,6 @@ pumps, with the lock, which they let go while user code runs.
 
 from __future__ import annotations
 
-import errno
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,14 +49,14 @@ def hand_over(
     if type(message) in _WORDS:
         return hear(entry, message, now)
     exchanges = entry.exchanges
-    deadline = entry.deadline
-    if arrived is None or entry.intake.arriving is None:
+    if arrived is None:
+        deadline = entry.deadline
         deadline.receive_by = None
         if deadline.limit is not TAKE:
             # Else a peer that does not read keeps its deadline, whatever it asks for.
             deadline.limit = NO_LIMIT
             deadline.at = inf
-    entry.intake.mark = entry.intake.bytes_in
+        entry.intake.mark = entry.intake.bytes_in
     exchanges.session = COMING
     lock = entry.lock
     service = entry.protocol
@@ -218,28 +217,40 @@ def arrive(entry: CommConnEntry, arriving: Arriving[Any], now: float) -> float:
     deadline = entry.deadline
     stream = arriving.stream
     conn = entry.connection
+    if intake.body_comes:
+        logger.error(
+            "%r: its parser announced a request while the body of another was on its way; "
+            "the connection closes",
+            entry,
+        )
+        end_without_word(entry, "the parser failed")
+        return 0.0
+    if intake.arriving is not None:
+        deadline.body_ended()  # that of a request before it
     seq = exchanges.seq
     exchanges.seq = seq + 1
     exchanges.session = COMING
+    intake.arriving = stream  # nothing more is parsed before its settings are known
+    session: CommSession = COMING
     entry.lock.release()
     conn.arriving = arriving
     try:
         session = entry.protocol.new_session(seq, conn)
-        if not arriving.streams:
-            stream.collect()
     except BaseException:
         entry.lock.acquire()
+        intake.arriving = None
         return session_failed(entry, COMING, NO_SESSION)
     finally:
         conn.arriving = None
     entry.lock.acquire()
     if entry.life.rung >= SHUT:
-        stream.fail(ConnectionResetError(errno.ECONNRESET, "the connection has closed"))
         exchanges.remove(COMING)
+        session.broke_off()
         return 0.0
     stream.attach(entry, session)
     stream.limit = arriving.size_limit
-    intake.arriving = stream
+    if not arriving.streams:
+        stream.collect()
     timeout = arriving.receive_timeout
     if timeout is None:
         deadline.receive_by = inf
@@ -247,18 +258,15 @@ def arrive(entry: CommConnEntry, arriving: Arriving[Any], now: float) -> float:
         deadline.receive_by = entry.communicator.clock() + timeout
     intake.fill(entry.protocol.params.max_pipelined)  # it may be too large by its head
     look_at_body(entry)
-    if intake.arriving is None:
-        return 0.0  # refused
-    if arriving.streams:
+    if exchanges.session is not COMING:
+        session.broke_off()  # refused
+        return 0.0
+    if stream.over or arriving.streams:
         await_body(entry)
         return hand_over(entry, arriving.request, now, session)
     exchanges.session = session
     exchanges.collecting = arriving.request
-    entry.lock.release()
-    try:
-        stream.begin()
-    finally:
-        entry.lock.acquire()
+    entry.ask_for_body(stream)
     return now if entry.life.rung == OPEN else 0.0
 
 

@@ -19,13 +19,28 @@ if TYPE_CHECKING:
 ROOM: Final = 256 * 1024
 """Bytes that wait for their reader before reading from the socket pauses."""
 
+_SMALL: Final = 4 * 1024
+"""Up to here pieces that wait are joined: many tiny ones would take many times their size."""
+
+
+def _of_body(error: BaseException) -> BaseException:
+    error.of_body = True  # type: ignore[attr-defined]
+    return error
+
+
+def is_of_body(error: BaseException) -> bool:
+    """Whether it is what a body broke off with: the peer's doing, and no fault of the handler
+    that met it."""
+    return getattr(error, "of_body", False)
+
 
 def _anew(error: BaseException) -> BaseException:
     """The same for the next who asks: one that was raised keeps the frames that it passed."""
     if isinstance(error, ProtocolError):
         reply = getattr(error, "reply", b"")
-        return ProtocolError(str(error), reply=reply, summary=getattr(error, "summary", None))
-    return type(error)(*error.args)
+        summary = getattr(error, "summary", None)
+        return _of_body(ProtocolError(str(error), reply=reply, summary=summary))
+    return _of_body(type(error)(*error.args))
 
 
 class IncomingStream:
@@ -33,8 +48,9 @@ class IncomingStream:
 
     The parser makes it, returns it with the request in an
     :class:`~protoserve.protocol.Arriving`, and goes on to ``feed`` it and, once, to ``end``
-    it. ``begun()`` is called, on the reader's thread, when somebody first reads, or the
-    engine decides to take in the body whole: the place for an interim answer.
+    it. ``interim`` is what is sent, where nothing of the body has come yet, when somebody
+    first reads, or the engine decides to take in the body whole: an interim answer, for which
+    the peer waits.
 
     A handler reads it in one of four ways, to the end or until it has seen enough::
 
@@ -43,14 +59,14 @@ class IncomingStream:
         stream.read(), await stream.aread() # all that is left
         stream.pull(wake)                   # never waits
 
-    Reading raises what went wrong: ``ConnectionResetError`` when the peer left,
-    ``TimeoutError`` when it was too slow, :class:`~protoserve.errors.ProtocolError` when it
-    sent too much, or nonsense. One reader at a time, on any thread.
+    Reading raises what went wrong: ``ConnectionResetError`` when the peer left, or the reply
+    was given, ``TimeoutError`` when it was too slow,
+    :class:`~protoserve.errors.ProtocolError` when it sent too much, or nonsense. One reader
+    at a time, on any thread. A reply that is given before the body has ended is the last of
+    its connection.
     """
 
     __slots__ = (
-        "_begun",
-        "_collecting",
         "_entry",
         "_error",
         "_lock",
@@ -58,24 +74,32 @@ class IncomingStream:
         "_pieces",
         "_size",
         "_wake",
+        "begun",
+        "collecting",
+        "heard",
+        "interim",
         "limit",
         "over",
         "received",
         "session",
     )
 
-    def __init__(self, begun: Callable[[], object] | None = None) -> None:
-        self._begun = begun
+    def __init__(self, interim: bytes = b"") -> None:
         self._lock = threading.Lock()  # taken for moments, also under the connection's
         self._entry: CommConnEntry | None = None
         self._pieces: deque[bytes] = deque()
         self._size = 0
         self._paused = False
-        self._collecting = False
         self._error: BaseException | None = None
         self._wake: Callable[[], object] | None = None
+        self.interim = interim
+        """What the peer waits for before it sends the body; empty once it was sent."""
+        self.begun = False
+        """Somebody has begun to read, or it is collected."""
+        self.collecting = False
+        """All of it is kept until it is whole, and its handler is called then."""
         self.session: CommSession | None = None
-        """Whose request it belongs to, until it is over."""
+        """Whose body it is, once its settings are known."""
         self.limit: int | None = None
         """Bytes that this request may have, where that is not the parameters' limit; set by
         the engine from the session, and held by the parser."""
@@ -83,17 +107,28 @@ class IncomingStream:
         """Nothing more will come: the body has ended, or failed."""
         self.received = 0
         """Bytes that have come so far."""
+        self.heard = -1
+        """``bytes_in`` of its connection when the peer was last given time."""
+
+    def __repr__(self) -> str:
+        state = "failed" if self._error is not None else "whole" if self.over else "arriving"
+        return f"<{type(self).__name__} {state}, {self.received} bytes>"
 
     # -- the parser --------------------------------------------------------------------
 
     def feed(self, data: bytes) -> None:
         """A piece has arrived. In the parser."""
         with self._lock:
-            self.received += len(data)
-            if self.over or not data:
+            size = len(data)
+            self.received += size
+            if self.over or not size:
                 return
-            self._pieces.append(data)
-            self._size += len(data)
+            pieces = self._pieces
+            if pieces and len(pieces[-1]) + size <= _SMALL:
+                pieces[-1] += data
+            else:
+                pieces.append(data)
+            self._size += size
             wake, self._wake = self._wake, None
         if wake is not None:
             wake()
@@ -118,13 +153,13 @@ class IncomingStream:
     def _finish(self, error: BaseException | None) -> None:
         if error is not None:
             error.__traceback__ = None  # it would keep the frames of all who met it
+            _of_body(error)
         with self._lock:
             if self.over:
                 return
             self.over = True
             self._error = error
-            self._entry = None
-            self.session = None
+            self._entry = self.session = None
             wake, self._wake = self._wake, None
         if wake is not None:
             wake()
@@ -138,13 +173,7 @@ class IncomingStream:
 
     def collect(self) -> None:
         """All of it is kept until it is whole."""
-        self._collecting = True
-
-    def begin(self) -> None:
-        """The body is wanted. Without the connection's lock."""
-        begun, self._begun = self._begun, None
-        if begun is not None:
-            begun()
+        self.collecting = True
 
     def whole(self) -> bytes:
         """All of it, once it has ended; for a body that was collected."""
@@ -153,13 +182,25 @@ class IncomingStream:
             self._size = 0
         return b"".join(pieces)
 
+    @staticmethod
+    def raised(error: BaseException) -> bool:
+        """Whether reading a body raised this: the request broke off, and its handler did
+        nothing wrong."""
+        return is_of_body(error)
+
     def wants_more(self) -> bool:
         """Whether there is room; if not, the connection is told when there is again."""
         with self._lock:
             if self.over:
                 return False
-            self._paused = self._size >= ROOM and not self._collecting
+            self._paused = self._size >= ROOM and not self.collecting
             return not self._paused
+
+    @property
+    def awaited(self) -> bool:
+        """Whether the peer is waited for: not while it waits for our word, and not while there
+        is no room."""
+        return not (self.interim and not self.received) and self.wants_more()
 
     # -- the reader --------------------------------------------------------------------
 
@@ -167,10 +208,18 @@ class IncomingStream:
         """The next piece; empty at the end. ``None`` when none is there: then ``wake()`` is
         called once, on any thread, when it is worth to try again, and must not block. Raises
         what went wrong."""
-        if self._begun is not None:
-            self.begin()
+        piece = self._take(None)
+        if piece is None:
+            entry = self._entry
+            if entry is not None:
+                entry.fetch_body(self)
+            piece = self._take(wake)
+        return piece
+
+    def _take(self, wake: Callable[[], object] | None) -> bytes | None:
         resume = None
         with self._lock:
+            self.begun = True
             if self._pieces:
                 piece = self._pieces.popleft()
                 self._size -= len(piece)
@@ -200,11 +249,13 @@ class IncomingStream:
             raise UsageError(
                 "reading a body this way would block the loop: use async for, or await aread()"
             )
-        there = threading.Event()
-        while (piece := self.pull(there.set)) is None:
-            self._promote()
-            there.wait()
-            there.clear()
+        piece = self._take(None)
+        if piece is None:
+            there = threading.Event()
+            while (piece := self.pull(there.set)) is None:
+                self._promote()
+                there.wait()
+                there.clear()
         if not piece:
             raise StopIteration
         return piece
@@ -219,15 +270,20 @@ class IncomingStream:
         return self
 
     async def __anext__(self) -> bytes:
-        while True:
+        piece = self._take(None)
+        if piece is None:
             wakeup = Wakeup()
             piece = self.pull(wakeup.wake)
-            if piece is None:
+            if piece:
+                # It was read just now, as the next may be: others have their turn before.
+                await asyncio.sleep(0)
+            while piece is None:
                 await wakeup
-            elif piece:
-                return piece
-            else:
-                raise StopAsyncIteration
+                wakeup = Wakeup()
+                piece = self.pull(wakeup.wake)
+        if not piece:
+            raise StopAsyncIteration
+        return piece
 
     def read(self) -> bytes:
         """All that is left; in a function, where it may block."""

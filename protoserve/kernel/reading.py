@@ -24,12 +24,15 @@ def read_ahead(entry: CommConnEntry) -> None:
     leaving."""
     intake = entry.intake
     params = entry.protocol.params
-    if (
-        params.request_size_limit is not None
-        and intake.bytes_in - intake.mark > params.request_size_limit
-        and (intake.arriving is None or intake.arriving.over)
-    ):
-        return  # enough waits in memory
+    arriving = intake.arriving
+    if arriving is None or arriving.over:
+        if (
+            params.request_size_limit is not None
+            and intake.bytes_in - intake.mark > params.request_size_limit
+        ):
+            return  # enough waits in memory
+    elif arriving.session is None:
+        return  # how much it may have is yet to be known
     output = entry.output
     for _ in range(TURN_READS):
         if not intake.fill(params.max_pipelined):
@@ -40,7 +43,6 @@ def read_ahead(entry: CommConnEntry) -> None:
             break
         if not intake.readable or intake.eof or output.size >= output.limit:
             break
-        arriving = intake.arriving
         if arriving is not None and not (arriving.over or arriving.wants_more()):
             break
         entry.receive()
@@ -58,7 +60,13 @@ def look_at_body(entry: CommConnEntry) -> None:
     """Bytes have been read: has the rest of the body become impossible?"""
     intake = entry.intake
     arriving = intake.arriving
-    if arriving is None or arriving.over:
+    if arriving is None:
+        return
+    if arriving.over:
+        # What follows belongs to other requests.
+        intake.arriving = None
+        intake.mark = intake.bytes_in
+        entry.deadline.body_ended()
         return
     error: BaseException
     if intake.queue and type(intake.queue[-1]) is Fault:
@@ -75,8 +83,10 @@ def look_at_body(entry: CommConnEntry) -> None:
     # Its handler has not been called, and will not be.
     assert session is not None
     exchanges.remove(session)
+    session.broke_off()
     intake.arriving = None
     arriving.fail(error)
+    entry.deadline.body_ended()
     if isinstance(error, ConnectionResetError):
         intake.drop()
         entry.life.end(CloseReason.PEER_LEFT)  # after the replies before it

@@ -81,6 +81,10 @@ class CommSession(ABC):
         """``reply`` had returned, but the first piece of an async iterator could not be
         had, or the peer has gone (``None``). The session may reply otherwise."""
 
+    def broke_off(self) -> None:
+        """Its request was announced and will not be handed over: ``handle`` is not called.
+        With the connection's lock; must not raise."""
+
     @abstractmethod
     def handle(self, state: TaskState, error: int) -> None:
         """TOREPLY: the request is complete. Afterwards once more: SUCCESS when the reply

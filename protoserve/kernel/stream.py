@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from protoserve.kernel.ending import break_off, drop_stream
 from protoserve.kernel.habits import SLOW, Habit, Watch
+from protoserve.kernel.incoming import is_of_body
 from protoserve.kernel.life import SHUT
 from protoserve.kernel.output import buffers_of
 from protoserve.kernel.waiting import flush_aside, settle
@@ -233,7 +234,8 @@ class Stream(ABC):
     def _fail(self, error: BaseException) -> None:
         """A part of the reply is out: the peer can only be told by a reset."""
         entry = self.entry
-        logger.error("the reply of %r failed midway", self.session, exc_info=error)
+        if not is_of_body(error):
+            logger.error("the reply of %r failed midway", self.session, exc_info=error)
         break_off(entry)
         if not entry.exchanges.pumping:
             entry.output.flush(entry)

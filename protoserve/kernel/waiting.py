@@ -73,8 +73,7 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
     exchanges = entry.exchanges
     if entry.life.rung:
         if exchanges.in_hand and not entry.life.reset:
-            deadline.clear()  # they end before
-            await_body(entry)
+            _await_no_request(entry)  # they end before
         elif exchanges.farewell is not None:
             word, exchanges.farewell = exchanges.farewell, None
             say_farewell(entry, word, entry.life.reason)
@@ -86,10 +85,11 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
     intake = entry.intake
     if exchanges.session is not None or intake.more or exchanges.others:
         # A handler is at work, or a turn of this connection is posted.
-        deadline.clear()
         if intake.body_comes:
             await_body(entry)
-        elif exchanges.others and not intake.more and not exchanges.crowded:
+            return
+        deadline.clear()
+        if exchanges.others and not intake.more and not exchanges.crowded:
             try:
                 if intake.parser.partial:
                     _await_rest(entry, now or entry.communicator.clock())
@@ -189,18 +189,35 @@ def _await_rest(entry: CommConnEntry, now: float) -> None:
     deadline.arm(RECEIVE, min(whole_by, inf if peer is None else now + peer))
 
 
+def _await_no_request(entry: CommConnEntry) -> None:
+    """The peer is waited for at most for the rest of a body."""
+    if entry.intake.body_comes:
+        await_body(entry)
+    else:
+        entry.deadline.clear()
+
+
 def await_body(entry: CommConnEntry) -> None:
     """While a handler is at work: give the peer time for the rest of its body, unless the
     handler is the one who is waited for."""
     arriving = entry.intake.arriving
-    if arriving is None or entry.deadline.limit is TAKE:
+    deadline = entry.deadline
+    if arriving is None or deadline.limit is TAKE:
         return
-    if arriving.wants_more():
-        _await_rest(entry, entry.communicator.clock())
-        return
-    entry.deadline.clear()
     if arriving.over:
-        entry.deadline.receive_by = None
+        deadline.body_ended()
+        return
+    heard = entry.intake.bytes_in
+    now = entry.communicator.clock()
+    if arriving.awaited:
+        if deadline.limit is RECEIVE and arriving.heard == heard:
+            return  # it is looked at, and that gives the peer no more time
+        arriving.heard = heard
+        deadline.go_on(now)
+        _await_rest(entry, now)
+    else:
+        deadline.hold(now)
+        deadline.clear()
 
 
 def _await_peer(entry: CommConnEntry) -> None:
@@ -213,6 +230,8 @@ def _await_peer(entry: CommConnEntry) -> None:
     output.acked = output.sent - entry.transport.unacknowledged()
     now = entry.communicator.poller.time()
     params = entry.protocol.params
+    if entry.intake.arriving is not None:
+        deadline.hold(now)
     if deadline.send_by is None:
         whole = params.send_timeout
         deadline.send_by = inf if whole is None else now + whole
@@ -294,8 +313,11 @@ def _too_slow(entry: CommConnEntry) -> None:
     exchanges = entry.exchanges
     if exchanges.collecting is not None:
         assert exchanges.session is not None
-        exchanges.remove(exchanges.session)  # its handler has not been called
+        session = exchanges.session
+        exchanges.remove(session)
+        session.broke_off()  # its handler has not been called
         arriving, entry.intake.arriving = entry.intake.arriving, None
+        entry.deadline.body_ended()
         if arriving is not None:
             arriving.fail(TimeoutError("the rest of the request did not arrive in time"))
     elif entry.intake.body_comes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic
 from protoserve.errors import UsageError
 from protoserve.events import RequestFinished
 from protoserve.kernel.current import CURRENT
+from protoserve.kernel.incoming import is_of_body
 from protoserve.kernel.session import CommSession, TaskState, returned
 from protoserve.kernel.subtask import SubTask
 from protoserve.kernel.variables import run_in
@@ -228,6 +229,12 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             return self.variables
         except AttributeError:
             return self.server.variables.copy()
+
+    def broke_off(self) -> None:
+        """The request that was announced will not come."""
+        self._stage = _OVER
+        self._callback_dropped()
+        self.drop_handles()
 
     def handler_key(self) -> Hashable:
         """The protocol's, from the request."""
@@ -566,6 +573,8 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             return
         if self.connection.closed and isinstance(error, ConnectionError):
             return  # the handler noticed that its peer is gone
+        if is_of_body(error):
+            return  # it read a body that broke off
         logger.error("%r failed", self, exc_info=error)
 
     def _make_error_response(self) -> bool:
