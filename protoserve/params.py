@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields, replace
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from protoserve.errors import ConfigError
 
@@ -140,7 +140,7 @@ class ServerParams:
         if name == "backlog" and value >= 2**31:
             raise ConfigError(f"{name}={value!r}: expected less than 2**31, as listen() does")
 
-    def replace(self, **changes: Any) -> ServerParams:
+    def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed.
 
         Raises :class:`~protoserve.errors.ConfigError` for a field that does not exist.
@@ -149,7 +149,7 @@ class ServerParams:
         for name in changes:
             if name not in known:
                 raise ConfigError(
-                    f"ServerParams has no field {name!r}; it has: {', '.join(known)}"
+                    f"{type(self).__name__} has no field {name!r}; it has: {', '.join(known)}"
                 )
         return replace(self, **changes)
 

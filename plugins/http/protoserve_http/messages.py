@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from protoserve import UsageError
+from protoserve import IncomingStream, UsageError
 from protoserve_http.fields import CONNECTION, HOST, UPGRADE, HeaderBlock, list_tokens
 
 HeadersInit: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
@@ -55,6 +55,9 @@ class HttpRequest:
     keep_alive: bool
 
     version: str = "1.1"
+
+    stream: IncomingStream | None = None
+    """The body, where it is on its way: see ``HttpParams.stream_bodies``."""
 
     def __init__(
         self,
@@ -143,6 +146,57 @@ class Http10Request(HttpRequest):
     __slots__ = ()
 
     version = "1.0"
+
+
+class StreamedRequest(HttpRequest):
+    """A request that was announced by its head, with its body on its way."""
+
+    __slots__ = ("_body", "_stream")
+
+    def __init__(self, request: HttpRequest, stream: IncomingStream) -> None:
+        self._stream: IncomingStream | None = stream
+        super().__init__(request.method, request.target, request._block, request.keep_alive)
+        self.headers = request.headers
+
+    @property
+    def stream(self) -> IncomingStream | None:  # type: ignore[override]
+        """The body as it arrives; ``None`` for one that was collected."""
+        return self._stream
+
+    @property
+    def body(self) -> bytes:
+        """The body, where it was collected. Otherwise raises ``UsageError``."""
+        if self._stream is not None:
+            raise UsageError(
+                "the body of this request is on its way: read task.req.stream (for piece in "
+                "stream, async for, stream.read() or await stream.aread()); or override "
+                "new_session and set conn.arriving.streams = False to have it whole"
+            )
+        return self._body
+
+    @body.setter
+    def body(self, body: bytes) -> None:
+        self._body = body
+
+    def take(self, body: bytes) -> None:
+        """It was collected."""
+        self._body = body
+        self._stream = None
+
+
+class StreamedHttp10Request(StreamedRequest):
+    """The same of an HTTP/1.0 client."""
+
+    __slots__ = ()
+
+    version = "1.0"
+
+
+def streamed(request: HttpRequest, stream: IncomingStream) -> StreamedRequest:
+    """The request as one whose body is on its way."""
+    if isinstance(request, Http10Request):
+        return StreamedHttp10Request(request, stream)
+    return StreamedRequest(request, stream)
 
 
 class Sent(Enum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from typing import Final
+from typing import Final, TypeAlias
 
 import httptools
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -12,6 +12,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from protoserve import (
     HOLD,
     NEED_DATA,
+    Arriving,
     Feedback,
     Hold,
     MessageParser,
@@ -24,6 +25,7 @@ from protoserve_http.faults import RequestError
 from protoserve_http.fields import MAX_BLOCK, MAX_FIELDS, HeaderBlock, split_fields
 from protoserve_http.heads import (
     MAX_TARGET,
+    Framing,
     authority,
     is_head,
     is_plain_line,
@@ -55,10 +57,14 @@ _BODY: Final = 2
 _CHUNKS: Final = 3
 _TRAILERS: Final = 4
 _CLOSED: Final = 5
-_HELD: Final = 6
+HELD: Final = 6
 
 _ASK_AGAIN: Final = ProtocolError("")
 """In place of an error, while it is held: what follows may be another protocol's."""
+
+
+Message: TypeAlias = HttpRequest | NeedData | Feedback | Hold | Arriving[HttpRequest]
+"""What a parser says."""
 
 
 class HttpRequestParser(MessageParser[HttpRequest]):
@@ -105,7 +111,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         limit = params.request_size_limit
         self._limit = limit
         self._fast_size = _FAST_SIZE if limit is None else min(_FAST_SIZE, limit)
-        self._ready: deque[HttpRequest | Feedback | Hold] = deque()
+        self._ready: deque[HttpRequest | Feedback | Hold | Arriving[HttpRequest]] = deque()
         self._error: ProtocolError | None = None
         self._heads = 0  # that llhttp saw the end of
         self._last = _NO_FIELDS
@@ -166,7 +172,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         except RequestError as fault:
             self._fail(fault)
 
-    def next_message(self) -> HttpRequest | NeedData | Feedback | Hold:
+    def next_message(self) -> Message:
         """The next request, or ``100 Continue`` for one whose body is awaited."""
         if self._ready:
             return self._ready.popleft()
@@ -176,7 +182,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             return self._go_on()
         return NEED_DATA
 
-    def _go_on(self) -> HttpRequest | NeedData | Feedback | Hold:
+    def _go_on(self) -> Message:
         """The client's wish for another protocol was not fulfilled."""
         self._error = None
         self._state = _LINE
@@ -298,10 +304,9 @@ class HttpRequestParser(MessageParser[HttpRequest]):
     def _feed_carefully(self, data: bytes) -> None:
         pos = 0
         size = len(data)
-        limit = self._limit
         while pos < size:
             state = self._state
-            if state == _HELD:
+            if state == HELD:
                 self._rest += data[pos:]
                 return
             if state == _CLOSED:
@@ -312,6 +317,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
                 pos = self._skip_blank(data, pos)
                 if pos == size:
                     return
+            limit = self._limit
             stop = size if limit is None else min(size, pos + limit - self._used)
             if stop == pos:
                 raise RequestError(413, _TOO_LARGE)
@@ -456,17 +462,20 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             fields = self._parse_block(block)
         modern = version != "HTTP/1.0"
         framing = judge_fields(fields.headers, modern=modern)
-        if self._limit is not None and len(line) + len(block) + 2 + framing.length > self._limit:
-            raise RequestError(413, _TOO_LARGE)
-        self._expecting = framing.expects_continue
         request: HttpRequest
         if modern:
             request = HttpRequest(method, target, fields, fields.persists)
         else:
             request = Http10Request(method, target, fields, fields.persists_http10)
-        self._request = request
         if target[0] not in "/*":
             request.headers = with_host(fields.headers, authority(target))
+        self._begin(request, framing, len(line) + len(block) + 2)
+
+    def _begin(self, request: HttpRequest, framing: Framing, size: int) -> None:
+        """Expect what follows the head, which has so many bytes."""
+        self._judge_size(size + framing.length)
+        self._request = request
+        self._expecting = framing.expects_continue
         if framing.chunked:
             self._chunks = ChunkedBody()
             self._state = _CHUNKS
@@ -476,6 +485,10 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             self._state = _BODY
         else:
             self._complete(b"")
+
+    def _judge_size(self, size: int) -> None:
+        if self._limit is not None and size > self._limit:
+            raise RequestError(413, _TOO_LARGE)
 
     def _take_body(self, data: bytes, pos: int, stop: int) -> int:
         end = min(stop, pos + self._left)
@@ -522,15 +535,19 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         request = self._request
         assert request is not None
         request.body = body
-        self._request = self._chunks = None
         self._ready.append(request)
+        self._go_past(request)
+
+    def _go_past(self, request: HttpRequest) -> None:
+        """It has ended: expect the next."""
+        self._request = self._chunks = None
         self._finish()
         if request.keep_alive:
             if request.upgrade is not None:
                 # Until it is answered nobody knows what follows.
                 self._ready.append(HOLD)
                 self._error = _ASK_AGAIN
-                self._state = _HELD
+                self._state = HELD
             # llhttp did not see the end, or may believe that nothing follows.
             self._renew()
         else:

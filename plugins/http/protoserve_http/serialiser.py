@@ -10,7 +10,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
 
-from protoserve import MessageOut, Piece, UsageError
+from protoserve import IncomingStream, MessageOut, Piece, UsageError
 from protoserve_http.fields import CONNECTION, list_tokens
 from protoserve_http.messages import SENT_WHOLE, Data, HttpResponse, Sent
 
@@ -225,10 +225,13 @@ def encode(response: HttpResponse, *, head_only: bool, connection: bytes) -> Mes
 class _Framer:
     """Puts the pieces of a body into the frame that the head announces."""
 
-    __slots__ = ("_chunked", "_head", "_left", "sent")
+    __slots__ = ("_body", "_chunked", "_head", "_left", "sent")
 
-    def __init__(self, head: bytes, length: int | None, chunked: bool) -> None:
+    def __init__(
+        self, head: bytes, length: int | None, chunked: bool, body: IncomingStream | None
+    ) -> None:
         self._head = head  # goes out with the first piece
+        self._body = body
         self._left = length
         self._chunked = chunked
         self.sent = 0
@@ -251,7 +254,7 @@ class _Framer:
             self._left -= size
             if self._left < 0:
                 raise ValueError(f"the body is {-self._left} bytes longer than Content-Length")
-        head, self._head = self._head, b""
+        head = self._take_head()
         if not self._chunked:
             return [head, data] if head else data
         if size <= JOIN_SIZE:
@@ -262,8 +265,23 @@ class _Framer:
         """What follows the last piece."""
         if self._left:
             raise ValueError(f"the body is {self._left} bytes shorter than Content-Length")
-        head, self._head = self._head, b""
+        head = self._take_head()
         return head + b"0\r\n\r\n" if self._chunked else head
+
+    def _take_head(self) -> bytes:
+        head, self._head = self._head, b""
+        body = self._body
+        if head and body is not None:
+            self._body = None
+            # Whoever has begun to read it may yet come to its end, as one that echoes does.
+            if not (body.over or body.begun):
+                return closing(head)
+        return head
+
+
+def closing(head: bytes) -> bytes:
+    """The same head, of a reply that is the last of its connection."""
+    return head[:-2] + CLOSE + b"\r\n"
 
 
 def _frames(framer: _Framer, pieces: Iterator[Data]) -> Iterator[Piece]:
@@ -344,11 +362,17 @@ def close_stream(pieces: object) -> None:
 
 
 def encode_stream(
-    response: HttpResponse, *, head_only: bool, connection: bytes, chunked: bool
+    response: HttpResponse,
+    *,
+    head_only: bool,
+    connection: bytes,
+    chunked: bool,
+    body: IncomingStream | None = None,
 ) -> MessageOut:
     """The reply to go out piece by piece. ``chunked``: where no length is stated, else the
-    body ends with the connection. Raises ``ValueError`` as ``encode`` does, and ``UsageError``
-    when the pieces were sent before."""
+    body ends with the connection. ``body``: of the request, where it is on its way; it is the
+    last on its connection where nobody has begun to read that. Raises ``ValueError`` as
+    ``encode`` does, and ``UsageError`` when the pieces were sent before."""
     pieces = response._stream
     if isinstance(pieces, Sent):
         raise UsageError(
@@ -357,11 +381,13 @@ def encode_stream(
     without_body = head_only or response.status in WITHOUT_BODY
     head, length = _stream_head(response, connection, chunked)
     if without_body:
+        if body is not None:
+            head = closing(head)
         if isinstance(pieces, AsyncIterator):
             return _HeadOnly(head, pieces) if hasattr(pieces, "aclose") else head
         close_stream(pieces)
         return head
-    framer = response._counted = _Framer(head, length, chunked and length is None)
+    framer = response._counted = _Framer(head, length, chunked and length is None, body)
     if isinstance(pieces, AsyncIterator):
         return _AsyncFrames(framer, pieces)
     assert pieces is not None

@@ -19,6 +19,7 @@ from protoserve import (
     WFServerTask,
 )
 from protoserve_http.messages import SENT_PIECES, SENT_WHOLE, HttpRequest, HttpResponse, Sent
+from protoserve_http.params import HttpParams
 from protoserve_http.parser import HttpRequestParser
 from protoserve_http.serialiser import (
     CLOSE,
@@ -30,6 +31,7 @@ from protoserve_http.serialiser import (
     serialise,
     wants_close,
 )
+from protoserve_http.streaming import new_parser
 
 _DESCRIBED: Final = 200
 """Characters of a target that log lines show."""
@@ -90,12 +92,16 @@ class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
         stream = resp._stream
         if stream is SENT_WHOLE:
             stream = None  # a response that serves many requests
+        body = req.stream
+        if body is not None and body.over:
+            body = None
         if (
             not req.keep_alive
             or self.keep_alive == 0
             or self.connection.closing
             or wants_close(resp)
             or (stream is not None and not self._delimits_streams)
+            or (body is not None and (stream is None or req.version == "1.0"))
         ):
             self.keep_alive = 0.0
             connection = CLOSE
@@ -114,6 +120,7 @@ class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
             head_only=head_only,
             connection=connection,
             chunked=req.version != "1.0",
+            body=body,
         )
         resp._stream = SENT_PIECES
         return out
@@ -171,10 +178,22 @@ def handler_key(request: HttpRequest) -> tuple[str, str]:
 
 
 def error_response(request: HttpRequest, error: BaseException) -> HttpResponse:
-    """The reply when a handler raised; it tells nothing about the reason."""
-    return HttpResponse(
-        500, "Internal Server Error\n", {"Content-Type": "text/plain; charset=utf-8"}
-    )
+    """The reply when a handler raised: 500, which tells nothing about the reason; or, when it
+    read a body that broke off, what the client did wrong."""
+    status, text = 500, "Internal Server Error"
+    body = request.stream
+    if body is not None and error is body.error:
+        status, text = _broken_off(error)
+    return HttpResponse(status, f"{text}\n", {"Content-Type": "text/plain; charset=utf-8"})
+
+
+def _broken_off(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, ProtocolError):
+        status = error.summary.get("status")
+        return (status if isinstance(status, int) else 400), str(error)
+    if isinstance(error, TimeoutError):
+        return 408, "the request took too long to arrive"
+    return 400, "the request ended before its body did"
 
 
 def farewell(connection: CommConnection, reason: CloseReason) -> bytes | ProtocolError:
@@ -186,7 +205,7 @@ def farewell(connection: CommConnection, reason: CloseReason) -> bytes | Protoco
 
 HTTP_SPEC: Final = ProtocolSpec[HttpRequest, HttpResponse](
     name="http",
-    message_in=HttpRequestParser,
+    message_in=new_parser,
     message_out=serialise,
     response=HttpResponse,
     task=HttpServerTask,
@@ -195,7 +214,7 @@ HTTP_SPEC: Final = ProtocolSpec[HttpRequest, HttpResponse](
     summary=summary,
     handler_key=handler_key,
     demo="protoserve_http.demo:process",
-    params=ServerParams(keep_alive_timeout=75.0),  # nginx
+    params=HttpParams(keep_alive_timeout=75.0),  # nginx
     url_scheme="http",
     url_scheme_tls="https",
 )
@@ -220,5 +239,7 @@ class WFHttpServer(WFServer[HttpRequest, HttpResponse]):
         super().__init__(HTTP_SPEC, process, params, on_start=on_start, on_stop=on_stop)
 
     def new_session(self, seq: int, conn: CommConnection) -> HttpServerTask:
-        """See ``WFServer``."""
+        """See ``WFServer``. With ``HttpParams.stream_bodies``, ``conn.arriving`` is the request
+        that has a body (``.request``), and settings of its own may be given to it: ``streams``
+        (False: the handler gets it whole), ``receive_timeout``, ``size_limit``."""
         return HttpServerTask(self, self.process, seq, conn)
