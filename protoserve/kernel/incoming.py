@@ -253,18 +253,22 @@ class IncomingStream:
         if piece is None:
             there = threading.Event()
             while (piece := self.pull(there.set)) is None:
-                self._promote()
-                there.wait()
+                self._wait(there)
                 there.clear()
         if not piece:
             raise StopIteration
         return piece
 
-    def _promote(self) -> None:
-        """Whoever waits here waits for bytes that another thread has to read."""
+    def _wait(self, there: threading.Event) -> None:
+        """Another thread reads meanwhile; and a handler thread lends its place, so that slow
+        peers do not keep others from being served."""
         entry = self._entry
-        if entry is not None and entry.communicator.threads is not None:
-            entry.communicator.threads.promote()
+        threads = None if entry is None else entry.communicator.threads
+        if threads is None:
+            there.wait()
+        else:
+            with threads.lend():
+                there.wait()
 
     def __aiter__(self) -> IncomingStream:
         return self
