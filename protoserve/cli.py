@@ -27,7 +27,7 @@ from typing import Any, Final, get_args, get_type_hints
 from protoserve.access_log import access_logger, log_access
 from protoserve.application import SharedHooks
 from protoserve.errors import BindError, ConfigError, PluginError
-from protoserve.params import ServerParams
+from protoserve.params import SERVER_PARAMS_DEFAULT, ServerParams
 from protoserve.plugins import describe, installed_plugins, kind_of, load_protocol
 from protoserve.protocol import ProtocolSpec
 from protoserve.server import WFServer
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     that cannot be parsed. Main thread only, because of signals.
     """
     try:
-        args = _parser().parse_args(argv)
+        args = _parser(_params_of(sys.argv[1:] if argv is None else argv)).parse_args(argv)
         with _Logging(args.log_level) as args.logging:
             return _command(args)
     finally:
@@ -176,7 +176,24 @@ class _Parser(argparse.ArgumentParser):
         return meant
 
 
-def _parser() -> argparse.ArgumentParser:
+def _params_of(words: Sequence[str]) -> ServerParams:
+    """The parameters of the protocol that is to be run, where they may matter: an option is not
+    one of everybody's, or help is asked for. Only then its plugin is imported so early."""
+    if not words or words[0] != "run":
+        return SERVER_PARAMS_DEFAULT
+    known = _parser().parse_args(["run", ""]).parser._option_string_actions
+    options = [word.partition("=")[0] for word in words if word.startswith("-")]
+    if all(option in known for option in options) and not {"-h", "--help"} & {*options}:
+        return SERVER_PARAMS_DEFAULT
+    for word in words[1:]:
+        if not word.startswith("-") and ":" not in word:
+            with contextlib.suppress(PluginError), _stdout_is_ours():
+                return load_protocol(word).params
+    return SERVER_PARAMS_DEFAULT
+
+
+def _parser(params: ServerParams = SERVER_PARAMS_DEFAULT) -> argparse.ArgumentParser:
+    """``params``: those of the protocol, which may have fields of its own: options, too."""
     parser = _Parser(
         prog="protoserve",
         description="Servers of any request/response protocol.",
@@ -191,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         "plugins and applications that cannot be imported",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_run(commands, common)
+    _add_run(commands, common, params)
     plugins = commands.add_parser(
         "plugins",
         parents=[common],
@@ -204,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run(commands: Any, common: _Parser) -> None:
+def _add_run(commands: Any, common: _Parser, params: ServerParams) -> None:
     run = commands.add_parser(
         "run",
         parents=[common],
@@ -240,26 +257,52 @@ def _add_run(commands: Any, common: _Parser) -> None:
         "Where a protocol has a default of its own, that holds instead of the one shown. "
         "Sizes may end in KiB, MiB or GiB.",
     )
-    hints = get_type_hints(ServerParams)
+    hints = get_type_hints(type(params))
     for field in fields(ServerParams):
-        kinds = get_args(hints[field.name]) or (hints[field.name],)
-        optional = type(None) in kinds
-        if float in kinds:
-            read, metavar = _seconds, "SECONDS"
-        elif "size" in field.name:
-            read, metavar = _size, "SIZE"
-        else:
-            read, metavar = _count, "N"
-        group.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=functools.partial(_optional, read) if optional else read,
-            # Only what was given overrides the protocol's default.
-            default=argparse.SUPPRESS,
-            metavar=metavar,
-            help=f"{_PARAMETERS[field.name]}{'; none for no limit' if optional else ''} "
-            f"(default: {_shown(field.default, metavar)})",
+        _add_parameter(
+            group, field.name, hints[field.name], field.default, _PARAMETERS[field.name]
+        )
+    own = [field for field in fields(params) if field.name not in _PARAMETERS]
+    if own:
+        group = run.add_argument_group("parameters of this protocol")
+    for field in own:
+        default = getattr(params, field.name)
+        _add_parameter(
+            group, field.name, hints[field.name], default, field.metadata.get("help", "")
         )
     run.set_defaults(command=_run, parser=run)
+
+
+def _add_parameter(group: Any, name: str, hint: Any, default: object, meaning: str) -> None:
+    """The option of a parameter. Only what was given overrides the protocol's default."""
+    option = f"--{name.replace('_', '-')}"
+    kinds = get_args(hint) or (hint,)
+    optional = type(None) in kinds
+    if bool in kinds:
+        group.add_argument(
+            option,
+            action=argparse.BooleanOptionalAction,
+            default=argparse.SUPPRESS,
+            help=f"{meaning} (default: {'yes' if default is True else 'no'})",
+        )
+        return
+    read: Callable[[str], object]
+    if float in kinds:
+        read, metavar = _seconds, "SECONDS"
+    elif str in kinds:
+        read, metavar = str, "TEXT"
+    elif "size" in name:
+        read, metavar = _size, "SIZE"
+    else:
+        read, metavar = _count, "N"
+    group.add_argument(
+        option,
+        type=functools.partial(_optional, read) if optional else read,
+        default=argparse.SUPPRESS,
+        metavar=metavar,
+        help=f"{meaning}{'; none for no limit' if optional else ''} "
+        f"(default: {_shown(default, metavar)})",
+    )
 
 
 def _version() -> str:
@@ -272,6 +315,8 @@ def _version() -> str:
 def _shown(value: Any, metavar: str) -> str:
     if value is None:
         return "none"
+    if isinstance(value, str):
+        return value
     return f"{value / 1024**2:g}MiB" if metavar == "SIZE" else f"{value:g}"
 
 
@@ -370,7 +415,7 @@ def _size(text: str) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     spec = _load_protocol(args.protocol, args.application)
-    changes = _changes(args)
+    changes = _changes(args, spec.params)
     application = args.application
     if application is None:
         application = spec.demo
@@ -449,14 +494,14 @@ def _other_protocol(name: str, installed: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _changes(args: argparse.Namespace) -> dict[str, Any]:
+def _changes(args: argparse.Namespace, params: ServerParams) -> dict[str, Any]:
     """The parameters that were given. What is wrong with one is said in the words of the
     command line."""
-    given = {f.name: getattr(args, f.name) for f in fields(ServerParams) if f.name in args}
+    given = {f.name: getattr(args, f.name) for f in fields(params) if f.name in args}
     for name, value in given.items():
         option = f"--{name.replace('_', '-')}"
         try:
-            ServerParams(**{name: value})
+            params.replace(**{name: value})
         except ConfigError as error:
             shown = f"{value:g}" if isinstance(value, float) else str(value)
             message = str(error).replace(f"{name}={value!r}", f"{option} {shown}")

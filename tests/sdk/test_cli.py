@@ -13,14 +13,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import pytest
 
-from protoserve import SERVER_PARAMS_DEFAULT, InstalledPlugin, ServerParams, WFServerBase, cli
+from protoserve import (
+    SERVER_PARAMS_DEFAULT,
+    ConfigError,
+    InstalledPlugin,
+    ServerParams,
+    WFServerBase,
+    cli,
+)
 from protoserve.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
@@ -806,6 +813,77 @@ def test_values_out_of_range(
     assert line.startswith(message)
     assert "_" not in line, "the name of Python's field"
     assert "None" not in line, "it is none here"
+
+
+def test_parameters_of_a_protocol_are_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of that protocol only, wherever it stands."""
+    for words in (
+        ("run", "http", "--help"),
+        ("run", "--stream-bodies", "--keep-alive-timeout", "5", "http", "-h"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 0
+        shown = capsys.readouterr().out
+        assert "parameters of this protocol:\n  --stream-bodies, --no-stream-bodies\n" in shown
+        assert "is there, before" in " ".join(shown.split())
+    for words in (("run", "--help"), ("run", "redis", "--help"), ("run", "nothing", "--help")):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "of this protocol" not in capsys.readouterr().out
+    message = misused(capsys, "run", "redis", ECHO, "--stream-bodies")
+    assert message.endswith("unrecognized arguments: --stream-bodies")
+    message = misused(capsys, "run", "http", ECHO, "--stream-body")
+    assert message.endswith("did you mean --stream-bodies?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnParams(ServerParams):
+    """With a parameter of each kind."""
+
+    flag: bool = True
+    frame_size: int = field(default=3 * 1024**2, metadata={"help": "bytes of one frame"})
+    patience: float | None = None
+    word: str = "there"
+    count: int = 5
+
+    def __post_init__(self) -> None:
+        ServerParams.__post_init__(self)
+        if self.count < 5:
+            raise ConfigError(f"count={self.count!r}: expected at least 5, or None")
+
+
+def test_kinds_of_own_parameters() -> None:
+    parser = cli._parser(OwnParams(count=6))
+    words = ["--no-flag", "--frame-size", "4KiB", "--patience", "none", "--word", "x", "--count=7"]
+    args = parser.parse_args(["run", "own", ECHO, *words])
+    assert cli._changes(args, OwnParams()) == {
+        "flag": False, "frame_size": 4096, "patience": None, "word": "x", "count": 7,
+    }  # fmt: skip
+    shown = " ".join(args.parser.format_help().split())
+    assert "--frame-size SIZE bytes of one frame (default: 3MiB)" in shown
+    assert "(default: there)" in shown
+    assert "(default: 6)" in shown
+    assert "none for no limit (default: none)" in shown
+    assert cli._changes(parser.parse_args(["run", "own", ECHO]), OwnParams()) == {}
+    args = parser.parse_args(["run", "own", ECHO, "--count", "4"])
+    with pytest.raises(cli._CommandError, match="--count 4: expected at least 5, or none"):
+        cli._changes(args, OwnParams())
+
+
+def test_streamed_bodies_on_the_command_line(app: Path) -> None:
+    app.with_name("streams.py").write_text(
+        "def process(task):\n    task.resp.write(str(task.req.stream is not None))\n"
+    )
+    for options, streams in ((["--stream-bodies"], b"True"), ([], b"False")):
+        with running(
+            "http", "streams:process", "--bind", "127.0.0.1:0", *options, cwd=app.parent
+        ) as program:
+            client = http.client.HTTPConnection("127.0.0.1", port(program), timeout=20)
+            client.request("POST", "/", body=b"x")
+            assert client.getresponse().read() == streams
+            client.close()
+            assert end(program) == (0, "", "")
 
 
 @pytest.mark.parametrize(
