@@ -1,8 +1,11 @@
-"""A reverse proxy: passes requests to another server and streams its replies back.
+"""A reverse proxy: streams requests to another server, and its replies back.
 
-Run it with ``UPSTREAM=http://127.0.0.1:9000 protoserve run http examples.http_proxy:process``;
-it needs httpcore, which comes with httpx, and passes targets and fields on byte for byte.
-An upstream that refuses gets the client a 502, a slow one a 504.
+Run it with
+``UPSTREAM=http://127.0.0.1:9000 protoserve run http examples.http_proxy:process --stream-bodies``;
+without the option requests are passed on when they are whole. It needs httpcore, which comes
+with httpx, and passes targets and fields on byte for byte. Replies begin when the request was
+sent. An upstream that refuses gets the client a 502, before it has sent a body where it
+waits for ``100 Continue``; a slow one a 504.
 """
 
 import asyncio
@@ -15,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 import httpcore
 
+from protoserve import IncomingStream
 from protoserve_http import HttpRequest, WFHttpTask
 
 UPSTREAM = os.environ.get("UPSTREAM", "http://127.0.0.1:9000")
@@ -27,7 +31,7 @@ HOP_BY_HOP = {
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization",
     b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
 }  # fmt: skip
-# These are said anew; and an expectation of 100 Continue was met before we were called.
+# These are said anew; and an expectation of 100 Continue is met when we read the body.
 OURS = {b"host", b"content-length", b"expect"}
 
 CONTROL = re.compile(rb"[\0-\x08\n-\x1f\x7f]")  # what no field may have (RFC 9110, 5.5)
@@ -60,8 +64,13 @@ def for_upstream(req: HttpRequest) -> httpcore.Request:
         # Made of its parts, a URL stays as it was sent.
         path = base.target.rstrip(b"/").decode() + path + "".join(req.target.partition("?")[1:])
     fields = [(n, v) for n, v in end_to_end(req.raw_headers) if n.lower() not in OURS]
-    if "Content-Length" in req.headers or "Transfer-Encoding" in req.headers:
-        fields.insert(0, (b"Content-Length", b"%d" % len(req.body)))
+    content = req.body if req.stream is None else req.stream
+    if isinstance(content, IncomingStream) and "Transfer-Encoding" in req.headers:
+        fields.insert(0, (b"Transfer-Encoding", b"chunked"))
+    elif isinstance(content, IncomingStream):
+        fields.insert(0, (b"Content-Length", req.headers["Content-Length"].encode()))
+    elif "Content-Length" in req.headers or "Transfer-Encoding" in req.headers:
+        fields.insert(0, (b"Content-Length", b"%d" % len(content)))
     fields.insert(0, (b"Host", (req.host or urlsplit(UPSTREAM).netloc).encode("latin-1")))
     fields.append((b"Via", f"{req.version} protoserve".encode()))
     return httpcore.Request(
@@ -70,7 +79,7 @@ def for_upstream(req: HttpRequest) -> httpcore.Request:
             scheme=base.scheme, host=base.host, port=base.port, target=path.encode("latin-1")
         ),
         headers=fields,
-        content=req.body,
+        content=content,
         extensions={"timeout": TIMEOUTS},
     )
 

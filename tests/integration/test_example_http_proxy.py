@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import re
 import shutil
 import socket
@@ -20,7 +21,7 @@ from example_modules import load
 from loopback import PATIENCE, RawClient, eventually, get, post
 from loops import serving
 
-from protoserve_http import WFHttpServer, WFHttpTask
+from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 RESET = struct.pack("ii", 1, 0)
@@ -123,7 +124,7 @@ Proxy = tuple[WFHttpServer, ModuleType]
 
 
 @contextlib.contextmanager
-def proxying(url: str, place: str = "own uvloop") -> Iterator[Proxy]:
+def proxying(url: str, place: str = "own uvloop", *, streams: bool = False) -> Iterator[Proxy]:
     example = load("http_proxy")
     example.UPSTREAM = url  # type: ignore[attr-defined]
 
@@ -135,7 +136,8 @@ def proxying(url: str, place: str = "own uvloop") -> Iterator[Proxy]:
             return
         await example.process(task)
 
-    with serving(place, process) as front:
+    params = HTTP_SPEC.params.replace(stream_bodies=streams, request_size_limit=None)
+    with serving(place, process, params) as front:
         try:
             yield front, example
         finally:
@@ -143,9 +145,11 @@ def proxying(url: str, place: str = "own uvloop") -> Iterator[Proxy]:
                 assert last.ask("/end-of-test").status == 200
 
 
-@pytest.fixture(params=["own uvloop", "own asyncio", "running asyncio"])
+@pytest.fixture(params=["own uvloop", "own asyncio", "running asyncio", "streams"])
 def to_raw(request: pytest.FixtureRequest, raw: RawUpstream) -> Iterator[WFHttpServer]:
-    with proxying(raw.url, request.param) as (front, example):
+    streams = request.param == "streams"
+    place = "own uvloop" if streams else request.param
+    with proxying(raw.url, place, streams=streams) as (front, example):
         front.pools = example.clients  # type: ignore[attr-defined]
         yield front
 
@@ -181,11 +185,12 @@ async def upstream(task: WFHttpTask) -> None:
         resp.write(f"{req.method} {req.target} via {req.headers['Via']} ".encode() + req.body)
 
 
-@pytest.fixture(params=["own uvloop", "running asyncio"])
+@pytest.fixture(params=[("own uvloop", False), ("own uvloop", True), ("running asyncio", True)])
 def proxy(request: pytest.FixtureRequest) -> Iterator[Proxy]:
+    place, streams = request.param
     with (
         WFHttpServer(upstream).start("127.0.0.1", 0) as server,
-        proxying(server.url, request.param) as proxy,
+        proxying(server.url, place, streams=streams) as proxy,
     ):
         yield proxy
 
@@ -459,6 +464,78 @@ def test_framing_of_requests(
     assert lengths == ([] if length is None else [b"Content-Length: " + length])
     assert raw.requests[0].partition(b"\r\n\r\n")[2] == (b"abc" if length == b"3" else b"")
     assert b"transfer-encoding" not in raw.requests[0].lower()
+
+
+@pytest.fixture
+def streaming(raw: RawUpstream) -> Iterator[WFHttpServer]:
+    with proxying(raw.url, streams=True) as (front, _):
+        yield front
+
+
+@pytest.mark.parametrize(
+    ("field", "body"),
+    [
+        (b"Content-Length: 3", b"abc"),
+        (b"Transfer-Encoding: chunked", b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"),
+    ],
+)
+def test_framing_of_streamed_requests(
+    streaming: WFHttpServer, raw: RawUpstream, field: bytes, body: bytes
+) -> None:
+    with RawClient(streaming.address) as client:
+        client.send(b"PUT / HTTP/1.1\r\nHost: a\r\n" + field + b"\r\n\r\n" + body)
+        assert client.reply().status == 200
+    assert {line for line in raw.fields(0) if line.startswith((b"Content-L", b"Tr"))} == {field}
+
+
+def test_an_upload_goes_through_as_it_comes() -> None:
+    """A body larger than anybody keeps, to a server that hashes it."""
+    size = 64 * 1024 * 1024
+    arrived = threading.Event()
+
+    async def digest(task: WFHttpTask) -> None:
+        found = hashlib.sha256()
+        if task.req.stream is not None:
+            async for piece in task.req.stream:
+                arrived.set()
+                found.update(piece)
+        task.resp.write(found.hexdigest())
+
+    params = HTTP_SPEC.params.replace(stream_bodies=True, request_size_limit=None)
+    with (
+        WFHttpServer(digest, params).start("127.0.0.1", 0) as server,
+        proxying(server.url, streams=True) as (front, _),
+        RawClient(front.address) as client,
+    ):
+        client.send(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size)
+        client.send(bytes(size // 2))
+        assert arrived.wait(PATIENCE)
+        client.send(bytes(size // 2))
+        assert client.reply().body == hashlib.sha256(bytes(size)).hexdigest().encode()
+        assert client.ask().status == 200
+
+
+def test_no_upstream_is_said_before_the_body_is_sent() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and nobody listens
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        with proxying(url, streams=True) as (front, _), RawClient(front.address) as client:
+            client.send(
+                b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n"
+            )
+            reply = client.reply()
+            assert (reply.status, reply.closes) == (502, True)
+
+
+def test_a_client_that_leaves_in_its_body(
+    streaming: WFHttpServer, raw: RawUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RawClient(streaming.address) as client:
+        client.send(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
+        eventually(lambda: raw.connections == 1)
+    eventually(lambda: streaming.conn_count == 0 and raw.ended == 1)
+    assert not [r for r in caplog.records if r.levelname == "ERROR"]
+    assert raw.requests == []
 
 
 def test_a_client_without_host(front: WFHttpServer, raw: RawUpstream) -> None:
