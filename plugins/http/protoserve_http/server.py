@@ -182,7 +182,7 @@ def error_response(request: HttpRequest, error: BaseException) -> HttpResponse:
     read a body that broke off, what the client did wrong."""
     status, text = 500, "Internal Server Error"
     body = request.stream
-    if body is not None and error is body.error:
+    if body is not None and body.raised(error):
         status, text = _broken_off(error)
     return HttpResponse(status, f"{text}\n", {"Content-Type": "text/plain; charset=utf-8"})
 
@@ -193,7 +193,9 @@ def _broken_off(error: BaseException) -> tuple[int, str]:
         return (status if isinstance(status, int) else 400), str(error)
     if isinstance(error, TimeoutError):
         return 408, "the request took too long to arrive"
-    return 400, "the request ended before its body did"
+    if isinstance(error, ConnectionResetError):
+        return 400, "the request ended before its body did"
+    return 500, "Internal Server Error"
 
 
 def farewell(connection: CommConnection, reason: CloseReason) -> bytes | ProtocolError:
