@@ -62,6 +62,21 @@ def body_failed(entry: CommConnEntry, error: BaseException) -> None:
     arriving.fail(error)
 
 
+def drop_announced(entry: CommConnEntry, error: BaseException) -> None:
+    """The rest of a request will not come, or is wrong, whose handler has not been called: it
+    will not be, and it was no request."""
+    exchanges = entry.exchanges
+    session = exchanges.session
+    assert session is not None
+    exchanges.remove(session)
+    exchanges.seq -= 1
+    session.broke_off()
+    arriving, entry.intake.arriving = entry.intake.arriving, None
+    entry.deadline.body_ended()
+    if arriving is not None:
+        arriving.fail(error)
+
+
 def say_farewell(entry: CommConnEntry, data: Buffer, reason: CloseReason) -> None:
     """Close after ``data`` and what was given out before it."""
     entry.life.end(reason, FAREWELL)
@@ -304,10 +319,8 @@ def shut(entry: CommConnEntry, reason: CloseReason, error: int, detail: str | No
     for session, _ in output.marks:
         finished.append((session, SYS_ERROR, error or errno.ECONNRESET))
     output.marks.clear()
-    announced = exchanges.session
-    if exchanges.collecting is not None and announced is not None:
-        exchanges.remove(announced)
-        announced.broke_off()  # its handler has not been called
+    if exchanges.collecting is not None:
+        drop_announced(entry, ConnectionResetError(errno.ECONNRESET, "the connection has closed"))
     cut_replies(entry)
     try:
         intake.parser.close()

@@ -9,7 +9,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from protoserve.events import CloseReason
-from protoserve.kernel.ending import TURN_READS, body_failed, refuse, shut
+from protoserve.kernel.ending import TURN_READS, body_failed, drop_announced, refuse, shut
 from protoserve.kernel.exchanges import COMING
 from protoserve.kernel.intake import Fault
 from protoserve.kernel.life import SHUT
@@ -80,13 +80,7 @@ def look_at_body(entry: CommConnEntry) -> None:
     if exchanges.collecting is None and session is not COMING:
         body_failed(entry, error)
         return
-    # Its handler has not been called, and will not be.
-    assert session is not None
-    exchanges.remove(session)
-    session.broke_off()
-    intake.arriving = None
-    arriving.fail(error)
-    entry.deadline.body_ended()
+    drop_announced(entry, error)
     if isinstance(error, ConnectionResetError):
         intake.drop()
         entry.life.end(CloseReason.PEER_LEFT)  # after the replies before it

@@ -16,6 +16,7 @@ from protoserve.events import CloseReason, LimitReached
 from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, NO_LIMIT, RECEIVE, TAKE
 from protoserve.kernel.ending import (
     body_failed,
+    drop_announced,
     end,
     fail,
     farewell_of,
@@ -312,14 +313,7 @@ def _reply_not_taken(entry: CommConnEntry) -> None:
 def _too_slow(entry: CommConnEntry) -> None:
     exchanges = entry.exchanges
     if exchanges.collecting is not None:
-        assert exchanges.session is not None
-        session = exchanges.session
-        exchanges.remove(session)
-        session.broke_off()  # its handler has not been called
-        arriving, entry.intake.arriving = entry.intake.arriving, None
-        entry.deadline.body_ended()
-        if arriving is not None:
-            arriving.fail(TimeoutError("the rest of the request did not arrive in time"))
+        drop_announced(entry, TimeoutError("the rest of the request did not arrive in time"))
     elif entry.intake.body_comes:
         body_failed(entry, TimeoutError("the rest of the request did not arrive in time"))
         entry.deadline.clear()

@@ -22,7 +22,16 @@ from loopback import PATIENCE, RawClient, eventually, get, post
 from loops import PLACES, serving
 from own_process import run_alone
 
-from protoserve import CommConnection, ProtocolError, go
+from protoserve import (
+    NEED_DATA,
+    CommConnection,
+    MessageParser,
+    NeedData,
+    ProtocolError,
+    ProtocolSpec,
+    ServerParams,
+    go,
+)
 from protoserve.events import RequestFinished
 from protoserve_http import HTTP_SPEC, HttpServerTask, WFHttpServer, WFHttpTask
 
@@ -486,6 +495,56 @@ def test_others_have_their_turn_while_a_coroutine_reads() -> None:
         finally:
             stop.set()
             thread.join(PATIENCE)
+
+
+class LineParser(MessageParser[bytes]):
+    """A line is a request."""
+
+    def __init__(self, params: ServerParams) -> None:
+        self.held = b""
+
+    def feed(self, data: bytes) -> None:
+        self.held += data
+
+    def next_message(self) -> bytes | NeedData:
+        line, end, rest = self.held.partition(b"\n")
+        if not end:
+            return NEED_DATA
+        self.held = rest
+        return line
+
+    @property
+    def partial(self) -> bool:
+        return bool(self.held)
+
+
+LINES: ProtocolSpec[bytes, bytearray] = ProtocolSpec(
+    name="lines", message_in=LineParser, message_out=bytes, response=bytearray
+)
+
+
+def test_an_upgrade_after_a_body() -> None:
+    def shout(task: Any) -> None:
+        task.resp.extend(task.req.upper() + b"\n")
+
+    def process(task: WFHttpTask) -> None:
+        assert task.req.stream is not None
+        if task.req.path == "/read":
+            task.resp.headers["X-Body"] = task.req.stream.read().decode()
+        task.upgrade(LINES, shout)
+
+    fields = ("Connection: upgrade", "Upgrade: lines")
+    with WFHttpServer(process, STREAMED).start("127.0.0.1", 0) as server:
+        with RawClient(server.address) as client:
+            client.send(upload("/read", 3, *fields) + b"a")
+            eventually(lambda: processing(server))
+            client.send(b"bchello\n")
+            reply = client.reply(head_only=True)
+            assert (reply.status, reply.headers["x-body"]) == (101, "abc")
+            assert client._file.readline() == b"HELLO\n"
+        with RawClient(server.address) as client:  # what follows would be its body
+            client.send(upload("/", 3, *fields))
+            assert client.reply().status == 503
 
 
 # -- threads --------------------------------------------------------------------------------------

@@ -535,7 +535,7 @@ def test_too_large_by_its_head(engine: MemoryEngine, streams: bool) -> None:
     engine.run()
     assert (service.lines, peer.received) == (["before"], b"before\nERR too large\n")
     assert service.broken == 1
-    assert [event.message for event in service.refused] == ["too large"]
+    assert [(event.message, event.seq) for event in service.refused] == [("too large", 1)]
     engine.advance(DRAIN_TIME + 0.01)
     finish(engine, service)
 
