@@ -39,6 +39,7 @@ from protoserve.kernel.listener import (
 )
 from protoserve.kernel.scheduler import CommScheduler, get_scheduler
 from protoserve.kernel.service import CommService
+from protoserve.kernel.states import at_rest
 from protoserve.kernel.waiting import stop_connection
 from protoserve.kernel.wakeup import Wakeup
 from protoserve.log import logger
@@ -612,7 +613,7 @@ class WFServerBase(CommService):
         cut = 0
         for conn in self.connections():
             # What has nothing in hand is not cut: all that was asked for is delivered.
-            idle = conn.entry.at_rest
+            idle = at_rest(conn.entry)
             if conn.communicator.close(conn.entry, CloseReason.CUT) and not idle:
                 cut += 1
         with self._condition:

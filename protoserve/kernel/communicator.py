@@ -105,8 +105,7 @@ class Communicator:
                 service.release()
         if conn is None:
             return
-        # From here on everybody may push to it: after its greeting.
-        conn.entry.exchanges.held = []
+        conn.entry.exchanges.held = []  # everybody may push to it: after its greeting
         service.add_connection(conn)
         if service.observers:
             service.emit(ConnectionOpened(peername))

@@ -19,6 +19,7 @@ from protoserve.kernel.intake import RECEIVE_SIZE
 from protoserve.kernel.life import FAREWELL, LINGERING, SHUT
 from protoserve.kernel.poller import GONE
 from protoserve.kernel.session import TaskState
+from protoserve.kernel.states import is_silent
 from protoserve.log import logger
 from protoserve.protocol import Buffer
 
@@ -346,7 +347,7 @@ def evict(entry: CommConnEntry, idle_since: float | None) -> bool:
     not made a request."""
     entry.lock.acquire()
     if idle_since is None:
-        evicted = entry.silent
+        evicted = is_silent(entry)
     else:
         evicted = entry.idle and entry.deadline.idle_since == idle_since
     if evicted and entry.deadline.limit is not RECEIVE and not entry.intake.held:

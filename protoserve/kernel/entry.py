@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from protoserve.events import CloseReason, ConnectionClosed
 from protoserve.kernel.current import CURRENT
-from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, LINGER, RECEIVE, Deadline
+from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, Deadline
 from protoserve.kernel.ending import broken, fail, miss, shut
 from protoserve.kernel.exchanges import Exchanges
 from protoserve.kernel.intake import RECEIVE_SIZE, Intake
@@ -109,28 +109,6 @@ class CommConnEntry:
         """Whether it waits for its next request, with nothing in hand. Any thread."""
         return (
             self.deadline.limit is KEEP_ALIVE and not self.intake.more and not self.output.buffers
-        )
-
-    @property
-    def silent(self) -> bool:
-        """Whether it has begun a request, or not even that, and nothing else. Any thread."""
-        limit = self.deadline.limit
-        return (
-            (limit is FIRST or limit is RECEIVE)
-            and not self.exchanges.in_hand
-            and not self.intake.more
-            and not self.output.buffers
-        )
-
-    @property
-    def at_rest(self) -> bool:
-        """Whether nobody loses anything when it closes. Any thread."""
-        limit = self.deadline.limit
-        return (
-            limit in (FIRST, KEEP_ALIVE, LINGER)
-            and not self.intake.more
-            and not self.output.buffers
-            and not self.exchanges.deferred
         )
 
     @property

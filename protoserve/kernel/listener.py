@@ -20,6 +20,7 @@ from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.ending import evict
 from protoserve.kernel.entry import CommConnEntry
 from protoserve.kernel.service import CommService
+from protoserve.kernel.states import is_silent
 from protoserve.log import logger
 
 UNIX_PREFIX: Final = "unix:"
@@ -472,7 +473,7 @@ class Listener:
         silent = [
             conn.entry
             for conn in self._service.connections()
-            if conn.entry.silent and conn.entry.deadline.idle_since < before
+            if is_silent(conn.entry) and conn.entry.deadline.idle_since < before
         ]
         silent.sort(key=lambda entry: entry.deadline.idle_since)
         return any(evict(entry, None) for entry in silent)

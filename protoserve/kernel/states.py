@@ -107,3 +107,25 @@ STATES: Final = (
 def state_of(entry: CommConnEntry) -> State:
     """The state of a connection. Any thread, for a moment's truth."""
     return next(state for state in STATES if state.holds(entry))
+
+
+def is_silent(entry: CommConnEntry) -> bool:
+    """Whether it has begun a request, or not even that, and nothing else. Any thread."""
+    limit = entry.deadline.limit
+    return (
+        (limit is FIRST or limit is RECEIVE)
+        and not entry.exchanges.in_hand
+        and not entry.intake.more
+        and not entry.output.buffers
+    )
+
+
+def at_rest(entry: CommConnEntry) -> bool:
+    """Whether nobody loses anything when it closes. Any thread."""
+    limit = entry.deadline.limit
+    return (
+        limit in (FIRST, KEEP_ALIVE, LINGER)
+        and not entry.intake.more
+        and not entry.output.buffers
+        and not entry.exchanges.deferred
+    )

@@ -232,7 +232,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
 
     def broke_off(self) -> None:
         """The request that was announced will not come."""
-        self._stage = _OVER
+        self._stage = OVER
         self._callback_dropped()
         self.drop_handles()
 
