@@ -32,7 +32,7 @@ from protoserve import (
     ServerParams,
     go,
 )
-from protoserve.events import RequestFinished
+from protoserve.events import RequestFinished, RequestRefused
 from protoserve_http import HTTP_SPEC, HttpServerTask, WFHttpServer, WFHttpTask
 
 STREAMED = HTTP_SPEC.params.replace(stream_bodies=True)
@@ -371,6 +371,41 @@ def test_settings_of_one_request(process: Any) -> None:
             with RawClient(server.address) as client:
                 client.send(upload(target, 1000) + b"abc")
                 assert client.reply().status == 408
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("kind", ["large", "silent", "gone"])
+def test_what_new_session_asked_for_is_dropped_with_its_request(streams: bool, kind: str) -> None:
+    """A callback of a task keeps the server alive, and there will be no task."""
+    called: list[WFHttpTask] = []
+
+    class Caring(WFHttpServer):
+        def new_session(self, seq: int, conn: CommConnection) -> HttpServerTask:
+            task = super().new_session(seq, conn)
+            task.set_callback(called.append)
+            task.on_close(called.append)
+            assert conn.arriving is not None
+            conn.arriving.streams = streams
+            return task
+
+    params = STREAMED.replace(request_size_limit=1000, peer_response_timeout=0.2)
+    server = Caring(called.append, params)
+    refused: list[Any] = []
+    server.subscribe(lambda event: refused.append(event))
+    with server.start("127.0.0.1", 0), RawClient(server.address) as client:
+        if kind == "large" or streams:
+            client.send(upload("/", 1000))
+        else:
+            client.send(upload("/", 500) + b"abc")
+            eventually(lambda: [c.phase for c in server.connections()] == ["RECEIVING"])
+        if kind == "gone":
+            client.close()
+        elif streams or kind == "large":
+            assert client.reply().status == 413
+        else:
+            assert client.reply().status == 408
+    assert not called
+    assert {event.seq for event in refused if isinstance(event, RequestRefused)} <= {0}
 
 
 # -- both directions ------------------------------------------------------------------------------
