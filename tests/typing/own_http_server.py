@@ -5,6 +5,7 @@ from __future__ import annotations
 from protoserve import CommConnection, MessageOut, ServerParams, go, timer
 from protoserve_http import (
     HTTP_SPEC,
+    HttpParams,
     HttpRequest,
     HttpRequestParser,
     HttpResponse,
@@ -67,3 +68,31 @@ def serve(params: ServerParams) -> None:
 async def serve_later() -> None:
     async with OwnTasks(process_later).start("127.0.0.1", 0) as server:
         print(server.url)
+
+
+class Uploads(WFHttpServer):
+    """Requests whose bodies stream in, each with settings of its own."""
+
+    def new_session(self, seq: int, conn: CommConnection) -> WFHttpTask:
+        if conn.arriving is not None:
+            conn.arriving.size_limit = 10**9
+            conn.arriving.receive_timeout = None
+            conn.arriving.streams = conn.arriving.request.method == "PUT"
+        return super().new_session(seq, conn)
+
+
+def count(task: WFHttpTask) -> None:
+    stream = task.req.stream
+    size = len(task.req.body) if stream is None else sum(len(piece) for piece in stream)
+    task.resp.write(str(size))
+
+
+async def pass_on(task: WFHttpTask) -> None:
+    stream = task.req.stream
+    if stream is not None:
+        first = await anext(stream)
+        task.resp.body = stream if first else await stream.aread()
+
+
+uploads = Uploads(count, HttpParams(stream_bodies=True).replace(max_connections=5))
+same: HttpParams = HttpParams().replace(stream_bodies=True)
