@@ -508,7 +508,7 @@ def test_a_stop_is_told_to_handlers_where_no_thread_is_left_to_tell(
         engine = server.engine
         assert isinstance(engine, ThreadEngine)
         # No help from the monitor.
-        monkeypatch.setattr(engine._threads, "_take_over", lambda mark, waits: False)
+        monkeypatch.setattr(engine._threads, "take_over", lambda mark, waits: False)
         client.send(get())
         assert entered.wait(PATIENCE)
         assert server.stop() == 0

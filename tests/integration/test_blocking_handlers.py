@@ -183,7 +183,7 @@ def test_a_handler_known_to_block_is_called_behind_another_leader(
             one.ask("/sleep")
         assert server.habits.known
         # No help from the monitor.
-        monkeypatch.setattr(engine._threads, "_take_over", lambda mark, waits: False)
+        monkeypatch.setattr(engine._threads, "take_over", lambda mark, waits: False)
         with RawClient(server.address) as two, RawClient(server.address) as three:
             server.habits.surprise(("GET", "/block"))
             two.send(get("/block"))
