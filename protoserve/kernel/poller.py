@@ -7,6 +7,7 @@ turn: see :mod:`protoserve.kernel.leader_followers`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -139,10 +140,12 @@ class Poller:
 
     __slots__ = (
         "_canceled",
+        "_ends",
         "_lock",
         "_order",
         "_posted",
         "_readiness",
+        "_signals",
         "_targets",
         "_timers",
         "_urgent",
@@ -176,6 +179,8 @@ class Poller:
         self._wake_in, self._wake_out = os.pipe()
         os.set_blocking(self._wake_in, False)
         os.set_blocking(self._wake_out, False)
+        self._ends = [self._wake_in, self._wake_out]
+        self._signals = 0  # under way, in the main thread, which alone changes it
         self.watch(self._wake_in, self._on_wake, None)
 
     def watch(self, fd: int, callback: Callback, argument: Any) -> None:
@@ -207,9 +212,16 @@ class Poller:
 
     def post_from_signal(self, callback: Callback, argument: Any) -> None:
         """As ``post``, for signal handlers: takes no lock, since the code that the signal
-        interrupted may hold it. The caller knows that the poller is not closed meanwhile."""
-        self._urgent.append((callback, argument, 0))
-        self._write_wake()
+        interrupted may hold it. Main thread only. What is called may close the poller at once,
+        on another thread."""
+        self._signals += 1  # before it looks where to write: see _close_ends
+        try:
+            self._urgent.append((callback, argument, 0))
+            self._write_wake()
+        finally:
+            self._signals -= 1
+            if self._wake_out < 0:
+                self._close_ends()
 
     def call_at(self, when: float, callback: Callback, argument: Any) -> TimerEntry:
         """Have ``callback(argument, 0)`` called at ``when`` on this poller's clock. Any
@@ -242,12 +254,13 @@ class Poller:
             self._write_wake()
 
     def _write_wake(self) -> None:
-        # Under the lock, so that close() cannot give the descriptor to somebody else; without
-        # it for signals, whose server holds the engine.
-        if self._wake_out < 0:
+        # Under the lock, so that close() cannot give the descriptor to somebody else; signals
+        # are waited for otherwise.
+        end = self._wake_out
+        if end < 0:
             return
         try:
-            os.write(self._wake_out, b"\0")
+            os.write(end, b"\0")
         except BlockingIOError:
             return  # full: a wake-up is pending already
 
@@ -339,9 +352,15 @@ class Poller:
             if self._wake_in < 0:
                 return
             self._readiness.close()
-            # Gone first: post_from_signal() looks without the lock.
-            ends = self._wake_in, self._wake_out
             self._wake_in = self._wake_out = -1
-            for end in ends:
-                os.close(end)
             self._targets.clear()
+        self._close_ends()
+
+    def _close_ends(self) -> None:
+        """Close the pipe, after close(): by the main thread where a signal is about to write
+        there. It counts that before it looks for the end, which is gone before we look at the
+        count: one of the two sees the other."""
+        if self._signals == 0:
+            with contextlib.suppress(IndexError):
+                while True:
+                    os.close(self._ends.pop())

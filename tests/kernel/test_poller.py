@@ -306,3 +306,23 @@ def test_the_memory_engine_notices_what_spins(engine: MemoryEngine) -> None:
     again(None, 0)
     with pytest.raises(AssertionError, match="still busy"):
         engine.run(limit=100)
+
+
+def test_closed_by_what_a_signal_posted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may be quicker than the write that was to wake it."""
+    poller = Poller()
+    ends = poller._wake_in, poller._wake_out
+    write = os.write
+
+    def late(fd: int, data: bytes) -> int:
+        poller.close()
+        assert all(os.fstat(end) for end in ends)  # nobody else has got them
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", late)
+    poller.post_from_signal(Calls(), None)
+    for end in ends:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(end)
+    poller.post_from_signal(Calls(), None)  # too late, and harmless
+    poller.close()
