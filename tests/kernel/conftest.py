@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from memory_transport import MemoryEngine
+
+from protoserve.testing import MemoryEngine
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from line_service import LineSession, later
-from memory_transport import MemoryEngine, connection_of
 from word_service import WordParser, WordService
 
 from protoserve import HOLD, Arriving, ProtocolError
+from protoserve.testing import MemoryEngine, connection_of
 
 
 def test_the_time_of_a_body_runs_while_its_handler_does(engine: MemoryEngine) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from line_service import LineService, LineSession, echo
-from memory_transport import MemoryEngine, MemoryPeer, connection_of
 
 from protoserve import TaskState
 from protoserve.kernel.poller import Callback
 from protoserve.kernel.waiting import stop_connection
+from protoserve.testing import MemoryEngine, MemoryPeer, connection_of
 
 TOREPLY, SUCCESS = TaskState.TOREPLY, TaskState.SUCCESS
 

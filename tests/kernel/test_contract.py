@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from line_service import LineParser, LineService, LineSession, echo, later
-from memory_transport import MemoryEngine, MemoryPeer, connection_of
 
 from protoserve import (
     HOLD,
@@ -28,6 +27,7 @@ from protoserve.kernel.deadline import FIRST
 from protoserve.kernel.ending import evict
 from protoserve.kernel.poller import GONE, HANGUP, READABLE
 from protoserve.kernel.waiting import FIRST_REQUEST_TIME, stop_connection
+from protoserve.testing import MemoryEngine, MemoryPeer, connection_of
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:

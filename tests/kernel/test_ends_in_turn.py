@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from line_service import LineService, LineSession, later
-from memory_transport import MemoryEngine, connection_of
+
+from protoserve.testing import MemoryEngine, connection_of
 
 
 def finish(engine: MemoryEngine, service: LineService) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from line_service import LineService, LineSession, echo, later
-from memory_transport import MemoryEngine, connection_of
 
 from protoserve import ServerParams, TaskState, UsageError
 from protoserve.kernel.communicator import _TURN_REQUESTS
@@ -18,6 +17,7 @@ from protoserve.kernel.ending import TURN_READS
 from protoserve.kernel.intake import RECEIVE_SIZE
 from protoserve.kernel.output import JOIN_SIZE
 from protoserve.kernel.waiting import stop_connection
+from protoserve.testing import MemoryEngine, connection_of
 
 HIGH_WATER = ServerParams().unsent_limit
 TOREPLY, SUCCESS, SYS_ERROR = TaskState.TOREPLY, TaskState.SUCCESS, TaskState.SYS_ERROR

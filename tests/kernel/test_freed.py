@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from line_service import LineSession, echo, later
-from memory_transport import MemoryEngine, MemoryPeer, connection_of
 from word_service import WordService
+
+from protoserve.testing import MemoryEngine, MemoryPeer, connection_of
 
 
 @pytest.fixture(autouse=True)

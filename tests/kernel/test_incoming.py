@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from line_service import LineService, LineSession, echo, later
-from memory_transport import MemoryEngine, MemoryPeer, connection_of
 
 from protoserve import (
     NEED_DATA,
@@ -26,6 +25,7 @@ from protoserve.events import RequestRefused
 from protoserve.kernel.deadline import RECEIVE
 from protoserve.kernel.ending import DRAIN_TIME
 from protoserve.kernel.incoming import ROOM
+from protoserve.testing import MemoryEngine, MemoryPeer, connection_of
 
 
 class Upload:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 
 from line_service import LineService
-from memory_transport import MemoryEngine
 
 from protoserve.kernel.poller import READABLE, WRITABLE
 from protoserve.kernel.transport import SocketTransport
+from protoserve.testing import MemoryEngine
 
 
 def test_a_layer_says_what_the_poller_s_news_mean(engine: MemoryEngine) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from line_service import LineService, later
-from memory_transport import MemoryEngine, MemoryPeer, MemoryTransport
 
 from protoserve import BindError, ConfigError
 from protoserve.events import AcceptFailed, ConnectionOpened, LimitReached
@@ -26,6 +25,7 @@ from protoserve.kernel.listener import (
     adopt_listener,
     open_listener,
 )
+from protoserve.testing import MemoryEngine, MemoryPeer, MemoryTransport
 
 # -- opening -------------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from memory_transport import MemoryEngine, connection_of
 from word_service import WordService, WordSession
 
 from protoserve import HOLD, CommConnection, ProtocolError, TaskState, UsageError
@@ -26,6 +25,7 @@ from protoserve.kernel.deadline import NO_LIMIT
 from protoserve.kernel.life import FORGOTTEN, OPEN, SHUT
 from protoserve.kernel.states import state_of
 from protoserve.kernel.waiting import stop_connection
+from protoserve.testing import MemoryEngine, connection_of
 
 EXAMPLES = int(os.environ.get("PROTOSERVE_MACHINE", "0"))
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from line_service import LineParser, LineService, LineSession, echo, later
-from memory_transport import MemoryEngine, connection_of
 
 from protoserve import (
     NEED_DATA,
@@ -26,6 +25,7 @@ from protoserve import (
 from protoserve.events import LimitReached
 from protoserve.kernel.ending import evict
 from protoserve.kernel.poller import GONE, READABLE
+from protoserve.testing import MemoryEngine, connection_of
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:

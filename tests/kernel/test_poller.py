@@ -12,7 +12,6 @@ from math import inf
 from typing import Any
 
 import pytest
-from memory_transport import ManualClock, MemoryEngine, MemoryReadiness
 
 from protoserve.kernel.poller import (
     HANGUP,
@@ -22,6 +21,7 @@ from protoserve.kernel.poller import (
     Poller,
     open_readiness,
 )
+from protoserve.testing import ManualClock, MemoryEngine, MemoryReadiness
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from memory_transport import ManualClock, MemoryReadiness
 
 from protoserve.kernel.poller import Poller
+from protoserve.testing import ManualClock, MemoryReadiness
 
 
 class Timed:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from line_service import LineSession, later
-from memory_transport import MemoryEngine, connection_of
 from word_service import WordService, WordSession
 
 from protoserve import TaskState
+from protoserve.testing import MemoryEngine, connection_of
 
 
 def finish(engine: MemoryEngine, service: WordService) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 from line_service import LineService, later
-from memory_transport import MemoryEngine, connection_of
 
 from protoserve.events import CloseReason
 from protoserve.kernel.life import LAST, LINGERING, OPEN, RUNGS, SHUT, Life
 from protoserve.kernel.states import STATES, state_of
+from protoserve.testing import MemoryEngine, connection_of
 
 
 @pytest.mark.parametrize("here", range(len(RUNGS)))

@@ -8,11 +8,11 @@ import weakref
 
 import pytest
 from line_service import LineService, LineSession, echo, later
-from memory_transport import MemoryEngine, MemoryPeer, connection_of
 
 from protoserve import ServerParams, TaskState
 from protoserve.kernel.ending import DRAIN_TIME
 from protoserve.kernel.handing import keeps_its_thread
+from protoserve.testing import MemoryEngine, MemoryPeer, connection_of
 
 HIGH_WATER = ServerParams().unsent_limit
 TIMED_OUT = (TaskState.SYS_ERROR, errno.ETIMEDOUT)

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "kernel"))
 
-from memory_transport import MemoryEngine
+from protoserve.testing import MemoryEngine
 
 
 @pytest.fixture

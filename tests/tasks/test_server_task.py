@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from line_server import Answer, LineServer, Task, echo, encode, line_spec
-from memory_transport import MemoryEngine, MemoryPeer, connection_of
 from test_series import Pending, Raising, Step
 
 from protoserve import (
@@ -23,6 +22,7 @@ from protoserve import (
     WFServerTask,
 )
 from protoserve.events import RequestFinished
+from protoserve.testing import MemoryEngine, MemoryPeer, connection_of
 
 PATIENCE = 10.0
 

@@ -229,6 +229,9 @@ class MemoryTransport:
     def close(self) -> None:
         self.peer.eof = self.peer.closed = True
 
+    def close_copy(self) -> None:
+        """There is none: nothing of this outlives a fork."""
+
     def abort(self) -> None:
         self.peer.aborted = True
         self.close()
