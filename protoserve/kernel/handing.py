@@ -49,14 +49,6 @@ def hand_over(
     if type(message) in _WORDS:
         return hear(entry, message, now)
     exchanges = entry.exchanges
-    if arrived is None:
-        deadline = entry.deadline
-        deadline.receive_by = None
-        if deadline.limit is not TAKE:
-            # Else a peer that does not read keeps its deadline, whatever it asks for.
-            deadline.limit = NO_LIMIT
-            deadline.at = inf
-        entry.intake.mark = entry.intake.bytes_in
     exchanges.session = COMING
     lock = entry.lock
     service = entry.protocol
@@ -65,6 +57,14 @@ def hand_over(
     session: CommSession = COMING
     try:
         if arrived is None:
+            deadline = entry.deadline
+            deadline.receive_by = None
+            if deadline.limit is not TAKE:
+                # Else a peer that does not read keeps its deadline, whatever it asks for.
+                deadline.limit = NO_LIMIT
+                deadline.at = inf
+            intake = entry.intake
+            intake.mark = intake.bytes_in
             seq = exchanges.seq
             exchanges.seq = seq + 1
             lock.release()

@@ -92,16 +92,13 @@ class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
         stream = resp._stream
         if stream is SENT_WHOLE:
             stream = None  # a response that serves many requests
-        body = req.stream
-        if body is not None and body.over:
-            body = None
         if (
             not req.keep_alive
             or self.keep_alive == 0
             or self.connection.closing
             or wants_close(resp)
             or (stream is not None and not self._delimits_streams)
-            or (body is not None and (stream is None or req.version == "1.0"))
+            or (req.stream is not None and self._cuts_body(stream is None))
         ):
             self.keep_alive = 0.0
             connection = CLOSE
@@ -115,15 +112,23 @@ class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
             out = encode(resp, head_only=head_only, connection=connection)
             resp._stream = SENT_WHOLE
             return out
+        body = req.stream
         out = encode_stream(
             resp,
             head_only=head_only,
             connection=connection,
             chunked=req.version != "1.0",
-            body=body,
+            body=None if body is None or body.over else body,
         )
         resp._stream = SENT_PIECES
         return out
+
+    def _cuts_body(self, whole: bool) -> bool:
+        """Whether the reply comes before the request's body has ended, so that what is left of
+        that is cut: a reply in pieces may wait for it, where it can still say so."""
+        body = self.req.stream
+        assert body is not None
+        return not body.over and (whole or self.req.version == "1.0")
 
     def summary(self) -> Mapping[str, object]:
         """The facts of the exchange; of a reply that did not go out neither status nor length,
