@@ -370,9 +370,10 @@ class Communicator:
                 )
             if before is not None:
                 exchanges.reply_later(session, keep_alive, reply_of(session, keep_alive, out))
-            elif type(out) is bytes:
-                if out:
-                    size = len(out)
+                lock.release()
+                return True
+            if type(out) is bytes:
+                if size := len(out):
                     output.buffers.append(out)
                     output.size += size
                     output.end += size
@@ -383,9 +384,6 @@ class Communicator:
         except BaseException:
             lock.release()
             raise
-        if before is not None:
-            lock.release()
-            return True
         if stream is not None:
             lock.release()
             return stream.begin()

@@ -34,6 +34,8 @@ _WORDS: Final = frozenset({type(None), type(HOLD), Feedback, Arriving})
 ANOTHER_PUMPS: Final = -1.0
 """Instead of a time: while the handler ran, another thread has taken over."""
 
+FAILED: Final = "the session failed"
+
 NO_SESSION: Final = "no session could be made"
 
 
@@ -53,7 +55,6 @@ def hand_over(
     lock = entry.lock
     service = entry.protocol
     others = exchanges.others
-    what = NO_SESSION
     session: CommSession = COMING
     try:
         if arrived is None:
@@ -78,7 +79,6 @@ def hand_over(
             let_others_pump(entry, session)
         else:
             exchanges.session = session
-        what = "the session failed"
         if service.habits.known:
             now = handle_watched(entry, session)
         else:
@@ -93,7 +93,7 @@ def hand_over(
                 service.habits.note(session.handler_key(), True, False)
     except BaseException:
         lock.acquire()
-        return session_failed(entry, session, what)
+        return session_failed(entry, session, NO_SESSION if _unborn(entry, session) else FAILED)
     lock.acquire()
     if others is not None:
         exchanges.returned(session)
@@ -147,6 +147,14 @@ def hear(entry: CommConnEntry, word: Any, now: float) -> float:
     else:
         intake.put_back(message)
     return now
+
+
+def _unborn(entry: CommConnEntry, session: CommSession) -> bool:
+    """Whether a session whose ``hand_over`` raised had not come so far as its handler."""
+    exchanges = entry.exchanges
+    if exchanges.others is None:
+        return exchanges.session is COMING
+    return exchanges.running is None or session not in exchanges.running
 
 
 def session_failed(entry: CommConnEntry, session: CommSession, what: str) -> float:

@@ -151,8 +151,8 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         self.timeout_reason = None
         self.user_data = None
         self.server = server
-        self.spec: ProtocolSpec[REQ, RESP] = server.spec
-        self.resp = server.spec.response()
+        self.spec: ProtocolSpec[REQ, RESP] = (spec := server.spec)
+        self.resp = spec.response()
         self.keep_alive = connection.entry.deadline.keep_alive_limit
         self._process = process
         self._stage = PROCESSING
