@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import smtplib
 import socket
 import struct
@@ -101,9 +102,14 @@ def test_everything_at_once(
     server: WFServer[Any, Any], example: ModuleType, bytewise: bool, half_closed: bool
 ) -> None:
     with RawClient(server.address) as client:
-        (client.send_bytewise if bytewise else client.send)(PIPELINED)
+        if bytewise:
+            # What is sent after the answer to QUIT finds nobody.
+            client.send_bytewise(PIPELINED.removesuffix(b"NOOP\r\n"))
+        else:
+            client.send(PIPELINED)
         if half_closed:
-            client.end_sending()
+            with contextlib.suppress(OSError):  # it has ended
+                client.end_sending()
         assert replies(client, 15) == [
             *(220, 250, 250, 250, 354, 250),
             *(250, 250, 354, 250),
