@@ -25,6 +25,9 @@ _REPEATS = 9
 class _EndlessRequest:
     """A transport on which the same request arrives for ever."""
 
+    short_read_empties = True
+    ready = None
+
     def __init__(self, sock: socket.socket, request: bytes) -> None:
         self.fileno = sock.fileno
         self.close = sock.close
