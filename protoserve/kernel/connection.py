@@ -137,7 +137,11 @@ class CommConnection:
         sends to many goes at their pace. Raises
         :class:`~protoserve.errors.UsageError` in a parser or ``message_out``."""
         self._refuse_locked("wait")
-        return self.wait_pending(0)
+        engine = self.entry.communicator.engine
+        if engine is None or asyncio._get_running_loop() is not None:
+            return self.wait_pending(0)
+        with engine.lend():  # a peer that stalls keeps no handler from its turn
+            return self.wait_pending(0)
 
     def wait_pending(self, level: int) -> Awaitable[None]:
         """The same for ``pending`` of at most ``level`` bytes."""

@@ -73,7 +73,7 @@ class IncomingStream:
         "_paused",
         "_pieces",
         "_size",
-        "_wake",
+        "_wakes",
         "begun",
         "collecting",
         "heard",
@@ -91,7 +91,7 @@ class IncomingStream:
         self._size = 0
         self._paused = False
         self._error: BaseException | None = None
-        self._wake: Callable[[], object] | None = None
+        self._wakes: list[Callable[[], object]] = []  # of all who found nothing
         self.interim = interim
         """What the peer waits for before it sends the body; empty once it was sent."""
         self.begun = False
@@ -129,8 +129,8 @@ class IncomingStream:
             else:
                 pieces.append(data)
             self._size += size
-            wake, self._wake = self._wake, None
-        if wake is not None:
+            wakes, self._wakes = self._wakes, []
+        for wake in wakes:
             wake()
 
     def end(self) -> None:
@@ -160,8 +160,8 @@ class IncomingStream:
             self.over = True
             self._error = error
             self._entry = self.session = None
-            wake, self._wake = self._wake, None
-        if wake is not None:
+            wakes, self._wakes = self._wakes, []
+        for wake in wakes:
             wake()
 
     def discard(self) -> None:
@@ -235,7 +235,8 @@ class IncomingStream:
             elif self.over:
                 return b""
             else:
-                self._wake = wake
+                if wake is not None:
+                    self._wakes.append(wake)
                 return None
         if resume is not None:
             resume.resume_reading()

@@ -286,3 +286,14 @@ def test_a_server_class_answers_before_the_handler(
         client.send(get("/") + get("/", "X-Key: a") + get("/crash") + get("/", "X-Key: a"))
         assert [client.reply().status for _ in range(4)] == [401, 200, 500, 200]
     assert [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
+
+
+def test_an_upgrade_has_no_body(caplog: pytest.LogCaptureFixture) -> None:
+    def process(task: WFHttpTask) -> None:
+        task.upgrade(example.LINES, example.answer)
+        task.resp.write("lost")
+
+    with started(WFHttpServer(process)) as server, RawClient(server.address) as client:
+        client.send(ASK)
+        assert client.reply().status == 500
+    assert "an upgrade has no body" in caplog.text

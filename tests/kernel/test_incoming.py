@@ -847,3 +847,18 @@ def test_states_of_a_request_that_streams_in(engine: MemoryEngine) -> None:
     engine.run()
     assert conn.phase == "KEEPALIVE"
     assert service.sessions[-1].states == [(TaskState.TOREPLY, 0), (TaskState.SUCCESS, 0)]
+
+
+def test_who_reads_beside_another_is_not_left_waiting() -> None:
+    """They share the pieces, and both see the end."""
+    stream = IncomingStream()
+    woken: list[str] = []
+    assert stream.pull(lambda: woken.append("a")) is None
+    assert stream.pull(lambda: woken.append("b")) is None
+    stream.feed(b"x")
+    assert woken == ["a", "b"]
+    assert stream.pull(lambda: None) == b"x"
+    assert stream.pull(lambda: woken.append("b")) is None
+    stream.end()
+    assert woken == ["a", "b", "b"]
+    assert stream.pull(lambda: None) == b""

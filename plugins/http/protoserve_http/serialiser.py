@@ -206,6 +206,8 @@ def encode(response: HttpResponse, *, head_only: bool, connection: bytes) -> Mes
     elif connection:
         out.append(connection)
     if status in WITHOUT_BODY:
+        if status == 101 and size:
+            raise ValueError("an upgrade has no body: write to the response of another status")
         if status == 205:
             out.append(b"Content-Length: 0\r\n")
         out.append(b"\r\n")
