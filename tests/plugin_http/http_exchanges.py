@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from protoserve import HOLD, NEED_DATA, Feedback, ProtocolError, ServerParams
+from protoserve import HOLD, NEED_DATA, Feedback, MessageParser, ProtocolError, ServerParams
 from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser, HttpServerTask
 
 
@@ -50,29 +50,32 @@ class Outcome:
         return int(self.reply.split(b" ", 2)[1])
 
 
+def messages(parser: MessageParser[Any], outcome: Outcome) -> Iterator[Any]:
+    """What the parser has, besides what it says; that, and its error, is the outcome's."""
+    while outcome.error is None:
+        try:
+            message = parser.next_message()
+        except ProtocolError as error:
+            outcome.error = str(error)
+            outcome.reply = error.reply
+            with pytest.raises(ProtocolError):
+                parser.next_message()
+            return
+        if message is NEED_DATA:
+            return
+        if isinstance(message, Feedback):
+            outcome.interim.append(message.data)
+        elif message is not HOLD:  # until it is answered, which it is
+            yield message
+
+
 def parse(pieces: Iterable[bytes], params: ServerParams | None = None) -> Outcome:
     """Feed ``pieces`` to a new parser, taking messages after each."""
     parser = HttpRequestParser(params or HTTP_SPEC.params)
     outcome = Outcome()
     for piece in pieces:
         parser.feed(piece)
-        while outcome.error is None:
-            try:
-                message = parser.next_message()
-            except ProtocolError as error:
-                outcome.error = str(error)
-                outcome.reply = error.reply
-                with pytest.raises(ProtocolError):
-                    parser.next_message()
-                break
-            if message is NEED_DATA:
-                break
-            if message is HOLD:  # until it is answered, which it is
-                continue
-            if isinstance(message, Feedback):
-                outcome.interim.append(message.data)
-            else:
-                outcome.requests.append(message)
+        outcome.requests += messages(parser, outcome)
     outcome.partial = parser.partial
     parser.close()
     return outcome

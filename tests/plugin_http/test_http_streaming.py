@@ -7,18 +7,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from http_exchanges import Outcome, every_byte
+from http_exchanges import Outcome, every_byte, messages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_http_fuzz import FRAGMENTS
 from test_http_vectors import GOOD, load, splits
 
 from protoserve import (
-    HOLD,
     NEED_DATA,
     Arriving,
     ConfigError,
-    Feedback,
     IncomingStream,
     ProtocolError,
     ServerParams,
@@ -45,22 +43,8 @@ def parse(
     bodies: list[bytes] = []
     for piece in pieces:
         parser.feed(piece)
-        while outcome.error is None:
-            try:
-                message = parser.next_message()
-            except ProtocolError as error:
-                outcome.error = str(error)
-                outcome.reply = error.reply
-                with pytest.raises(ProtocolError):
-                    parser.next_message()
-                break
-            if message is NEED_DATA:
-                break
-            if message is HOLD:
-                continue
-            if isinstance(message, Feedback):
-                outcome.interim.append(message.data)
-            elif isinstance(message, Arriving):
+        for message in messages(parser, outcome):
+            if isinstance(message, Arriving):
                 message.stream.limit = limit
                 if collect:
                     message.stream.collect()
