@@ -95,6 +95,8 @@ class _Unset(Enum):
 UNSET: Final = _Unset.UNSET
 """In place of a setting: as it was."""
 
+Unset: TypeAlias = Literal[_Unset.UNSET]
+
 
 class Arriving(Generic[REQ]):
     """Returned by ``next_message``: a request whose head is known, and whose body is on its
@@ -114,7 +116,7 @@ class Arriving(Generic[REQ]):
         self.request = request
         self.stream = stream
         self.streams = True
-        self.receive_timeout: float | Literal[_Unset.UNSET] | None = UNSET
+        self.receive_timeout: float | Unset | None = UNSET
         self.size_limit: int | None = None
 
 

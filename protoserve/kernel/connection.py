@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from protoserve.errors import UsageError
 from protoserve.events import CloseReason
@@ -15,25 +15,13 @@ from protoserve.kernel.output import PUSH_LIMIT
 from protoserve.kernel.states import state_of
 from protoserve.kernel.wakeup import NO_WAIT, Wakeup
 from protoserve.params import YEAR
-from protoserve.protocol import Arriving, Buffer
+from protoserve.protocol import UNSET, Arriving, Buffer, Unset
 
 if TYPE_CHECKING:
     from protoserve.kernel.communicator import Communicator
     from protoserve.kernel.service import CommService
     from protoserve.kernel.transport import Transport
     from protoserve.protocol import MessageParser
-
-
-class _Unchanged:
-    """Instead of seconds: as it was."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "unchanged"
-
-
-UNCHANGED: Final = _Unchanged()
 
 
 class CommConnection:
@@ -207,8 +195,8 @@ class CommConnection:
     def set_timeout(
         self,
         *,
-        keep_alive: float | _Unchanged | None = UNCHANGED,
-        receive: float | _Unchanged | None = UNCHANGED,
+        keep_alive: float | Unset | None = UNSET,
+        receive: float | Unset | None = UNSET,
     ) -> None:
         """Give this connection times of its own, in seconds; ``None`` for no limit.
 
@@ -218,7 +206,7 @@ class CommConnection:
         Raises ``ValueError`` for a time that is negative, beyond a year or no number.
         """
         for name, seconds in (("keep_alive", keep_alive), ("receive", receive)):
-            if isinstance(seconds, _Unchanged) or seconds is None:
+            if seconds is UNSET or seconds is None:
                 continue
             if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
                 raise ValueError(f"set_timeout({name}={seconds!r}): expected seconds as a number")
@@ -228,9 +216,9 @@ class CommConnection:
                     "or None for no limit"
                 )
         self._refuse_locked("set its times: do it in new_connection, or in the handler")
-        if not isinstance(receive, _Unchanged):
+        if receive is not UNSET:
             self.entry.deadline.receive_limit = receive
-        if not isinstance(keep_alive, _Unchanged):
+        if keep_alive is not UNSET:
             self.entry.set_keep_alive(keep_alive)
 
     def _refuse_locked(self, what: str) -> None:

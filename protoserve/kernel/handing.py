@@ -34,10 +34,6 @@ _WORDS: Final = frozenset({type(None), type(HOLD), Feedback, Arriving})
 ANOTHER_PUMPS: Final = -1.0
 """Instead of a time: while the handler ran, another thread has taken over."""
 
-FAILED: Final = "the session failed"
-
-NO_SESSION: Final = "no session could be made"
-
 
 def hand_over(
     entry: CommConnEntry,
@@ -85,15 +81,12 @@ def hand_over(
             session.handle(TOREPLY, 0)
             communicator = entry.communicator
             began, now = now, communicator.clock()
-            if (
-                now - began > SLOW
-                and entry.communicator.threads is not None
-                and service.habits.learns
-            ):
+            slow = now - began > SLOW
+            if slow and communicator.threads is not None and service.habits.learns:
                 service.habits.note(session.handler_key(), True, False)
     except BaseException:
         lock.acquire()
-        return session_failed(entry, session, NO_SESSION if _unborn(entry, session) else FAILED)
+        return session_failed(entry, session)
     lock.acquire()
     if others is not None:
         exchanges.returned(session)
@@ -149,23 +142,16 @@ def hear(entry: CommConnEntry, word: Any, now: float) -> float:
     return now
 
 
-def _unborn(entry: CommConnEntry, session: CommSession) -> bool:
-    """Whether a session whose ``hand_over`` raised had not come so far as its handler."""
+def session_failed(entry: CommConnEntry, session: CommSession) -> float:
+    """In an ``except`` block, with the lock: making it, or its handler, raised."""
     exchanges = entry.exchanges
     if exchanges.others is None:
-        return exchanges.session is COMING
-    return exchanges.running is None or session not in exchanges.running
-
-
-def session_failed(entry: CommConnEntry, session: CommSession, what: str) -> float:
-    """In an ``except`` block, with the lock."""
-    exchanges = entry.exchanges
-    if what is NO_SESSION:
-        exchanges.remove(COMING)
+        called = exchanges.session is not COMING
     else:
-        exchanges.remove(session)
-    fail(entry, what)
-    if exchanges.others is not None and what is not NO_SESSION:
+        called = exchanges.running is not None and session in exchanges.running
+    exchanges.remove(session if called else COMING)
+    fail(entry, "the session failed" if called else "no session could be made")
+    if called and exchanges.others is not None:
         # Its place was given to others when the handler was called.
         exchanges.returned(session)
         if exchanges.pumping:
@@ -247,7 +233,7 @@ def arrive(entry: CommConnEntry, arriving: Arriving[Any], now: float) -> float:
     except BaseException:
         entry.lock.acquire()
         intake.arriving = None
-        return session_failed(entry, COMING, NO_SESSION)
+        return session_failed(entry, COMING)
     finally:
         conn.arriving = None
     entry.lock.acquire()

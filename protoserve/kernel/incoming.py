@@ -28,12 +28,6 @@ def _of_body(error: BaseException) -> BaseException:
     return error
 
 
-def is_of_body(error: BaseException) -> bool:
-    """Whether it is what a body broke off with: the peer's doing, and no fault of the handler
-    that met it."""
-    return getattr(error, "of_body", False)
-
-
 def _anew(error: BaseException) -> BaseException:
     """The same for the next who asks: one that was raised keeps the frames that it passed."""
     if isinstance(error, ProtocolError):
@@ -186,7 +180,7 @@ class IncomingStream:
     def raised(error: BaseException) -> bool:
         """Whether reading a body raised this: the request broke off, and its handler did
         nothing wrong."""
-        return is_of_body(error)
+        return getattr(error, "of_body", False)
 
     def wants_more(self) -> bool:
         """Whether there is room; if not, the connection is told when there is again."""

@@ -14,6 +14,7 @@ from protoserve.protocol import Buffer, Piece
 
 if TYPE_CHECKING:
     from protoserve.kernel.entry import CommConnEntry
+    from protoserve.kernel.exchanges import Ended
     from protoserve.kernel.transport import Transport
 
 
@@ -160,7 +161,7 @@ class OutputBuffer:
         elif self._pass_marks(finished):
             entry.deadline.send_by = None  # the next reply has its own
 
-    def _pass_marks(self, finished: list[tuple[CommSession, TaskState, int]]) -> bool:
+    def _pass_marks(self, finished: list[Ended]) -> bool:
         """True when a reply is out, while others wait."""
         sent = self.end - self.size
         passed = 0

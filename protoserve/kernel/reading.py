@@ -9,11 +9,10 @@ import errno
 from typing import TYPE_CHECKING
 
 from protoserve.events import CloseReason
-from protoserve.kernel.ending import TURN_READS, body_failed, drop_announced, refuse, shut
+from protoserve.kernel.ending import TURN_READS, body_failed, drop_announced, miss, refuse
 from protoserve.kernel.exchanges import COMING
 from protoserve.kernel.intake import Fault
 from protoserve.kernel.life import SHUT
-from protoserve.kernel.poller import GONE
 
 if TYPE_CHECKING:
     from protoserve.kernel.entry import CommConnEntry
@@ -36,9 +35,7 @@ def read_ahead(entry: CommConnEntry) -> None:
     output = entry.output
     for _ in range(TURN_READS):
         if not intake.fill(params.max_pipelined):
-            if intake.ends & GONE and entry.transport.peer_gone():
-                # Reading pauses, and would not find out.
-                shut(entry, CloseReason.PEER_GONE, errno.ECONNRESET)
+            if miss(entry):  # reading pauses, and would not find out
                 return
             break
         if not intake.readable or intake.eof or output.size >= output.limit:

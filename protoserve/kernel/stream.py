@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from protoserve.kernel.ending import break_off, drop_stream
 from protoserve.kernel.habits import SLOW, Habit, Watch
-from protoserve.kernel.incoming import is_of_body
+from protoserve.kernel.incoming import IncomingStream
 from protoserve.kernel.life import SHUT
 from protoserve.kernel.output import buffers_of
 from protoserve.kernel.waiting import flush_aside, settle
@@ -234,7 +234,7 @@ class Stream(ABC):
     def _fail(self, error: BaseException) -> None:
         """A part of the reply is out: the peer can only be told by a reset."""
         entry = self.entry
-        if not is_of_body(error):
+        if not IncomingStream.raised(error):
             logger.error("the reply of %r failed midway", self.session, exc_info=error)
         break_off(entry)
         if not entry.exchanges.pumping:

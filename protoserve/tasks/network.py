@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic
 from protoserve.errors import UsageError
 from protoserve.events import RequestFinished
 from protoserve.kernel.current import CURRENT
-from protoserve.kernel.incoming import is_of_body
+from protoserve.kernel.incoming import IncomingStream
 from protoserve.kernel.session import CommSession, TaskState, returned
 from protoserve.kernel.subtask import SubTask
 from protoserve.kernel.variables import run_in
@@ -573,7 +573,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             return
         if self.connection.closed and isinstance(error, ConnectionError):
             return  # the handler noticed that its peer is gone
-        if is_of_body(error):
+        if IncomingStream.raised(error):
             return  # it read a body that broke off
         logger.error("%r failed", self, exc_info=error)
 
