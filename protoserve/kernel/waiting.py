@@ -34,6 +34,7 @@ from protoserve.kernel.life import LINGERING, OPEN, SHUT
 from protoserve.kernel.reading import read_ahead
 from protoserve.kernel.session import TaskState
 from protoserve.log import logger
+from protoserve.protocol import Buffer
 
 if TYPE_CHECKING:
     from protoserve.kernel.entry import CommConnEntry
@@ -77,9 +78,7 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
             _await_no_request(entry)  # they end before
         elif exchanges.farewell is not None:
             word, exchanges.farewell = exchanges.farewell, None
-            say_farewell(entry, word, entry.life.reason)
-            entry.output.flush(entry)
-            settle(entry)
+            _say_last(entry, word, entry.life.reason)
         else:
             end(entry)
         return
@@ -116,26 +115,28 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
         # time.
         intake.mark = intake.bytes_in
         if exchanges.seq:
-            if fresh or used or deadline.limit is not KEEP_ALIVE:
-                intake.queue = None
-                deadline.idle_since = now
-                seconds = deadline.keep_alive
-                at = inf if seconds is None else now + seconds
-                if deadline.receive_by is not None:
-                    at = min(at, deadline.receive_by)
-                deadline.limit = KEEP_ALIVE
-                deadline.at = at
-                if at < deadline.looks_at:
-                    deadline.arm(KEEP_ALIVE, at)
-                if entry.service.starved:
-                    entry.service.room_made()
-        elif fresh or used or deadline.limit is not FIRST:
+            limit, seconds = KEEP_ALIVE, deadline.keep_alive
+        else:
+            limit, seconds = FIRST, deadline.first_wait
+        if fresh or used or deadline.limit is not limit:
+            intake.queue = None
             deadline.idle_since = now
-            seconds = deadline.first_wait
             at = inf if seconds is None else now + seconds
             if deadline.receive_by is not None:
                 at = min(at, deadline.receive_by)
-            deadline.arm(FIRST, at)
+            deadline.limit = limit
+            deadline.at = at
+            if at < deadline.looks_at:
+                deadline.arm(limit, at)
+            if limit is KEEP_ALIVE and entry.service.starved:
+                entry.service.room_made()
+
+
+def _say_last(entry: CommConnEntry, word: Buffer, reason: CloseReason) -> None:
+    """Have it sent, and what it waits for decided anew."""
+    say_farewell(entry, word, reason)
+    entry.output.flush(entry)
+    settle(entry)
 
 
 def _partial_failed(entry: CommConnEntry) -> None:
@@ -148,9 +149,7 @@ def _stop(entry: CommConnEntry, fresh: bool) -> None:
     """The service stops, and there is nothing in hand."""
     data, _, _ = farewell_of(entry, CloseReason.SERVER_STOPPED)
     if data:
-        say_farewell(entry, data, CloseReason.SERVER_STOPPED)
-        entry.output.flush(entry)
-        settle(entry)
+        _say_last(entry, data, CloseReason.SERVER_STOPPED)
     elif fresh:
         # Input that arrives this moment must not make the system drop the reply.
         entry.life.reason = CloseReason.SERVER_STOPPED
@@ -322,9 +321,7 @@ def _too_slow(entry: CommConnEntry) -> None:
     farewell, message, summary = farewell_of(entry, reason)
     note_refused(entry, reason, message, summary)
     if farewell:
-        say_farewell(entry, farewell, reason)
-        entry.output.flush(entry)
-        settle(entry)
+        _say_last(entry, farewell, reason)
     else:
         shut(entry, reason, errno.ETIMEDOUT)
 
