@@ -34,6 +34,12 @@ _HOST: Final = re.compile(
     re.ASCII,
 )
 _REMEMBERED_VALUE: Final = 256  # characters; a host name has 253 at most
+_LENGTH_DIGITS: Final = 18  # a longer length may be none for llhttp
+
+# Lines in lower case of the fields that are judged, and of what has no name at all.
+_DECIDING: Final[re.Pattern[bytes]] = re.compile(
+    rb"\r\n((?:host|con(?:tent-length|nection)|transfer-encoding|expect|keep-alive|upgrade)?:[^\r]*)"
+)
 
 
 def is_host(value: str) -> bool:
@@ -58,9 +64,9 @@ _known_host = lru_cache(maxsize=1024)(_judge_host)
 
 
 def split_fields(block: bytes) -> list[tuple[str, str]]:
-    """The names and values of a block of header lines, each ended by CR LF."""
+    """The names and values of a block of header lines, each after CR LF."""
     lines = block.decode("latin-1").split("\r\n")
-    lines.pop()
+    del lines[0]
     # Without an argument strip() is much faster, but takes a no-break space as well.
     whitespace = None if block.isascii() else _OWS
     fields = []
@@ -94,56 +100,102 @@ def persistence(values: list[str]) -> tuple[bool, bool]:
     return _judge_connection(value)
 
 
+class Facts:
+    """What the fields of a head that decide about the message itself say.
+
+    Immutable: heads that repeat these lines share one.
+    """
+
+    __slots__ = (
+        "keep_alive_timeout",
+        "length",
+        "offers_upgrade",
+        "persists",
+        "persists_http10",
+        "plain",
+    )
+
+    def __init__(self, lines: list[bytes]) -> None:
+        hosts: list[bytes] = []
+        lengths: list[bytes] = []
+        options: list[str] = []
+        times: list[str] = []
+        others = False
+        self.offers_upgrade = False
+        """There is an ``Upgrade`` field."""
+        for line in lines:
+            name, _, rest = line.partition(b":")
+            value = rest.strip(b" \t")
+            if name == b"host":
+                hosts.append(value)
+            elif name == b"content-length":
+                lengths.append(value)
+            elif name == b"connection":
+                options.append(value.decode("latin-1"))
+            elif name == b"keep-alive":
+                times.append(value.decode("latin-1"))
+            else:
+                others = True
+                self.offers_upgrade = self.offers_upgrade or name == b"upgrade"
+        self.length = 0
+        """Bytes of the body, where the request is plain."""
+        measured = not lengths
+        if len(lengths) == 1 and lengths[0].isdigit() and len(lengths[0]) <= _LENGTH_DIGITS:
+            self.length = int(lengths[0])
+            measured = True
+        self.plain = (
+            not others
+            and measured
+            and len(hosts) == 1
+            and len(hosts[0]) <= _REMEMBERED_VALUE
+            and _known_host(hosts[0].decode("latin-1"))
+        )
+        """Nothing here needs care: one Host, at most one length, no coding, no expectation."""
+        # What llhttp says of it is not asked: in HTTP/1.0 it lets keep-alive win over close,
+        # and it takes Proxy-Connection for Connection, which it is not (RFC 9112, C.2.2).
+        self.persists = True
+        self.persists_http10 = False
+        if options:
+            self.persists, self.persists_http10 = persistence(options)
+        self.keep_alive_timeout: float | None = None
+        """The ``timeout`` of the ``Keep-Alive`` field in seconds, where there is one."""
+        if times:
+            self.keep_alive_timeout = _timeout(times)
+
+
+def _timeout(values: list[str]) -> float | None:
+    for token in list_tokens(values):
+        name, _, value = token.partition("=")
+        value = value.strip(_OWS).strip('"')
+        # More than nine digits is no number of seconds that anybody waits.
+        if name.strip(_OWS) == "timeout" and value.isdecimal() and value.isascii():
+            return float(value[:9])
+    return None
+
+
+def deciding_lines(block: bytes) -> list[bytes]:
+    """The lines of a block, in lower case, that ``Facts`` are made of."""
+    return _DECIDING.findall(block.lower())
+
+
 class HeaderBlock:
-    """The header fields of one request.
+    """The header fields of one request: ``block`` are their lines, each after CR LF.
 
     Immutable. Clients on one connection mostly repeat the block of their request before,
     byte for byte; such requests share one object.
     """
 
-    __slots__ = ("_keep_alive", "block", "headers", "persists", "persists_http10", "plain")
+    __slots__ = ("_headers", "block", "facts")
 
-    def __init__(self, block: bytes) -> None:
+    def __init__(self, block: bytes, facts: Facts) -> None:
         self.block = block
-        fields = split_fields(block)
-        headers = CIMultiDict(fields)
-        self.headers = CIMultiDictProxy(headers)
-        hosts = headers.getall(HOST, ())
-        # Nothing here that needs care: one Host, no body, no expectation.
-        self.plain = (
-            len(hosts) == 1
-            and len(hosts[0]) <= _REMEMBERED_VALUE
-            and _known_host(hosts[0])
-            and EXPECT not in headers
-            and TRANSFER_ENCODING not in headers
-            and CONTENT_LENGTH not in headers
-            and len(fields) <= MAX_FIELDS
-            and "" not in headers
-        )
-        # What llhttp says of it is not asked: in HTTP/1.0 it lets keep-alive win over close,
-        # and it takes Proxy-Connection for Connection, which it is not (RFC 9112, C.2.2).
-        self.persists = True
-        self.persists_http10 = False
-        options = headers.getall(CONNECTION, None)
-        if options is not None:
-            if options == _BROWSERS:
-                self.persists_http10 = True
-            else:
-                self.persists, self.persists_http10 = persistence(options)
-        self._keep_alive: float | None = None
-        if KEEP_ALIVE in headers:
-            self._keep_alive = self._timeout()
+        self.facts = facts
+        self._headers: CIMultiDictProxy[str] | None = None
 
     @property
-    def keep_alive_timeout(self) -> float | None:
-        """The ``timeout`` of the ``Keep-Alive`` field in seconds, where there is one."""
-        return self._keep_alive
-
-    def _timeout(self) -> float | None:
-        for token in list_tokens(self.headers.getall(KEEP_ALIVE)):
-            name, _, value = token.partition("=")
-            value = value.strip(_OWS).strip('"')
-            # More than nine digits is no number of seconds that anybody waits.
-            if name.strip(_OWS) == "timeout" and value.isdecimal() and value.isascii():
-                return float(value[:9])
-        return None
+    def headers(self) -> CIMultiDictProxy[str]:
+        """They as a mapping, which is made when it is first looked at."""
+        headers = self._headers
+        if headers is None:
+            headers = self._headers = CIMultiDictProxy(CIMultiDict(split_fields(self.block)))
+        return headers

@@ -40,17 +40,14 @@ class HttpRequest:
     ``method`` and ``target`` are as on the wire. The method is any token, not only one that
     is registered, and case matters (RFC 9110, 9.1); the target is printable ASCII, since one
     with other bytes is refused. ``version`` is ``"1.1"`` or ``"1.0"``; a higher minor version
-    is served as 1.1 (RFC 9110, 2.5). ``body`` is decoded from its transfer coding. ``headers``
-    is a read-only case-insensitive multi-mapping in the order of arrival, its values with
-    bytes above ASCII as Latin-1.
+    is served as 1.1 (RFC 9110, 2.5). ``body`` is decoded from its transfer coding.
     ``keep_alive`` tells whether the client lets the connection stay (RFC 9112, 9.3).
     """
 
-    __slots__ = ("_block", "_trailers", "body", "headers", "keep_alive", "method", "target")
+    __slots__ = ("_block", "_headers", "_trailers", "body", "keep_alive", "method", "target")
 
     method: str
     target: str
-    headers: CIMultiDictProxy[str]
     body: bytes
     keep_alive: bool
 
@@ -70,7 +67,7 @@ class HttpRequest:
         self.method = method
         self.target = target
         self._block = block
-        self.headers = block.headers
+        self._headers: CIMultiDictProxy[str] | None = None  # where they are not the block's
         self.keep_alive = keep_alive
         self.body = body
         self._trailers: CIMultiDictProxy[str] | None = None
@@ -79,9 +76,19 @@ class HttpRequest:
         return f"<{type(self).__name__} {self.method} {self.target!r} HTTP/{self.version}>"
 
     @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        """The header fields: a read-only case-insensitive multi-mapping in the order of arrival,
+        values with bytes above ASCII as Latin-1."""
+        return self._block.headers if self._headers is None else self._headers
+
+    @headers.setter
+    def headers(self, headers: CIMultiDictProxy[str]) -> None:
+        self._headers = headers
+
+    @property
     def raw_headers(self) -> list[tuple[bytes, bytes]]:
         """Names and values as on the wire, without the whitespace around values."""
-        fields = [line.partition(b":") for line in self._block.block.split(b"\r\n")[:-1]]
+        fields = [line.partition(b":") for line in self._block.block.split(b"\r\n")[1:]]
         return [(name, value.strip(b" \t")) for name, _, value in fields]
 
     @property
@@ -109,15 +116,15 @@ class HttpRequest:
     @property
     def keep_alive_timeout(self) -> float | None:
         """The seconds of the client's ``Keep-Alive: timeout=``, if it sent one."""
-        return self._block.keep_alive_timeout
+        return self._block.facts.keep_alive_timeout
 
     @property
     def upgrade(self) -> str | None:
         """The protocols that the client offers to go on in, from its ``Upgrade`` field; ``None``
         where it offers none, or this is HTTP/1.0 (RFC 9110, 7.8). See ``task.upgrade``."""
-        headers = self.headers
-        if UPGRADE not in headers or self.version == "1.0":
+        if not self._block.facts.offers_upgrade or self.version == "1.0":
             return None
+        headers = self.headers
         if "upgrade" not in list_tokens(headers.getall(CONNECTION, [])):
             return None
         return ", ".join(headers.getall(UPGRADE))
@@ -156,7 +163,7 @@ class StreamedRequest(HttpRequest):
     def __init__(self, request: HttpRequest, stream: IncomingStream) -> None:
         self._stream: IncomingStream | None = stream
         super().__init__(request.method, request.target, request._block, request.keep_alive)
-        self.headers = request.headers
+        self._headers = request._headers
 
     @property
     def stream(self) -> IncomingStream | None:  # type: ignore[override]

@@ -22,7 +22,14 @@ from protoserve import (
 )
 from protoserve_http.chunks import ChunkedBody
 from protoserve_http.faults import RequestError
-from protoserve_http.fields import MAX_BLOCK, MAX_FIELDS, HeaderBlock, split_fields
+from protoserve_http.fields import (
+    MAX_BLOCK,
+    MAX_FIELDS,
+    Facts,
+    HeaderBlock,
+    deciding_lines,
+    split_fields,
+)
 from protoserve_http.heads import (
     MAX_TARGET,
     Framing,
@@ -44,9 +51,16 @@ CONTINUE: Final = Feedback(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 _FAST_SIZE: Final = 64 * 1024
 _REMEMBERED_BLOCK: Final = 4 * 1024  # a larger one is not kept with an idle connection
+_REMEMBERED_LINE: Final = 1024
 _TOO_LARGE: Final = "the request is larger than the server allows"
 
-_NO_FIELDS: Final = HeaderBlock(b"")
+_LARGE_PIECE: Final = 4 * 1024  # of a body; smaller ones do not wait as objects of their own
+
+_NO_FACTS: Final = Facts([])
+_NO_FIELDS: Final = HeaderBlock(b"", _NO_FACTS)
+
+_NO_LINE: Final = b"\r\n"  # which no line has in it
+_VERSIONS: Final = frozenset({"HTTP/1.1", "HTTP/1.0"})
 
 _LATER: Final = re.compile(rb"HTTP/1\.[2-9]")
 
@@ -76,25 +90,29 @@ class HttpRequestParser(MessageParser[HttpRequest]):
     It knows a list of methods and of versions; where others are served as well, it is told
     one that it knows, and judges the rest.
 
-    There are two ways through. Input that consists of whole heads, as nearly all is,
-    goes to llhttp in one piece and is then split (the fast way). When anything at all
-    is unusual, the same input is taken again step by step (the careful way), which alone
-    knows limits, bodies and errors: every answer to a fault comes from one place, and
-    does not depend on how the bytes were split.
+    There are two ways through. What input begins with whole plain requests, as nearly all
+    does, is split, and goes to llhttp in one piece (the fast way); so does the head of one whose
+    body is on its way. Where anything at all is unusual, the input is taken from there, or,
+    where llhttp refuses it, again, step by step (the careful way), which alone knows limits,
+    codings and errors: every answer to a fault comes from one place, and does not depend on how
+    the bytes were split.
     """
 
     __slots__ = (
         "_blank",
         "_body",
         "_chunks",
+        "_deciding",
         "_error",
         "_expecting",
+        "_facts",
         "_fast_size",
         "_head",
         "_heads",
         "_last",
         "_left",
         "_limit",
+        "_line",
         "_line_feeds",
         "_parser",
         "_ready",
@@ -105,7 +123,11 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         "_seen_line",
         "_state",
         "_used",
+        "_words",
     )
+
+    _collects: bool = True
+    """Whether a body that is there with its head is the request's at once."""
 
     def __init__(self, params: ServerParams) -> None:
         limit = params.request_size_limit
@@ -114,7 +136,12 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         self._ready: deque[HttpRequest | Feedback | Hold | Arriving[HttpRequest]] = deque()
         self._error: ProtocolError | None = None
         self._heads = 0  # that llhttp saw the end of
+        # What clients repeat is not judged again: the request line, the block, its deciding lines.
+        self._line = _NO_LINE
+        self._words: list[str] = []
         self._last = _NO_FIELDS
+        self._deciding: list[bytes] = []
+        self._facts = _NO_FACTS
         self._seen = b""  # the last request, when it was a head and nothing else
         self._seen_line = ("", "")
         self._state = _LINE
@@ -124,7 +151,9 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         self._blank = 0
         self._expecting = False
         self._request: HttpRequest | None = None  # its body is awaited
-        self._body = bytearray()
+        self._body: list[bytes | bytearray | memoryview] = []  # its pieces
+        self._left = 0  # that are yet to come
+        self._used = 0  # bytes of the request
         self._chunks: ChunkedBody | None = None
         self._rest = b""  # what follows such a request
         self._renew()
@@ -143,32 +172,26 @@ class HttpRequestParser(MessageParser[HttpRequest]):
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the peer. Never raises; faults come from ``next_message``."""
-        parser = self._parser
-        if parser is None:
+        if self._parser is None:
             return
-        if (
-            self._state == _LINE
-            and not self._head
-            and len(data) <= self._fast_size
-            and data[-4:] == b"\r\n\r\n"
-        ):
-            if data == self._seen:
-                # Byte for byte the request before, as polling clients and probes send it:
-                # llhttp's judgement stands.
-                self._ready.append(HttpRequest(*self._seen_line, self._last, True))
-                return
-            try:
-                parser.feed_data(data)
-            except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-                pass
-            else:
-                heads = self._heads
-                self._heads = 0
-                if self._take_heads(data, heads):
+        pos = 0
+        if self._state == _LINE and not self._head:
+            size = len(data)
+            if size <= self._fast_size:
+                seen = self._seen
+                if seen:
+                    # Byte for byte the request before, as polling clients and probes send it:
+                    # llhttp's judgement stands.
+                    while data.startswith(seen, pos):
+                        method, target = self._seen_line
+                        self._ready.append(HttpRequest(method, target, self._last, True))
+                        pos += len(seen)
+                if pos < size:
+                    pos = self._take_plain(data, pos)
+                if pos == size:
                     return
-            self._renew()
         try:
-            self._feed_carefully(data)
+            self._feed_carefully(data, pos)
         except RequestError as fault:
             self._fail(fault)
 
@@ -213,68 +236,118 @@ class HttpRequestParser(MessageParser[HttpRequest]):
 
     # -- the fast way ------------------------------------------------------------------
 
-    def _take_heads(self, data: bytes, heads: int) -> bool:
-        """Make requests of ``data``, which llhttp accepted as ``heads`` heads and which ends
-        like one. False, with nothing changed, unless it is nothing but heads of plain
-        requests."""
-        if heads == 1:
-            request = self._take_head(data, 0, len(data) - 2)
-            if request is None:
-                return False
-            self._ready.append(request)
-            if not request.keep_alive:
-                self._state = _CLOSED
-            elif request.version == "1.1" and request._block is self._last:
-                self._seen = data
-                self._seen_line = (request.method, request.target)
-            return True
-        requests = []
-        start = 0
+    def _take_plain(self, data: bytes, start: int) -> int:
+        """Take the plain requests at ``data[start:]``: those with nothing to judge. Returns
+        where what is left to the careful way begins."""
         size = len(data)
-        for _ in range(heads):
-            end = data.find(b"\r\n\r\n", start) + 2
-            request = self._take_head(data, start, end)
-            if request is None:
-                return False
+        requests: list[HttpRequest] = []
+        begun: HttpRequest | None = None  # one whose body is taken step by step
+        pos = stop = start
+        while pos < size:
+            end = data.find(b"\r\n\r\n", pos)
+            if end < 0:
+                break
+            line_end = data.find(b"\r\n", pos)
+            line = data[pos:line_end]
+            words = self._words if line == self._line else self._split_line(line)
+            if words is None:
+                break
+            block = data[line_end:end]
+            fields = self._last
+            if fields.block != block:
+                fields = self._parse_block(block)
+            facts = fields.facts
+            # Each takes four bytes at least, so that few blocks are counted.
+            if not facts.plain or (
+                end - line_end > 4 * MAX_FIELDS and block.count(b"\n") > MAX_FIELDS
+            ):
+                break
+            method, target, version = words
+            if version == "HTTP/1.1":
+                request = HttpRequest(method, target, fields, facts.persists)
+            else:
+                request = Http10Request(method, target, fields, facts.persists_http10)
+            end += 4
+            length = facts.length
+            if length:
+                if end + length > size or not self._collects:
+                    if self._limit is not None and end - pos + length > self._limit:
+                        break
+                    begun = request
+                    stop = end
+                    break
+                request.body = data[end : end + length]
+                end += length
+            if not request.keep_alive and end != size:
+                break  # what follows is ignored
             requests.append(request)
-            start = end + 2
-            if not request.keep_alive and start != size:
-                return False  # what follows is ignored
-        if start != size or not heads:
-            return False
+            pos = stop = end
+        if stop == start:
+            return start
+        heads = len(requests) if begun is None else len(requests) + 1
+        if not self._accepts(data if stop - start == size else data[start:stop], heads):
+            self._renew()
+            return start
         self._ready.extend(requests)
-        if not requests[-1].keep_alive:
+        self._blank = 0
+        if begun is not None:
+            line_end = data.find(b"\n", pos) + 1
+            self._head = data[pos:line_end]
+            self._used = stop - pos
+            facts = begun._block.facts
+            self._begin(begun, Framing(False, facts.length, False), self._used)
+            return stop
+        request = requests[-1]
+        if not request.keep_alive:
             self._state = _CLOSED
-        return True
+        elif (
+            heads == 1
+            and not request.body
+            and request._block is self._last
+            and request.version == "1.1"
+        ):
+            self._seen = data[start:stop]
+            self._seen_line = (request.method, request.target)
+        return stop
 
-    def _take_head(self, data: bytes, start: int, end: int) -> HttpRequest | None:
-        """The request whose head is ``data[start:end]`` and its empty line, if it is plain:
-        no body, nothing to judge."""
-        if data[start] <= 32:
-            return None  # llhttp passed over line ends here; only the careful way does too
-        line_end = data.find(b"\r\n", start)
-        words = data[start:line_end].decode("latin-1").split(" ")
-        if len(words) != 3 or line_end - start > MAX_TARGET:
+    def _accepts(self, data: bytes, heads: int) -> bool:
+        """Whether llhttp takes ``data``, and sees as many heads there."""
+        assert self._parser is not None
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            return False
+        seen, self._heads = self._heads, 0
+        return seen == heads
+
+    def _split_line(self, line: bytes) -> list[str] | None:
+        """The words of a request line, without its CR LF, if it is plain."""
+        words = line.decode("latin-1").split(" ")
+        if len(words) != 3 or len(line) > MAX_TARGET:
             return None
         method, target, version = words
-        if target[:1] != "/" or "#" in target or method == "CONNECT":
+        # llhttp passes over line ends before a request line; only the careful way does too.
+        if (
+            line[0] <= 32
+            or target[:1] != "/"
+            or "#" in target
+            or method == "CONNECT"
+            or version not in _VERSIONS
+        ):
             return None
-        block = data[line_end + 2 : end]
-        fields = self._last
-        if fields.block != block:
-            fields = self._parse_block(block)
-        if not fields.plain:
-            return None
-        if version == "HTTP/1.1":
-            return HttpRequest(method, target, fields, fields.persists)
-        if version == "HTTP/1.0":
-            return Http10Request(method, target, fields, fields.persists_http10)
-        return None
+        if len(line) <= _REMEMBERED_LINE:
+            self._line = line
+            self._words = words
+        return words
 
     def _parse_block(self, block: bytes) -> HeaderBlock:
-        fields = HeaderBlock(block)
+        lines = deciding_lines(block)
+        facts = self._facts if lines == self._deciding else Facts(lines)
+        fields = HeaderBlock(block, facts)
         if len(block) <= _REMEMBERED_BLOCK:
             self._last = fields
+            self._deciding = lines
+            self._facts = facts
             self._seen = b""
         return fields
 
@@ -301,8 +374,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         self._head = self._section = b""
         self._blank = 0
 
-    def _feed_carefully(self, data: bytes) -> None:
-        pos = 0
+    def _feed_carefully(self, data: bytes, pos: int) -> None:
         size = len(data)
         while pos < size:
             state = self._state
@@ -456,7 +528,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             raise RequestError(400, "malformed request: the head is not complete")
         line = self._head
         method, target, version = line[:-2].decode("latin-1").split(" ")
-        block = self._section[2:-2]
+        block = self._section[:-4]
         fields = self._last
         if fields.block != block:
             fields = self._parse_block(block)
@@ -464,9 +536,9 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         framing = judge_fields(fields.headers, modern=modern)
         request: HttpRequest
         if modern:
-            request = HttpRequest(method, target, fields, fields.persists)
+            request = HttpRequest(method, target, fields, fields.facts.persists)
         else:
-            request = Http10Request(method, target, fields, fields.persists_http10)
+            request = Http10Request(method, target, fields, fields.facts.persists_http10)
         if target[0] not in "/*":
             request.headers = with_host(fields.headers, authority(target))
         self._begin(request, framing, len(line) + len(block) + 2)
@@ -480,7 +552,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             self._chunks = ChunkedBody()
             self._state = _CHUNKS
         elif framing.length:
-            self._body = bytearray()
+            self._body = []
             self._left = framing.length
             self._state = _BODY
         else:
@@ -493,13 +565,20 @@ class HttpRequestParser(MessageParser[HttpRequest]):
     def _take_body(self, data: bytes, pos: int, stop: int) -> int:
         end = min(stop, pos + self._left)
         self._left -= end - pos
-        if not self._left and not self._body:
+        body = self._body
+        if not self._left and not body:
             self._complete(data[pos:end])  # it came in one piece
             return end
-        self._body += data[pos:end]
+        if end - pos >= _LARGE_PIECE:
+            # Copied once, when all of them are there.
+            body.append(data if end - pos == len(data) else memoryview(data)[pos:end])
+        elif body and isinstance(body[-1], bytearray):
+            body[-1] += data[pos:end]
+        else:
+            body.append(bytearray(data[pos:end]))
         if not self._left:
-            body, self._body = self._body, bytearray()
-            self._complete(bytes(body))
+            self._body = []
+            self._complete(b"".join(body))
         return end
 
     def _take_chunks(self, data: bytes, pos: int, stop: int) -> int:
@@ -524,7 +603,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             self._judge(b"GET / HTTP/1.1\r\n")
         end, whole = self._take_fields(data, pos, stop, "trailer")
         if whole:
-            trailers = CIMultiDict(split_fields(self._section[2:-2]))
+            trailers = CIMultiDict(split_fields(self._section[:-4]))
             if trailers:
                 self._request._trailers = CIMultiDictProxy(trailers)
             self._complete(bytes(chunks.body))

@@ -55,7 +55,7 @@ class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
         if not message.keep_alive:
             self.keep_alive = 0.0
             return
-        wish = message.keep_alive_timeout
+        wish = message._block.facts.keep_alive_timeout
         # The client may shorten the time, never extend it.
         if wish is not None and (self.keep_alive is None or wish < self.keep_alive):
             self.keep_alive = wish

@@ -20,6 +20,8 @@ class StreamingRequestParser(HttpRequestParser):
 
     __slots__ = ("_announced", "_params_limit", "_size", "_stream")
 
+    _collects = False
+
     def __init__(self, params: ServerParams) -> None:
         super().__init__(params)
         self._params_limit = params.request_size_limit
