@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from protoserve_http.faults import RequestError
-from protoserve_http.fields import is_host, persistence
+from protoserve_http.fields import Facts, HeaderBlock, is_host, persistence
 from protoserve_http.heads import (
     MAX_METHOD,
     Framing,
@@ -183,3 +185,36 @@ def test_authority(target: str, host: str) -> None:
 def test_no_authority(target: str) -> None:
     with pytest.raises(RequestError):
         authority(target)
+
+
+NAMES = [
+    *("Host", "host", "X-A", "x-a", "User-Agent", "Connection", "CONTENT-LENGTH", "Expect", ""),
+    *("Upgrade", "Transfer-Encoding", "Keep-Alive", "Proxy-Connection", "Hos", "Hosts"),
+]
+VALUES = ["a", " a", "\tclose ", " 5", "timeout=3", " \xe9x\xa0", "x: y", "", "keep-alive"]
+LINES = st.lists(
+    st.builds("{}:{}".format, st.sampled_from(NAMES), st.sampled_from(VALUES)), max_size=4
+)
+
+
+@given(first=LINES, changes=st.lists(st.tuples(st.integers(0, 3), LINES), max_size=6))
+def test_what_the_block_before_had_the_same(
+    first: list[str], changes: list[tuple[int, list[str]]]
+) -> None:
+    """A block that takes over what it repeats is the one that was judged afresh."""
+    lines = first
+    before = None
+    for place, replacement in changes:
+        lines = [*lines[:place], *replacement[:1], *lines[place + 1 :]]
+        data = "".join(f"\r\n{line}" for line in lines).encode("latin-1")
+        block, fresh = HeaderBlock(data, before), HeaderBlock(data)
+        for fact in Facts.__slots__:
+            assert getattr(block.facts, fact) == getattr(fresh.facts, fact)
+        if place % 2:
+            assert list(block.headers.items()) == list(fresh.headers.items())
+        before = block
+
+
+def test_what_is_repeated_is_not_judged_again() -> None:
+    before = HeaderBlock(b"\r\nHost: a\r\nX: 1\r\nConnection: close")
+    assert HeaderBlock(b"\r\nHost: a\r\nX: 2\r\nConnection: close", before).facts is before.facts

@@ -295,6 +295,49 @@ class TestFastWay:
         assert [request.target for request in outcome.requests] == [f"/{i}" for i in range(16)]
         assert feeds == [len(data)]
 
+    def test_llhttp_is_fed_once_for_requests_with_bodies(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        feeds: list[int] = []
+        real = httptools.HttpRequestParser
+
+        class Counting:
+            def __init__(self, protocol: object) -> None:
+                self.parser = real(protocol)
+
+            def feed_data(self, data: bytes) -> None:
+                feeds.append(len(data))
+                self.parser.feed_data(data)
+
+        monkeypatch.setattr(httptools, "HttpRequestParser", Counting)
+        post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b"
+        bodies = [b"x" * 5, b"\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"]
+        data = b"".join(post % (len(body), body) for body in bodies)
+        outcome = parse([data + GET[:9], GET[9:]])
+        assert [request.body for request in outcome.requests] == [*bodies, b""]
+        assert feeds[0] == len(data)
+
+    def test_a_body_of_known_length_in_pieces(self) -> None:
+        body = bytes(range(256)) * 300
+        head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+        for cuts in ([0, 65536], [0, 100, 9000], [0, len(head) + 1, 30000, 30001, 30003, 70000]):
+            data = GET + head + body + GET
+            pieces = [data[a:b] for a, b in zip(cuts, [*cuts[1:], len(data)], strict=True)]
+            outcome = parse(pieces)
+            assert [request.body for request in outcome.requests] == [b"", body, b""]
+            assert type(outcome.requests[1].body) is bytes
+
+    def test_small_pieces_of_a_body_do_not_wait_as_objects(self) -> None:
+        parser = make()
+        parser.feed(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n")
+        for _ in range(8999):
+            parser.feed(b"x")
+        assert len(parser._body) == 1
+        parser.feed(b"y")
+        message = parser.next_message()
+        assert isinstance(message, HttpRequest)
+        assert message.body == b"x" * 8999 + b"y"
+
     def test_repeated_blocks_are_shared(self) -> None:
         outcome = parse([GET, GET.replace(b"/ ", b"/2 "), GET.replace(b"a", b"b"), GET])
         first, second, third, fourth = outcome.requests

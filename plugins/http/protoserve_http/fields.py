@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
+from operator import eq
 from typing import Final
 
 from multidict import CIMultiDict, CIMultiDictProxy, istr
@@ -36,10 +37,40 @@ _HOST: Final = re.compile(
 _REMEMBERED_VALUE: Final = 256  # characters; a host name has 253 at most
 _LENGTH_DIGITS: Final = 18  # a longer length may be none for llhttp
 
-# Lines in lower case of the fields that are judged, and of what has no name at all.
+_DECIDING_NAMES: Final = frozenset(
+    {
+        b"",  # a line without a name is for the careful way
+        b"connection",
+        b"content-length",
+        b"expect",
+        b"host",
+        b"keep-alive",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# Their lines, in lower case.
 _DECIDING: Final[re.Pattern[bytes]] = re.compile(
     rb"\r\n((?:host|con(?:tent-length|nection)|transfer-encoding|expect|keep-alive|upgrade)?:[^\r]*)"
 )
+
+_MOST_CHANGES: Final = 3
+"""Lines that differ from those of the request before."""
+
+_COMMON: Final = (
+    "Accept Accept-Charset Accept-Encoding Accept-Language Authorization Cache-Control "
+    "Connection Content-Encoding Content-Length Content-Type Cookie DNT Date Expect Forwarded "
+    "Host If-Match If-Modified-Since If-None-Match If-Range If-Unmodified-Since Keep-Alive Origin "
+    "Pragma Priority Range Referer Sec-CH-UA Sec-CH-UA-Mobile Sec-CH-UA-Platform Sec-Fetch-Dest "
+    "Sec-Fetch-Mode Sec-Fetch-Site Sec-Fetch-User TE Transfer-Encoding Upgrade "
+    "Upgrade-Insecure-Requests User-Agent Via X-Forwarded-For X-Forwarded-Host X-Forwarded-Port "
+    "X-Forwarded-Proto X-Real-IP X-Request-ID X-Requested-With traceparent tracestate"
+)
+# As clients write them, and gateways that come from HTTP/2. A mapping need not make an istr of
+# a name that is one.
+_NAMES: Final[dict[str, str]] = {
+    spelling: istr(spelling) for name in _COMMON.split() for spelling in (name, name.lower())
+}
 
 
 def is_host(value: str) -> bool:
@@ -70,9 +101,10 @@ def split_fields(block: bytes) -> list[tuple[str, str]]:
     # Without an argument strip() is much faster, but takes a no-break space as well.
     whitespace = None if block.isascii() else _OWS
     fields = []
+    known = _NAMES.get
     for line in lines:
         name, _, value = line.partition(":")
-        fields.append((name, value.strip(whitespace)))
+        fields.append((known(name, name), value.strip(whitespace)))
     return fields
 
 
@@ -185,17 +217,52 @@ class HeaderBlock:
     byte for byte; such requests share one object.
     """
 
-    __slots__ = ("_headers", "block", "facts")
+    __slots__ = ("_fields", "_headers", "_lines", "block", "facts")
 
-    def __init__(self, block: bytes, facts: Facts) -> None:
+    def __init__(self, block: bytes, before: HeaderBlock | None = None) -> None:
+        """``before``: of the request before it. What is the same there is not judged again."""
         self.block = block
-        self.facts = facts
         self._headers: CIMultiDictProxy[str] | None = None
+        self._fields: list[tuple[str, str]] | None = None
+        self._lines = lines = block.split(b"\r\n")
+        facts = None if before is None else self._take_over(lines, before)
+        self.facts: Facts = facts or Facts(deciding_lines(block))
+
+    def _take_over(self, lines: list[bytes], before: HeaderBlock) -> Facts | None:
+        """Take what the block before had the same; returns its facts where they are these."""
+        others = before._lines
+        if len(lines) != len(others):
+            return None
+        same = list(map(eq, lines, others))
+        changes = same.count(False)
+        if changes > _MOST_CHANGES:
+            return None
+        fields = before._fields
+        if fields is not None:
+            fields = fields.copy()
+        facts: Facts | None = before.facts
+        index = 0
+        for _ in range(changes):
+            index = same.index(False, index + 1)
+            line = lines[index]
+            name, colon, rest = line.partition(b":")
+            if name.lower() in _DECIDING_NAMES or not others[index].startswith(name + colon):
+                facts = None
+            if fields is not None:
+                text = fields[index - 1][0]
+                if facts is None:
+                    text = name.decode("latin-1")
+                fields[index - 1] = (text, rest.strip(b" \t").decode("latin-1"))
+        self._fields = fields
+        return facts
 
     @property
     def headers(self) -> CIMultiDictProxy[str]:
         """They as a mapping, which is made when it is first looked at."""
         headers = self._headers
         if headers is None:
-            headers = self._headers = CIMultiDictProxy(CIMultiDict(split_fields(self.block)))
+            fields = self._fields
+            if fields is None:
+                fields = self._fields = split_fields(self.block)
+            headers = self._headers = CIMultiDictProxy(CIMultiDict(fields))
         return headers

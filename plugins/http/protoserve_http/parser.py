@@ -25,9 +25,7 @@ from protoserve_http.faults import RequestError
 from protoserve_http.fields import (
     MAX_BLOCK,
     MAX_FIELDS,
-    Facts,
     HeaderBlock,
-    deciding_lines,
     split_fields,
 )
 from protoserve_http.heads import (
@@ -56,8 +54,7 @@ _TOO_LARGE: Final = "the request is larger than the server allows"
 
 _LARGE_PIECE: Final = 4 * 1024  # of a body; smaller ones do not wait as objects of their own
 
-_NO_FACTS: Final = Facts([])
-_NO_FIELDS: Final = HeaderBlock(b"", _NO_FACTS)
+_NO_FIELDS: Final = HeaderBlock(b"")
 
 _NO_LINE: Final = b"\r\n"  # which no line has in it
 _VERSIONS: Final = frozenset({"HTTP/1.1", "HTTP/1.0"})
@@ -102,10 +99,8 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         "_blank",
         "_body",
         "_chunks",
-        "_deciding",
         "_error",
         "_expecting",
-        "_facts",
         "_fast_size",
         "_head",
         "_heads",
@@ -136,12 +131,10 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         self._ready: deque[HttpRequest | Feedback | Hold | Arriving[HttpRequest]] = deque()
         self._error: ProtocolError | None = None
         self._heads = 0  # that llhttp saw the end of
-        # What clients repeat is not judged again: the request line, the block, its deciding lines.
+        # What clients repeat is not judged again: the request line, and lines of the block.
         self._line = _NO_LINE
         self._words: list[str] = []
         self._last = _NO_FIELDS
-        self._deciding: list[bytes] = []
-        self._facts = _NO_FACTS
         self._seen = b""  # the last request, when it was a head and nothing else
         self._seen_line = ("", "")
         self._state = _LINE
@@ -341,13 +334,9 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         return words
 
     def _parse_block(self, block: bytes) -> HeaderBlock:
-        lines = deciding_lines(block)
-        facts = self._facts if lines == self._deciding else Facts(lines)
-        fields = HeaderBlock(block, facts)
+        fields = HeaderBlock(block, self._last)
         if len(block) <= _REMEMBERED_BLOCK:
             self._last = fields
-            self._deciding = lines
-            self._facts = facts
             self._seen = b""
         return fields
 
