@@ -16,6 +16,8 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from mypy_extensions import mypyc_attr
+
 from protoserve.application import (
     Hook,
     StartHook,
@@ -24,7 +26,7 @@ from protoserve.application import (
     look_at_handler,
     look_at_hook,
 )
-from protoserve.errors import BindError, ConfigError, ProtocolError, UsageError
+from protoserve.errors import BindError, ConfigError, UsageError
 from protoserve.events import CloseReason, ListenerStarted, ListenerStopped
 from protoserve.kernel.connection import CommConnection
 from protoserve.kernel.current import CURRENT
@@ -114,6 +116,7 @@ def _no_thread(error: NoThreadError) -> BindError:
     )
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class WFServerBase(CommService):
     """The life cycle of a server, whatever its protocol (the article's ``WFServerBase``).
 
@@ -156,9 +159,10 @@ class WFServerBase(CommService):
         :class:`~protoserve.errors.ConfigError` for an address that makes no sense and
         :class:`~protoserve.errors.UsageError` when the server runs already.
         """
+        host: str | None = None
         match where:
             case (int() as port,):
-                host = None
+                pass
             case (str() as path,):
                 return self._launch(lambda: open_listener(path, self.params.backlog))
             case ((str() | None as host, int() as port),) | (str() | None as host, int() as port):
@@ -277,7 +281,8 @@ class WFServerBase(CommService):
             return
         if self._on_stop is not None:
             run.stop_hook = StopHook(self._on_stop, self)
-        if run.unwanted or self.stopping:
+        unwanted = run.unwanted or self.stopping
+        if unwanted:
             return
         listener = run.listener
         assert listener is not None
@@ -831,6 +836,7 @@ class WFServerBase(CommService):
         self.stop()
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class WFServer(WFServerBase, Generic[REQ, RESP]):
     """A server of one protocol (the article's ``WFServer<REQ, RESP>``).
 
@@ -913,7 +919,7 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
         greet = self.spec.greeting
         return b"" if greet is None else greet(conn)
 
-    def farewell(self, conn: CommConnection, reason: CloseReason) -> bytes | ProtocolError:
+    def farewell(self, conn: CommConnection, reason: CloseReason) -> object:
         """The protocol's: see ``ProtocolSpec.farewell``."""
         say = self.spec.farewell
         return b"" if say is None else say(conn, reason)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from protoserve.kernel.service import CommProtocol
 
 if TYPE_CHECKING:
-    from protoserve.errors import ProtocolError
     from protoserve.events import CloseReason
     from protoserve.kernel.connection import CommConnection
     from protoserve.protocol import Hold, MessageParser, Piece
@@ -41,6 +40,6 @@ class Spoken(CommProtocol):
         """The other protocol's."""
         return self._server.greeting(conn)
 
-    def farewell(self, conn: CommConnection, reason: CloseReason) -> bytes | ProtocolError:
+    def farewell(self, conn: CommConnection, reason: CloseReason) -> object:
         """The other protocol's."""
         return self._server.farewell(conn, reason)

@@ -23,7 +23,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from protoserve.errors import UsageError
-from protoserve.kernel.engine import Engine, NoThreadError, log_callback_error
+from protoserve.kernel.engine import Engine, NoThreadError, log_callback_error, loop_factory
 from protoserve.kernel.joining import Joiner
 from protoserve.kernel.session import returned
 from protoserve.log import logger
@@ -407,7 +407,7 @@ class OwnLoopEngine(LoopEngine):
 
     def __init__(self, scheduler: CommScheduler, clock: Callable[[], float]) -> None:
         super().__init__(scheduler, clock, None)
-        self._thread = threading.Thread(target=self._run, name="protoserve-loop", daemon=True)
+        self._runner = threading.Thread(target=self._run, name="protoserve-loop", daemon=True)
         self._started = threading.Event()
         self._joiner = Joiner()
         self._failure: BaseException | None = None
@@ -415,7 +415,7 @@ class OwnLoopEngine(LoopEngine):
 
     def start(self) -> None:
         try:
-            self._thread.start()
+            self._runner.start()
         except RuntimeError as error:
             self._ended.set()
             raise NoThreadError(str(error)) from error
@@ -425,7 +425,7 @@ class OwnLoopEngine(LoopEngine):
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
                 self._loop = loop = runner.get_loop()
                 loop.call_soon(self._begin)
                 while not self._over and not loop.is_closed():
@@ -469,15 +469,6 @@ class OwnLoopEngine(LoopEngine):
 
     def stop(self, timeout: float | None) -> bool:
         ended = super().stop(timeout)
-        if threading.current_thread() is not self._thread:
-            return self._joiner.join([self._thread], timeout)
+        if threading.current_thread() is not self._runner:
+            return self._joiner.join([self._runner], timeout)
         return ended
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory

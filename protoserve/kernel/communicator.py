@@ -27,7 +27,8 @@ from protoserve.kernel.handing import ANOTHER_PUMPS, hand_over, hand_over_collec
 from protoserve.kernel.intake import ENDS, Fault
 from protoserve.kernel.life import LAST, LINGERING, OPEN, SHUT
 from protoserve.kernel.output import JOIN_SIZE
-from protoserve.kernel.poller import READABLE, Poller
+from protoserve.kernel.poller import Poller
+from protoserve.kernel.readiness import READABLE
 from protoserve.kernel.reading import look_at_body, read_ahead
 from protoserve.kernel.session import CommSession
 from protoserve.kernel.stream import open_stream, reply_of

@@ -17,7 +17,7 @@ from protoserve.kernel.deadline import LINGER, RECEIVE
 from protoserve.kernel.exchanges import News
 from protoserve.kernel.intake import RECEIVE_SIZE
 from protoserve.kernel.life import FAREWELL, LINGERING, SHUT
-from protoserve.kernel.poller import GONE
+from protoserve.kernel.readiness import GONE
 from protoserve.kernel.session import TaskState
 from protoserve.kernel.states import is_silent
 from protoserve.log import logger
@@ -103,7 +103,8 @@ def part(entry: CommConnEntry, reason: CloseReason, error: int) -> bool:
 
 def farewell_of(
     entry: CommConnEntry, reason: CloseReason
-) -> tuple[bytes, str, Mapping[str, object]]:
+) -> tuple[Buffer, str, Mapping[str, object]]:
+    word: object
     try:
         word = entry.protocol.farewell(entry.connection, reason)
     except BaseException:
@@ -111,12 +112,13 @@ def farewell_of(
         return b"", "", {}
     if isinstance(word, ProtocolError):
         return word.reply, str(word), word.summary
-    if word and not isinstance(word, (bytes, bytearray, memoryview)):
+    if isinstance(word, (bytes, bytearray, memoryview)):
+        return word, "", {}
+    if word:
         logger.error(
             "the farewell of %r is no bytes, but a %s", entry.connection, type(word).__name__
         )
-        return b"", "", {}
-    return word, "", {}
+    return b"", "", {}
 
 
 def fail(entry: CommConnEntry, what: str) -> None:

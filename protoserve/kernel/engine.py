@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
@@ -200,3 +201,13 @@ class ThreadEngine(Engine):
     def _on_blocked(self, argument: Any, waits: bool) -> None:
         if isinstance(argument, CommConnEntry):
             keeps_its_thread(argument, waits)
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes a loop of our own: uvloop's, where that is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

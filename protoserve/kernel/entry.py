@@ -59,6 +59,8 @@ class CommConnEntry:
         "transport",
     )
 
+    __deletable__ = ("connection",)
+
     life: Life
     intake: Intake
     output: OutputBuffer

@@ -46,7 +46,7 @@ class News(_StandIn):
         self._tell()
 
 
-COMING: Final = _StandIn()
+COMING: Final[CommSession] = _StandIn()
 """Stands for a session that is being made."""
 
 

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from protoserve.kernel.incoming import IncomingStream
-from protoserve.kernel.poller import GONE, HANGUP
+from protoserve.kernel.readiness import GONE, HANGUP
 from protoserve.protocol import HOLD, NEED_DATA, Arriving, MessageParser
 
 if TYPE_CHECKING:

@@ -22,6 +22,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mypy_extensions import mypyc_attr
+
 from protoserve.kernel.joining import Joiner
 from protoserve.kernel.monitor import BLOCK_THRESHOLD, Mark, Monitor
 from protoserve.kernel.poller import Callback, Poller, Ready
@@ -50,6 +52,7 @@ class Worker:
             return float("nan")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LeaderFollowers:
     """The handler threads of one poller: up to ``threads`` run handlers, one more polls.
 

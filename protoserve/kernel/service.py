@@ -8,7 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from protoserve.errors import ProtocolError
+from mypy_extensions import mypyc_attr
+
 from protoserve.events import CloseReason, Event, log_event
 from protoserve.kernel.habits import Habits
 from protoserve.kernel.transport import SocketTransport
@@ -28,6 +29,7 @@ REPORT_INTERVAL: Final = 60.0
 """Seconds between two reports of the same trouble."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class CommProtocol(ABC):
     """What a connection speaks: a server's own protocol, or another after an upgrade."""
 
@@ -51,12 +53,14 @@ class CommProtocol(ABC):
         reading wait for the first push. Called with the connection's lock. Empty by default."""
         return b""
 
-    def farewell(self, conn: CommConnection, reason: CloseReason) -> bytes | ProtocolError:
-        """What is sent last when the server ends a connection by itself, for this reason.
+    def farewell(self, conn: CommConnection, reason: CloseReason) -> object:
+        """What is sent last when the server ends a connection by itself, for this reason:
+        bytes, or a ``ProtocolError``, which carries them; anything else is reported.
         Called with the connection's lock. Empty by default."""
         return b""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class CommService(CommProtocol):
     """What the communicator needs of a server (the article's ``CommService``).
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+from mypy_extensions import mypyc_attr
+
 from protoserve.errors import UsageError
 
 if TYPE_CHECKING:
     from protoserve.tasks.series import SeriesWork
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class SubTask(ABC):
     """One step of a series (the article's ``SubTask``).
 

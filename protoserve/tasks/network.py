@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic
 
+from mypy_extensions import mypyc_attr
+
 from protoserve.errors import UsageError
 from protoserve.events import RequestFinished
 from protoserve.kernel.current import CURRENT
@@ -50,6 +52,7 @@ def _look_at_result(handler: CoroutineTask[object]) -> None:
 _series_lock = threading.Lock()  # series are made rarely; one lock serves all tasks
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class WFNetworkTask(SubTask, CommSession, Generic[REQ, RESP]):
     """A request and its response (the article's ``WFNetworkTask``).
 
@@ -99,6 +102,7 @@ class WFNetworkTask(SubTask, CommSession, Generic[REQ, RESP]):
         self.keep_alive = seconds
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class WFServerTask(WFNetworkTask[REQ, RESP]):
     """The task of a request in a server (the article's ``WFServerTask``).
 
@@ -400,12 +404,13 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
 
     def subtask_done(self) -> None:
         """The reply's end, with or without a series."""
-        if self._series is not None:
-            self._series.advance(self)
+        series = self._series
+        if series is not None:
+            series.advance(self)
             return
         if self._tell or self.server.observers:
             following = self.done()
-            series = self._series
+            series = self._series  # the callback may have asked for it
             self._stage = OVER
             if series is not None:
                 series._run(series._proceed(following))

@@ -18,7 +18,8 @@ from typing import Any
 
 from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.connection import CommConnection
-from protoserve.kernel.poller import HANGUP, READABLE, WRITABLE, Poller
+from protoserve.kernel.poller import Poller
+from protoserve.kernel.readiness import HANGUP, READABLE, WRITABLE
 from protoserve.kernel.service import CommService
 from protoserve.protocol import Buffer
 

@@ -28,6 +28,7 @@ from protoserve import (
 )
 from protoserve.events import HandlersBlocked
 from protoserve.kernel.engine import ThreadEngine
+from protoserve.kernel.leader_followers import LeaderFollowers
 from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 pytestmark = pytest.mark.timeout(30)
@@ -508,7 +509,7 @@ def test_a_stop_is_told_to_handlers_where_no_thread_is_left_to_tell(
         engine = server.engine
         assert isinstance(engine, ThreadEngine)
         # No help from the monitor.
-        monkeypatch.setattr(engine._threads, "take_over", lambda mark, waits: False)
+        monkeypatch.setattr(LeaderFollowers, "take_over", lambda threads, mark, waits: False)
         client.send(get())
         assert entered.wait(PATIENCE)
         assert server.stop() == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 import sys
 import threading
@@ -1024,7 +1025,7 @@ def test_on_stopping_before_a_start() -> None:
 def test_who_waits_for_the_stop_between_two_runs_has_missed_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(server: WFHttpServer) -> None:
+    def refuse(_: int) -> None:
         raise OSError(24, "Too many open files")
 
     server = WFHttpServer(lambda task: None)
@@ -1032,7 +1033,7 @@ def test_who_waits_for_the_stop_between_two_runs_has_missed_none(
     server.start("127.0.0.1", 0).stop()
     assert server.wait_stopping(0)
     with monkeypatch.context() as patch:
-        patch.setattr(WFHttpServer, "_apply_descriptor_limit", refuse)
+        patch.setattr(resource, "getrlimit", refuse)
         with pytest.raises(BindError):
             server.start("127.0.0.1", 0)
     assert server.wait_stopping(0)

@@ -11,6 +11,7 @@ import pytest
 from line_service import LineService, LineSession, echo
 
 from protoserve import TaskState
+from protoserve.kernel.leader_followers import LeaderFollowers
 from protoserve.kernel.poller import Callback
 from protoserve.kernel.waiting import stop_connection
 from protoserve.testing import MemoryEngine, MemoryPeer, connection_of
@@ -18,7 +19,7 @@ from protoserve.testing import MemoryEngine, MemoryPeer, connection_of
 TOREPLY, SUCCESS = TaskState.TOREPLY, TaskState.SUCCESS
 
 
-class Threads:
+class Threads(LeaderFollowers):
     """In the place of ``LeaderFollowers``: ``full`` is the test's to say, and what was
     deferred runs when ``free`` is called."""
 
@@ -46,7 +47,7 @@ class Threads:
 @pytest.fixture
 def threads(engine: MemoryEngine) -> Threads:
     threads = Threads()
-    engine.communicator.threads = threads  # type: ignore[assignment]
+    engine.communicator.threads = threads
     return threads
 
 

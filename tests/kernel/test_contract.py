@@ -25,7 +25,7 @@ from protoserve import (
 )
 from protoserve.kernel.deadline import FIRST
 from protoserve.kernel.ending import evict
-from protoserve.kernel.poller import GONE, HANGUP, READABLE
+from protoserve.kernel.readiness import GONE, HANGUP, READABLE
 from protoserve.kernel.waiting import FIRST_REQUEST_TIME, stop_connection
 from protoserve.testing import MemoryEngine, MemoryPeer, connection_of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from resource import struct_rusage
 
 import pytest
 
@@ -105,7 +106,12 @@ def test_a_call_whose_thread_the_system_took_from_the_cpu_did_not_block(
     """It was off the CPU as well, and gave it up only where its count of that has grown."""
     now = 1000.0
     switches = 7
-    monkeypatch.setattr(habits_module, "_voluntary_switches", lambda: switches)
+    monkeypatch.setattr(
+        habits_module,
+        "getrusage",
+        lambda _: struct_rusage([0] * 14 + [switches, 0]),
+        raising=False,
+    )
     watch = Watch(lambda: now)
     now += 3600.0  # of which the thread's own clock knows nothing
     switches += gives_up_the_cpu

@@ -6,7 +6,7 @@ import socket
 
 from line_service import LineService
 
-from protoserve.kernel.poller import READABLE, WRITABLE
+from protoserve.kernel.readiness import READABLE, WRITABLE
 from protoserve.kernel.transport import SocketTransport
 from protoserve.testing import MemoryEngine
 

@@ -327,7 +327,7 @@ def test_promoting_before_a_call_that_will_block(
 ) -> None:
     """Without the monitor's help: another thread goes on with the pending events at once."""
     pool = pools()
-    monkeypatch.setattr(pool.threads, "take_over", lambda mark, waits: False)
+    without_monitor(monkeypatch)
     gate = threading.Event()
 
     def block() -> None:
@@ -399,16 +399,16 @@ def test_lending_lets_others_run_and_the_hired_leave(pools: Callable[..., Pool])
     wait_until(lambda: len(pool.threads._workers) <= 3)
 
 
-def without_monitor(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def without_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens next is not the monitor's doing."""
-    monkeypatch.setattr(pool.threads, "take_over", lambda mark, waits: False)
+    monkeypatch.setattr(LeaderFollowers, "take_over", lambda threads, mark, waits: False)
 
 
 def test_a_leader_that_lends_its_place_lets_another_lead(
     pools: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = pools(2)
-    without_monitor(pool, monkeypatch)
+    without_monitor(monkeypatch)
     gate = threading.Event()
     waited: list[bool] = []
 
@@ -426,7 +426,7 @@ def test_a_place_that_is_lent_is_filled_with_what_waits(
     pools: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = pools(1)
-    without_monitor(pool, monkeypatch)
+    without_monitor(monkeypatch)
     gate = threading.Event()
     waited: list[bool] = []
 
@@ -505,7 +505,9 @@ class Monitored:
         leader = module.Worker()
         self.threads.leader = leader
         monkeypatch.setattr(module.Worker, "cpu_time", lambda worker: self.now * share)
-        monkeypatch.setattr(self.threads, "take_over", self.take_over)
+        monkeypatch.setattr(
+            LeaderFollowers, "take_over", lambda threads, mark, waits: self.take_over(waits)
+        )
         monkeypatch.setattr(
             monitor_module, "time", SimpleNamespace(sleep=self.sleep, monotonic=lambda: self.now)
         )
@@ -516,7 +518,7 @@ class Monitored:
         self.slept.append(seconds)
         self.now += seconds
 
-    def take_over(self, mark: object, waits: bool) -> bool:
+    def take_over(self, waits: bool) -> bool:
         self.replaced.append((len(self.slept), waits))
         return len(self.replaced) <= self.most_replaced
 

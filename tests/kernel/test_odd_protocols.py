@@ -24,7 +24,7 @@ from protoserve import (
 )
 from protoserve.events import LimitReached
 from protoserve.kernel.ending import evict
-from protoserve.kernel.poller import GONE, READABLE
+from protoserve.kernel.readiness import GONE, READABLE
 from protoserve.testing import MemoryEngine, connection_of
 
 

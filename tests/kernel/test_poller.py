@@ -13,14 +13,8 @@ from typing import Any
 
 import pytest
 
-from protoserve.kernel.poller import (
-    HANGUP,
-    READABLE,
-    WRITABLE,
-    EpollReadiness,
-    Poller,
-    open_readiness,
-)
+from protoserve.kernel.poller import Poller
+from protoserve.kernel.readiness import HANGUP, READABLE, WRITABLE, EpollReadiness, open_readiness
 from protoserve.testing import ManualClock, MemoryEngine, MemoryReadiness
 
 

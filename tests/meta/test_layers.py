@@ -43,11 +43,14 @@ INPUT_OUTPUT = {"socket", "ssl", "select", "selectors", "threading", "asyncio", 
 
 # Packages beyond the standard library, by who may import them.
 THIRD_PARTY: dict[str, set[str]] = {
-    "kernel/": {"uvloop"},  # optional
+    # uvloop is optional; what the compiler is told comes from mypy_extensions.
+    "kernel/": {"uvloop", "mypy_extensions"},
+    "tasks/": {"mypy_extensions"},
+    "server": {"mypy_extensions"},
     "hookspecs": {"pluggy"},
     "plugins": {"pluggy"},
-    "protoserve_http": {"httptools", "multidict"},
-    "protoserve_redis": {"hiredis"},
+    "protoserve_http": {"httptools", "multidict", "mypy_extensions"},
+    "protoserve_redis": {"hiredis", "mypy_extensions"},
 }
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from protoserve import HOLD, NEED_DATA, Feedback, MessageParser, ProtocolError, ServerParams
-from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser, HttpServerTask
+from protoserve.testing import MemoryEngine, connection_of
+from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser, HttpServerTask, WFHttpServer
 
 
 @dataclass
@@ -97,14 +97,13 @@ def request(head: str, **kwargs: Any) -> HttpRequest:
 
 def task_for(head: str, *, closing: bool = False, keep_alive: float = 75.0) -> HttpServerTask:
     """A task that holds the request of ``head``, on a connection that does nothing."""
-    server = SimpleNamespace(
-        spec=HTTP_SPEC,
-        params=HTTP_SPEC.params.replace(keep_alive_timeout=keep_alive),
-        observers=(),
-    )
-    entry = SimpleNamespace(deadline=SimpleNamespace(keep_alive_limit=keep_alive))
-    connection = SimpleNamespace(closing=closing, peername=("127.0.0.1", 1), entry=entry)
-    task = HttpServerTask(server, lambda task: None, 0, connection)  # type: ignore[arg-type]
+    server = WFHttpServer(print, HTTP_SPEC.params.replace(keep_alive_timeout=keep_alive))
+    engine = MemoryEngine()
+    engine.connect(server)
+    engine.close()
+    connection = connection_of(server)
+    server.stopping = closing
+    task = HttpServerTask(server, print, 0, connection)
     task.message_in(request(head))
     return task
 

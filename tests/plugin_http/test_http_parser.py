@@ -117,7 +117,8 @@ class TestStates:
     @pytest.mark.parametrize("data", [b"", GET, GET[:9], b"rubbish"])
     def test_close_leaves_no_cycle(self, data: bytes) -> None:
         class Watched(HttpRequestParser):
-            __slots__ = ("__weakref__",)
+            # Compiled, it can be referred to weakly anyway.
+            __slots__ = () if HttpRequestParser.__weakrefoffset__ else ("__weakref__",)
 
         parser = Watched(HTTP_SPEC.params)
         parser.feed(data)

@@ -132,12 +132,11 @@ def test_async_commands_inside(server: WFRedisServer, commands: CommandTable) ->
     assert seen == [True, True, False]
 
 
-def test_a_transaction_that_is_too_large(
-    server: WFRedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("protoserve_redis.commands._QUEUED_BYTES", 1000)
+def test_a_transaction_that_is_too_large(server: WFRedisServer) -> None:
     with RawClient(server.address) as client:
         client.ask(b"MULTI")
+        (connection,) = server.connections()
+        connection.state.transaction.size = 256 * 1024 * 1024 - 1000  # as if so much had come
         assert client.ask(b"SET a b") == b"+QUEUED\r\n"
         assert client.ask(b"SET a " + b"x" * 1000) == b"-ERR the transaction is too large\r\n"
         assert client.ask(b"EXEC").startswith(b"-EXECABORT")

@@ -250,7 +250,7 @@ class HttpResponse:
         body: Body = _EMPTY,
         headers: HeadersInit | None = None,
     ) -> None:
-        self._status = status
+        self._status: Any = status  # what it is is looked at when it is sent
         self._reason: str | None = None
         self._headers: CIMultiDict[str] | None = None
         self._parts: list[bytes] = []
@@ -268,7 +268,8 @@ class HttpResponse:
     @property
     def status(self) -> int:
         """The status code, from 200 to 999."""
-        return self._status
+        status: int = self._status
+        return status
 
     @status.setter
     def status(self, status: int) -> None:

@@ -8,6 +8,7 @@ from typing import Final, TypeAlias
 
 import httptools
 from multidict import CIMultiDict, CIMultiDictProxy
+from mypy_extensions import mypyc_attr
 
 from protoserve import (
     HOLD,
@@ -78,6 +79,7 @@ Message: TypeAlias = HttpRequest | NeedData | Feedback | Hold | Arriving[HttpReq
 """What a parser says."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class HttpRequestParser(MessageParser[HttpRequest]):
     """The parser of one connection (RFC 9112), strict in everything that has to do with
     where a request ends.
@@ -452,11 +454,13 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         if length > MAX_TARGET:
             cut = target + MAX_TARGET + 1
             fault = RequestError(414, f"the request target is longer than {MAX_TARGET} bytes")
-        piece = line[old:cut]
+        piece = line[old : max(old, cut)]
         if target_end >= 0:
             version = target_end + 1
-            if not b"HTTP/".startswith(line[version : min(version + 5, cut)]):
-                piece = line[old:version]
+            # Compiled, a slice must not end before it begins.
+            name_end = max(version, min(version + 5, cut))
+            if not b"HTTP/".startswith(line[version:name_end]):
+                piece = line[old:version] if old < version else b""
                 fault = RequestError(400, "malformed request: the protocol is not HTTP")
             elif old <= version + 7 < cut and _LATER.fullmatch(line, version, version + 8):
                 # llhttp does not know it, and is told the one that it is served as.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from protoserve import IncomingStream, MessageOut, Piece, UsageError
 from protoserve_http.fields import CONNECTION, list_tokens
@@ -63,7 +63,7 @@ def _current_heads() -> _Heads:
     return heads
 
 
-def status_line(status: int, reason: str | None = None) -> bytes:
+def status_line(status: Any, reason: str | None = None) -> bytes:
     """The status line of a final reply; raises ``ValueError`` for what is none."""
     if not isinstance(status, int) or not 100 <= status <= 999:
         raise ValueError(f"status {status!r}: expected a whole number from 200 to 999")
@@ -87,7 +87,7 @@ def _latin(text: str, what: str) -> bytes:
         ) from None
 
 
-def header_line(name: str, value: str) -> bytes:
+def header_line(name: Any, value: Any) -> bytes:
     """One header line; raises ``ValueError`` naming the header when it is no legal one.
 
     A name is a token; a value has no control characters: CR and LF would let whoever chose the
@@ -102,7 +102,7 @@ def header_line(name: str, value: str) -> bytes:
     return b"%b: %b\r\n" % (name.encode(), _latin(value, f"header {name!r}:"))
 
 
-def _remembered_line(name: str, value: str) -> bytes:
+def _remembered_line(name: Any, value: Any) -> bytes:
     line = header_line(name, value)
     if len(value) <= _CACHED_VALUE:
         if len(_lines) >= _CACHED_LINES:
@@ -187,7 +187,8 @@ def encode(response: HttpResponse, *, head_only: bool, connection: bytes) -> Mes
     special = False
     if headers is not None:
         known = _lines
-        for field in headers.items():
+        fields: Iterable[Any] = headers.items()
+        for field in fields:
             line = known.get(field)
             if line is None:
                 if field[0].lower() in _SPECIAL:

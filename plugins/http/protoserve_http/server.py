@@ -6,6 +6,8 @@ import errno
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias, cast
 
+from mypy_extensions import mypyc_attr
+
 from protoserve import (
     CloseReason,
     CommConnection,
@@ -37,6 +39,7 @@ _DESCRIBED: Final = 200
 """Characters of a target that log lines show."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
     """One HTTP request and its reply (the article's ``WFHttpServerTask``)."""
 
@@ -228,6 +231,7 @@ HTTP_SPEC: Final = ProtocolSpec[HttpRequest, HttpResponse](
 """HTTP/1.1 and HTTP/1.0, as the ``protoserve`` command and ``WFHttpServer`` use it."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class WFHttpServer(WFServer[HttpRequest, HttpResponse]):
     """An HTTP server (the article's ``WFHttpServer``).
 

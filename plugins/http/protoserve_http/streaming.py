@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mypy_extensions import mypyc_attr
+
 from protoserve import Arriving, IncomingStream, ServerParams
 from protoserve_http.chunks import ChunkedBody
 from protoserve_http.faults import RequestError
@@ -11,6 +13,7 @@ from protoserve_http.params import HttpParams
 from protoserve_http.parser import CONTINUE, HELD, HttpRequestParser, Message
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class StreamingRequestParser(HttpRequestParser):
     """Announces each request that has a body by its head (``Arriving``), and waits with the
     body until it is asked again, when its limit is known.

@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any, Final
 
 import hiredis
+from mypy_extensions import mypyc_attr
 
 from protoserve import NEED_DATA, MessageParser, NeedData, ProtocolError, ServerParams
 from protoserve_redis.framing import Framing, FramingError, split_inline
@@ -22,6 +23,7 @@ _LENGTHS: Final = {b"$%d" % i: i for i in range(1025)}
 _UNFINISHED: Final = object()
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RedisParser(MessageParser[RedisRequest]):
     """The parser of one connection: RESP arrays of strings, and inline commands.
 

@@ -149,16 +149,12 @@ class WFRedisServer(WFServer[RedisRequest, RedisResponse]):
         """See ``WFServer``."""
         return RedisServerTask(self, self.process, seq, conn)
 
-    @property
-    def asynchronous(self) -> bool:
-        """Whether an asyncio loop drives it. The handler tells until the server starts."""
+    def check(self) -> None:
+        """As any server, and ask the handler whether a loop is to drive it: commands may have
+        been added until now."""
+        super().check()
         if self.engine is None and getattr(self.process, "asynchronous", False):
-            self._asynchronous = True
-        return self._asynchronous
-
-    @asynchronous.setter
-    def asynchronous(self, value: bool) -> None:
-        self._asynchronous = value
+            self.asynchronous = True
 
     def new_connection(
         self, communicator: Any, transport: Any, peername: Any
