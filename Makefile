@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BIND ?= 127.0.0.1:8888
+BUILT_FROM = pyproject.toml $(shell find protoserve plugins hatch_*.py -name '*.py')
 # Tests wait more than they compute.
 WORKERS ?= 4
 
@@ -21,14 +22,14 @@ check: $(VENV)/.installed-dev  ## lint, format, types
 	$(BIN)/mypy
 	$(BIN)/mypy --platform darwin
 
-bench: $(VENV)-bench/.installed  ## measure against other servers; needs wrk
+bench: $(VENV)-bench/.installed $(VENV)-bench-pure/.installed  ## measure against other servers; needs wrk, h2load
 	$(VENV)-bench/bin/python -m benchmarks $(BENCH)
 
 chaos: $(VENV)/.installed-dev  ## races, resets and hangs, for five minutes; CHAOS='--seconds 60'
 	$(BIN)/python tests/chaos $(CHAOS)
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(VENV)-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-bench-pure .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,10 +41,20 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 # A peer that cannot be installed is named as missing in the report.
-$(VENV)-bench/.installed: pyproject.toml benchmarks/requirements.txt
+$(VENV)-bench/.installed-peers: benchmarks/requirements.txt
 	test -x $(VENV)-bench/bin/python || $(PYTHON) -m venv $(VENV)-bench
-	$(VENV)-bench/bin/python -m pip --disable-pip-version-check --quiet install --editable .
 	grep -v '^ *\(#\|$$\)' benchmarks/requirements.txt | while read -r peer; do \
 	  $(VENV)-bench/bin/python -m pip --disable-pip-version-check --quiet install "$$peer" \
 	    || echo "not installable: $$peer"; done
+	touch $@
+
+# Not editable: what is measured does not change meanwhile. This one is compiled, where it can be.
+$(VENV)-bench/.installed: $(VENV)-bench/.installed-peers $(BUILT_FROM)
+	$(VENV)-bench/bin/python -m pip --disable-pip-version-check --quiet install '.[uvloop]'
+	touch $@
+
+$(VENV)-bench-pure/.installed: $(BUILT_FROM)
+	test -x $(VENV)-bench-pure/bin/python || $(PYTHON) -m venv $(VENV)-bench-pure
+	PROTOSERVE_PURE=1 $(VENV)-bench-pure/bin/python -m pip --disable-pip-version-check --quiet \
+	  install '.[uvloop]'
 	touch $@

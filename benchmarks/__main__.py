@@ -5,29 +5,53 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import blocking, blocking_report
 from benchmarks.blocking import BlockingResults
-from benchmarks.idle import measure_idle
-from benchmarks.load import Wrk, missing_tools
-from benchmarks.measure import measure
-from benchmarks.peers import OURS, PEERS, Peer, another_checkout
-from benchmarks.report import Results, chart, markdown
-from benchmarks.stages import echo_stages
-from benchmarks.workloads import BLOCKING, WORKLOADS
+from benchmarks.builds import ROOT, Build
+from benchmarks.connections import COUNTS, SERVERS, counts_that_fit, measure_connections
+from benchmarks.load import Load, Wrk, missing_tools
+from benchmarks.machine import facts
+from benchmarks.measure import WARM_UP, measure
+from benchmarks.peers import BEFORE, OURS, PURE, Peer, all_peers
+from benchmarks.report import BARS, LINES, markdown
+from benchmarks.results import Journal, Results
+from benchmarks.workloads import BLOCKING, SPARSE, WORKLOADS, Workload
 
-IDLE = "idle"
 HERE = Path(__file__).parent
 
 ROUNDS = 5
 SECONDS = 3
 
+_AROUND = 0.8
+"""Seconds that starting, checking and ending a server take, for the estimate."""
+
+_EACH_STEP = 2.2
+"""And of each step of the open connections, without its load."""
+
+_BLOCKING_ROUND = 55.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One server with one workload, in every round."""
+
+    workload: Workload
+    peer: Peer
+
+    def seconds(self, each: float, counts: Sequence[int]) -> float:
+        """About how long a round of it takes."""
+        if self.workload is SPARSE:
+            return _AROUND + WARM_UP + len(counts) * (each + _EACH_STEP)
+        return _AROUND + WARM_UP + len(self.workload.figures()) * each
+
 
 def _arguments() -> argparse.Namespace:
-    names = [*(workload.name for workload in WORKLOADS), IDLE, BLOCKING]
-    peers = ", ".join(peer.name for peer in PEERS)
+    names = [*(workload.name for workload in WORKLOADS), SPARSE.name, BLOCKING]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "--rounds", type=int,
@@ -42,68 +66,149 @@ def _arguments() -> argparse.Namespace:
         help=f"one of {', '.join(names)}; may be given several times. '--only {BLOCKING}' "
         "replaces that section of RESULTS.md and leaves the rest",
     )  # fmt: skip
-    parser.add_argument("--peers", help=f"a comma-separated choice of: {peers}")
+    parser.add_argument(
+        "--peer", action="append", metavar="SERVER",
+        help="a server of the report, as it is named there; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compiled", type=Path, metavar="PYTHON", default=Path(sys.executable),
+        help=f"an interpreter with the build that is named {OURS!r}; default: this one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pure", type=Path, metavar="PYTHON", default=ROOT / ".venv-bench-pure/bin/python",
+        help=f"one with the build that is named {PURE!r}; default: that of `make bench`",
+    )  # fmt: skip
     parser.add_argument(
         "--before", type=Path, metavar="CHECKOUT",
-        help=f"another checkout of protoserve that {BLOCKING!r} is compared with, round by round",
+        help="another checkout of protoserve, which is measured beside ours, round by round",
     )  # fmt: skip
     parser.add_argument("--no-write", action="store_true", help="only print the report")
+    parser.add_argument(
+        "--into", type=Path, metavar="FOLDER", default=HERE,
+        help="where the report and its pictures are written; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="go on with a run that was cut short, from what its samples' file has",
+    )  # fmt: skip
+    parser.add_argument(
+        "--samples", type=Path, metavar="FILE", default=HERE / "samples.jsonl",
+        help="where every measurement is kept at once; default: %(default)s",
+    )  # fmt: skip
     arguments = parser.parse_args()
     if any(number is not None and number < 1 for number in (arguments.rounds, arguments.seconds)):
         parser.error("--rounds and --seconds are 1 at least")
-    if arguments.before and not (arguments.before / "protoserve").is_dir():
-        parser.error(f"--before: there is no checkout of protoserve in {arguments.before}")
-    chosen = arguments.peers.split(",") if arguments.peers else [peer.name for peer in PEERS]
-    if unknown := set(chosen) - {peer.name for peer in PEERS}:
-        parser.error(f"no such peer: {', '.join(sorted(unknown))}; there are: {peers}")
-    arguments.peers = [peer for peer in PEERS if peer.name in chosen]
+    if arguments.before:
+        arguments.before = arguments.before.resolve()
+        if not (arguments.before / "protoserve").is_dir():
+            parser.error(f"--before: there is no checkout of protoserve in {arguments.before}")
+    # Not resolve(): a virtual environment's interpreter is a link.
+    arguments.compiled, arguments.pure = arguments.compiled.absolute(), arguments.pure.absolute()
+    peers = all_peers(arguments.compiled, arguments.pure, arguments.before)
+    chosen = arguments.peer or [peer.name for peer in peers]
+    if unknown := set(chosen) - {peer.name for peer in peers}:
+        there_are = "; ".join(peer.name for peer in peers)
+        parser.error(f"no such server: {'; '.join(sorted(unknown))}. There are: {there_are}")
+    arguments.peers = [peer for peer in peers if peer.name in chosen]
     return arguments
 
 
-def _measure_workloads(arguments: argparse.Namespace, peers: Sequence[Peer]) -> Results:
-    chosen = [w for w in WORKLOADS if not arguments.only or w.name in arguments.only]
-    rounds, seconds = arguments.rounds or ROUNDS, arguments.seconds or SECONDS
-    versions = {peer.name: peer.version() for peer in peers}
-    peers = [peer for peer in peers if versions[peer.name] is not None]
-    results = Results(
-        rounds,
-        seconds,
-        {name: version for name, version in versions.items() if version is not None},
-        [name for name, version in versions.items() if version is None],
-        {
-            (workload.name, peer.name): peer.without[workload.name]
-            for workload in chosen
+def _without(workloads: Sequence[Workload], peers: Sequence[Peer]) -> dict[str, dict[str, str]]:
+    """By workload, the peers that cannot serve it, and why."""
+    return {
+        workload.name: {
+            peer.name: peer.without[workload.name]
             for peer in peers
             if workload.name in peer.without and workload.protocol == peer.protocol
-        },
-    )
-    for number in range(rounds):
-        for workload in chosen:
-            for peer in peers:
-                if workload.protocol != peer.protocol or (
-                    (workload.name, peer.name) in results.without
-                ):
-                    continue
-                sample = measure(peer, workload, seconds)
-                by_peer = results.samples.setdefault(workload, {})
-                by_peer.setdefault(peer.name, []).append(sample)
-                said = sample.faults or f"{sample.rate:,.0f}/s {sample.cpu:.1f} µs"
-                print(f"round {number + 1} {workload.name} {peer.name}: {said}", file=sys.stderr)
-        ours = next((peer for peer in peers if peer.name == OURS), None)
-        if ours is not None and (not arguments.only or IDLE in arguments.only):
-            echo = WORKLOADS[0]
-            pair = measure_idle(ours, echo, seconds, beside_first=number % 2 == 1)
-            results.idle.append(pair)
-            print(f"round {number + 1} {IDLE}: {pair}", file=sys.stderr)
-    if any(peer.name == OURS for peer in peers):
-        results.stages = echo_stages()
-    return results
+        }
+        for workload in workloads
+    }
+
+
+def _cells(workloads: Sequence[Workload], peers: Sequence[Peer]) -> Iterator[Cell]:
+    """One round."""
+    for workload in workloads:
+        for peer in peers:
+            if workload is SPARSE:
+                if peer.name in SERVERS:
+                    yield Cell(workload, peer)
+            elif workload.protocol == peer.protocol and workload.name not in peer.without:
+                yield Cell(workload, peer)
+
+
+def _measure_cells(
+    journal: Journal, rounds: Sequence[Sequence[Cell]], counts: list[int], seconds: int
+) -> None:
+    left = [
+        (number, cell)
+        for number, cells in enumerate(rounds)
+        for cell in cells
+        if not journal.has(number, cell.workload.name, cell.peer.name)
+    ]
+    estimated = sum(cell.seconds(seconds, counts) for _, cell in left)
+    print(f"{len(left)} runs, about {estimated / 60:.0f} minutes", file=sys.stderr)
+    began, done = time.monotonic(), 0.0
+    for number, cell in left:
+        if cell.workload is SPARSE:
+            steps = measure_connections(cell.peer, counts, seconds, most_first=number % 2 == 1)
+            journal.add(number, cell.workload.name, cell.peer.name, steps)
+            samples = {f"{step.count:,} open": step.sample for step in steps}
+        else:
+            samples = measure(cell.peer, cell.workload, seconds)
+            journal.add(number, cell.workload.name, cell.peer.name, samples)
+        done += cell.seconds(seconds, counts)
+        spent = time.monotonic() - began
+        said = "; ".join(
+            f"{figure} {sample.faults or f'{sample.rate:,.0f}/s {sample.cpu:.1f} µs'}"
+            for figure, sample in samples.items()
+        )
+        minutes = spent / done * (estimated - done) / 60
+        print(
+            f"round {number + 1} {cell.workload.name} {cell.peer.name}: {said} "
+            f"({minutes:.0f} minutes left)",
+            file=sys.stderr,
+        )
+
+
+def _stages(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    stages = {}
+    for build in (Build(OURS, arguments.compiled), Build(PURE, arguments.pure)):
+        if any(peer.name == build.name for peer in arguments.peers):
+            try:
+                stages[build.name] = build.stages()
+            except (OSError, RuntimeError) as error:
+                print(f"the stages of {build.name}: {error}", file=sys.stderr)
+    return stages
+
+
+def _measure_workloads(
+    arguments: argparse.Namespace, workloads: Sequence[Workload]
+) -> tuple[Results, str]:
+    """The results, and the report."""
+    rounds, seconds = arguments.rounds or ROUNDS, arguments.seconds or SECONDS
+    protocols = {workload.protocol for workload in workloads}
+    peers = [peer for peer in arguments.peers if peer.protocol in protocols]
+    versions = {peer.name: peer.version() for peer in peers}
+    peers = [peer for peer in peers if versions[peer.name] is not None]
+    installed = {name: said for name, said in versions.items() if said is not None}
+    results = Results(seconds, installed)
+    if arguments.resume and arguments.samples.exists():
+        journal = Journal.resumed(arguments.samples, results)
+    else:
+        results.facts = facts()
+        journal = Journal.started(arguments.samples, results)
+    counts, left = counts_that_fit() if SPARSE in workloads else (list(COUNTS), "")
+    cells = list(_cells(workloads, peers))
+    _measure_cells(journal, [cells] * rounds, counts, seconds)
+    results.stages = _stages(arguments)
+    missing = [name for name, said in versions.items() if said is None]
+    return results, markdown(results, missing, _without(workloads, peers), left)
 
 
 def _measure_blocking(arguments: argparse.Namespace) -> BlockingResults:
-    peers = [peer for peer in arguments.peers if peer.name == OURS or peer.protocol == BLOCKING]
-    if arguments.before:
-        peers.insert(1, another_checkout(arguments.before.resolve()))
+    ours = {OURS, PURE, BEFORE} if arguments.before else {OURS}
+    http = [peer for peer in arguments.peers if peer.name in ours]
+    peers = http + [peer for peer in arguments.peers if peer.protocol == BLOCKING]
     versions = {peer.name: peer.version() for peer in peers}
     results = BlockingResults(
         arguments.rounds or blocking.ROUNDS,
@@ -117,28 +222,45 @@ def _measure_blocking(arguments: argparse.Namespace) -> BlockingResults:
     return results
 
 
+def _failed(results: Results) -> bool:
+    """Whether a server of ours did something wrong."""
+    by_server = [
+        (name, sample)
+        for by_peer in results.samples.values()
+        for name, samples in by_peer.items()
+        for sample in samples
+    ]
+    by_server += [
+        (name, step.sample)
+        for name, rounds in results.connections.items()
+        for steps in rounds
+        for step in steps
+    ]
+    return any(sample.faults for name, sample in by_server if name.startswith(OURS))
+
+
 def main() -> int:
     """Returns the exit code: 2 when a tool is missing, 1 when protoserve itself failed."""
     arguments = _arguments()
-    chosen = [w for w in WORKLOADS if not arguments.only or w.name in arguments.only]
+    workloads = [w for w in [*WORKLOADS, SPARSE] if not arguments.only or w.name in arguments.only]
     blocks = not arguments.only or BLOCKING in arguments.only
-    loads = [*(workload.load for workload in chosen), *[Wrk(())] * blocks]
-    if missing := missing_tools(loads):
+    loads: list[Load] = [load for w in workloads for load in w.figures().values()]
+    if missing := missing_tools([*loads, *[Wrk(())] * blocks]):
         print(f"needed and not installed: {', '.join(missing)}", file=sys.stderr)
         return 2
-    written = HERE / "RESULTS.md"
-    report, picture = "", ""
+    if workloads and not arguments.no_write:
+        # Before it has taken half an hour, not after.
+        from benchmarks import chart
+    written = arguments.into / "RESULTS.md"
+    report = ""
+    pictures: dict[str, str] = {}
     failed = False
-    if arguments.only != [BLOCKING]:
-        results = _measure_workloads(
-            arguments, [peer for peer in arguments.peers if peer.protocol != BLOCKING]
-        )
-        report, picture = markdown(results), chart(results)
-        failed = any(
-            sample.faults
-            for workload, by_peer in results.samples.items()
-            for sample in by_peer.get(workload.ours, [])
-        )
+    if workloads:
+        results, report = _measure_workloads(arguments, workloads)
+        failed = _failed(results)
+        if not arguments.no_write:
+            pictures = {BARS: chart.bars(results)} if results.samples else {}
+            pictures |= {LINES: chart.lines(results)} if results.connections else {}
     if blocks:
         section = _measure_blocking(arguments)
         text = blocking_report.section(section)
@@ -151,8 +273,8 @@ def main() -> int:
         print(report)
     if not arguments.no_write:
         written.write_text(report, encoding="utf-8")
-        if picture:
-            (HERE / "results.svg").write_text(picture, encoding="utf-8")
+        for name, picture in pictures.items():
+            (arguments.into / name).write_text(picture, encoding="utf-8")
     return 1 if failed else 0
 
 

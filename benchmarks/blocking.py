@@ -16,12 +16,12 @@ from sys import stderr
 
 from benchmarks.load import Wrk
 from benchmarks.measure import Sample, load, serving
-from benchmarks.peers import BEFORE, OURS, Peer
+from benchmarks.peers import BEFORE, OURS, PURE, Peer
 from benchmarks.processes import CLIENT_CORE, ServerProcess
 from benchmarks.workloads import (
     BLOCKING,
+    ECHO,
     PLAIN_ANSWER,
-    WORKLOADS,
     Workload,
     echo_request,
     expect,
@@ -46,7 +46,7 @@ _PAUSE = 0.001
 
 _PATIENCE = 30.0
 _FAULTS = (OSError, ValueError, RuntimeError)
-_OURS = (OURS, BEFORE)
+_OURS = (OURS, PURE, BEFORE)
 
 
 def _get(path: str) -> bytes:
@@ -79,7 +79,7 @@ class Case:
     def verify(self, port: int, peer: str) -> None:
         """Raises ``ValueError`` for an answer that is wrong, or came too early."""
         if self.app != BLOCKING:
-            WORKLOADS[0].verify(port, peer)
+            ECHO.verify(port, peer)
             return
         times = []
         for request in sorted(set(self.requests)):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +18,10 @@ from typing import Protocol
 from benchmarks.processes import CLIENT_CORE
 
 CONNECTIONS = 32
+RATE = 10_000
+"""Requests a second of the second figure, which every server but the slowest can answer."""
+
+_COUNTED = re.compile(r"(\d+) (2xx|3xx|4xx|5xx|failed|errored|timeout)")
 
 _SCRIPT = """
 local requests = {%s}
@@ -56,6 +63,10 @@ class Load(Protocol):
 
     def run(self, port: int, seconds: float) -> LoadResult: ...
 
+    def said(self, seconds: float) -> str:
+        """The command, as one types it."""
+        ...
+
 
 class Wrk:
     """wrk: one thread, by default ``CONNECTIONS`` connections. Each of ``requests`` is sent in
@@ -72,13 +83,8 @@ class Wrk:
         with tempfile.TemporaryDirectory() as directory:
             script = Path(directory) / "load.lua"
             script.write_text(_SCRIPT % quoted)
-            # wrk takes whole seconds only.
-            command = [
-                "wrk", "-t1", f"-c{self._connections}", f"-d{max(1, round(seconds))}s",
-                "-s", str(script), f"http://127.0.0.1:{port}/",
-            ]  # fmt: skip
             done = subprocess.run(
-                command,
+                self._command(str(port), seconds, str(script)),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -97,6 +103,89 @@ class Wrk:
         times = _measured(seen["times"], seen["micros"] // each)
         p50, p99 = (_percentile(times, share) / 1e6 for share in (0.5, 0.99))
         return LoadResult(seen["requests"], seen["micros"] / 1e6, p50, p99, ", ".join(faults))
+
+    def said(self, seconds: float) -> str:
+        return shlex.join(self._command("PORT", seconds, "load.lua"))
+
+    def _command(self, port: str, seconds: float, script: str) -> list[str]:
+        # wrk takes whole seconds only.
+        return [
+            "wrk", "-t1", f"-c{self._connections}", f"-d{max(1, round(seconds))}s",
+            "-s", script, f"http://127.0.0.1:{port}/",
+        ]  # fmt: skip
+
+
+class H2load:
+    """h2load in HTTP/1.1: offers ``rate`` requests a second, whatever the server does.
+
+    Every connection has a timer of its own, of 10 ms at least, and all are started together:
+    at 100 requests a second each, every connection sends one request every 10 ms. ``depth``
+    requests of a connection may be under way at once. ``paths`` are taken in turn.
+    """
+
+    tool = "h2load"
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        fields: Mapping[str, str],
+        rate: int = RATE,
+        connections: int = RATE // 100,
+        depth: int = 1,
+        body: bytes = b"",
+    ) -> None:
+        self.rate = rate
+        self._paths = paths
+        self._fields = fields
+        self._connections = connections
+        self._depth = depth
+        self._body = body
+
+    def run(self, port: int, seconds: float) -> LoadResult:
+        with tempfile.TemporaryDirectory() as directory:
+            where = Path(directory)
+            (where / "body").write_bytes(self._body)
+            uris = [f"http://127.0.0.1:{port}{path}\n" for path in self._paths]
+            (where / "uris").write_text("".join(uris))
+            command = [*self._command(seconds, directory), f"--log-file={where / 'log'}"]
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=seconds + 30,
+                preexec_fn=lambda: os.sched_setaffinity(0, {CLIENT_CORE}),
+            )
+            if done.returncode:
+                raise RuntimeError(f"h2load ended with {done.returncode}: {done.stderr.strip()}")
+            rows = (where / "log").read_text().splitlines()
+        times = Counter(int(row.split("\t")[2]) for row in rows)
+        numbers = {what: int(n) for n, what in _COUNTED.findall(done.stdout)}
+        faults = [
+            f"{numbers[what]} {what}"
+            for what in ("failed", "errored", "timeout", "3xx", "4xx", "5xx")
+            if numbers.get(what)
+        ]
+        count = numbers.get("2xx", 0)
+        if not count:
+            faults.append("no answers")
+        p50, p99 = (_percentile(times, share) / 1e6 for share in (0.5, 0.99))
+        return LoadResult(count, seconds, p50, p99, ", ".join(faults))
+
+    def said(self, seconds: float) -> str:
+        return shlex.join(self._command(seconds, "."))
+
+    def _command(self, seconds: float, directory: str) -> list[str]:
+        each = self.rate / self._connections
+        command = [
+            "h2load", "--h1", "-t1", f"-c{self._connections}", f"-m{self._depth}",
+            f"--rps={each:g}", f"-D{round(seconds * 1000)}ms",
+        ]  # fmt: skip
+        for name, value in self._fields.items():
+            command += ["-H", f"{name}: {value}"]
+        if self._body:
+            command += ["-d", f"{directory}/body"]
+        return [*command, "-i", f"{directory}/uris"]
 
 
 class RedisBenchmark:
@@ -120,13 +209,18 @@ class RedisBenchmark:
             second.p99,
         )
 
-    def _run(self, port: int, count: int) -> LoadResult:
-        command = [
-            "redis-benchmark", "-h", "127.0.0.1", "-p", str(port), "-c", str(CONNECTIONS),
-            "-n", str(count), "-t", self._test, "-P", str(self._depth), "--csv",
+    def said(self, seconds: float) -> str:
+        return shlex.join(self._command("PORT", "COUNT"))
+
+    def _command(self, port: str, count: str) -> list[str]:
+        return [
+            "redis-benchmark", "-h", "127.0.0.1", "-p", port, "-c", str(CONNECTIONS),
+            "-n", count, "-t", self._test, "-P", str(self._depth), "--csv",
         ]  # fmt: skip
+
+    def _run(self, port: int, count: int) -> LoadResult:
         done = subprocess.run(
-            command,
+            self._command(str(port), str(count)),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -158,7 +252,7 @@ def _measured(times: Sequence[tuple[int, int]], interval: int) -> dict[int, int]
     return counts
 
 
-def _percentile(counts: dict[int, int], share: float) -> int:
+def _percentile(counts: Mapping[int, int], share: float) -> int:
     left = share * sum(counts.values())
     for value in sorted(counts):
         left -= counts[value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from benchmarks.processes import ServerProcess, free_port, running
 from benchmarks.workloads import Workload
 
 START_TIMEOUT = 15.0
-WARM_UP = 1.0
+WARM_UP = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def serving(peer: Peer, workload: Workload, warm_up: float = WARM_UP) -> Iterato
         with running(peer.command(workload.app, port, where), port, where) as server:
             _await_answer(server, peer, workload)
             if warm_up:
-                workload.load.run(port, warm_up)
+                (workload.paced or workload.load).run(port, warm_up)
             yield server
 
 
@@ -72,10 +73,15 @@ def load(server: ServerProcess, generator: Load, seconds: float) -> Sample:
     )
 
 
-def measure(peer: Peer, workload: Workload, seconds: float) -> Sample:
-    """A fresh server under load. Never raises for what the server does wrong."""
+def measure(peer: Peer, workload: Workload, seconds: float) -> dict[str, Sample]:
+    """A fresh server under load: a sample of each figure of the workload, one after the other
+    on the same server. Never raises for what the server does wrong."""
+    samples: dict[str, Sample] = {}
     try:
         with serving(peer, workload) as server:
-            return load(server, workload.load, seconds)
-    except (OSError, ValueError, RuntimeError) as error:
-        return Sample(faults=f"{type(error).__name__}: {error}")
+            for figure, generator in workload.figures().items():
+                samples[figure] = load(server, generator, seconds)
+    except (OSError, ValueError, RuntimeError, subprocess.TimeoutExpired) as error:
+        for figure in workload.figures():
+            samples.setdefault(figure, Sample(faults=f"{type(error).__name__}: {error}"))
+    return samples

@@ -1,206 +1,178 @@
-"""From samples to RESULTS.md."""
+"""From results to RESULTS.md."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
-from benchmarks.chart import bar_chart
-from benchmarks.idle import IdleRound
-from benchmarks.load import CONNECTIONS
-from benchmarks.machine import facts
-from benchmarks.measure import Sample
-from benchmarks.peers import ASYNC, OURS
-from benchmarks.workloads import REDIS, Workload
+from benchmarks.connections_report import connections_section
+from benchmarks.figures import good, paired_ratio, spread
+from benchmarks.load import CONNECTIONS, RATE
+from benchmarks.measure import WARM_UP, Sample
+from benchmarks.peers import BEFORE, OURS, PURE, REDIS_BEFORE, REDIS_PURE
+from benchmarks.results import Results
+from benchmarks.workloads import CLOSED, ECHO, PACED, WORKLOADS, Target, Workload
 
+BARS, LINES = "results.svg", "connections.svg"
+"""The pictures, beside the report."""
 
-@dataclass
-class Results:
-    """Everything that was measured; one sample for each round, in the rounds' order."""
+_AS_BEFORE = 1.02
+"""What a pure build may take of another checkout's CPU: the same, but for noise."""
 
-    rounds: int
-    seconds: float
-    versions: Mapping[str, str]
-    missing: Sequence[str]
-    without: Mapping[tuple[str, str], str]
-    samples: dict[Workload, dict[str, list[Sample]]] = field(default_factory=dict)
-    idle: list[IdleRound] = field(default_factory=list)
-    stages: dict[str, float] = field(default_factory=dict)
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Minimum, median and maximum, as in every cell of the report."""
-    low, middle, high = (f"{f(values):,.{digits}f}" for f in (min, median, max))
-    return f"{low} / **{middle}** / {high}"
-
-
-def good(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples that count."""
-    return [sample for sample in samples if not sample.faults]
-
-
-def paired_ratio(
-    ours: Sequence[Sample], theirs: Sequence[Sample], what: Callable[[Sample], float]
-) -> list[float]:
-    """The ratio of each round in which both are valid."""
-    pairs = zip(ours, theirs, strict=True)
-    return [what(a) / what(b) for a, b in pairs if not a.faults and not b.faults]
+_KEEPS_UP = 0.97
 
 
 def _cpu(sample: Sample) -> float:
     return sample.cpu
 
 
-def _rate(sample: Sample) -> float:
-    return sample.rate
+def measured(results: Results) -> list[Workload]:
+    """The workloads that there are samples of, in their order."""
+    return [workload for workload in WORKLOADS if (workload.name, CLOSED) in results.samples]
 
 
-def _table(results: Results, workload: Workload) -> list[str]:
-    by_peer = results.samples[workload]
-    ours = by_peer.get(workload.ours, [])
-    lines = [
-        f"## {workload.title}",
-        "",
-        "| server | requests/s | p99, ms | CPU, µs/request | its CPU : ours |",
-        "|---|---|---|---|---|",
+def _columns(samples: Sequence[Sample], ours: Sequence[Sample], rates: bool) -> list[str]:
+    valid = good(samples)
+    if not valid:
+        return ["invalid" if samples else "", *[""] * (2 + rates)]
+    ratios = paired_ratio(samples, [ours], _cpu)
+    return [
+        *[spread([sample.rate for sample in valid], 0)] * rates,
+        spread([sample.p99 * 1e3 for sample in valid], 2),
+        spread([sample.cpu for sample in valid], 1),
+        f"{median(ratios):.2f}" if ratios else "",
     ]
-    notes = []
-    for peer, samples in by_peer.items():
-        valid = good(samples)
-        faults = sorted({sample.faults for sample in samples if sample.faults})
-        notes += [f"{peer}: {fault}" for fault in faults]
-        if not valid:
-            lines.append(f"| {peer} | invalid | | | |")
-            continue
-        ratios = paired_ratio(samples, ours, _cpu) if ours else []
-        ratio = f"{median(ratios):.2f}" if ratios else ""
-        cells = [
-            spread([sample.rate for sample in valid], 0),
-            spread([sample.p99 * 1e3 for sample in valid], 2),
-            spread([sample.cpu for sample in valid], 1),
-        ]
-        lines.append(f"| {peer} | {' | '.join(cells)} | {ratio} |")
-    lines += [""] + [f"Rounds that do not count: {note}" for note in notes] + [""] * bool(notes)
-    skipped = [why for (name, _), why in results.without.items() if name == workload.name]
-    return lines + [f"Not measured: {'; '.join(skipped)}.", ""] * bool(skipped)
+
+
+def _table(results: Results, workload: Workload, without: Mapping[str, str]) -> list[str]:
+    figures = list(workload.figures())
+    rate = f"{workload.paced.rate:,}/s" if workload.paced else ""
+    heads = ["requests/s", "p99, ms", "CPU, µs/request", ": ours"]
+    heads += [f"{rate}: p99, ms", f"{rate}: CPU, µs/request", f"{rate}: ours"] * bool(rate)
+    by_figure = [results.samples[workload.name, figure] for figure in figures]
+    commands = [load.said(results.seconds) for load in workload.figures().values()]
+    lines = [f"## {workload.title}", ""]
+    lines += [f"* {f}: `{said}`" for f, said in zip(figures, commands, strict=True)]
+    lines += ["", *([workload.note, ""] if workload.note else [])]
+    lines += [f"| server | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    notes: dict[str, None] = {}
+    for peer in by_figure[0]:
+        cells: list[str] = []
+        for figure, by_peer in zip(figures, by_figure, strict=True):
+            samples, ours = by_peer.get(peer, []), by_peer.get(workload.ours, [])
+            cells += _columns(samples, ours, rates=figure == CLOSED)
+            notes |= {
+                f"A round of {peer}, {figure}, does not count: {sample.faults}.": None
+                for sample in samples
+                if sample.faults
+            }
+            if workload.paced and figure == PACED and (valid := good(samples)):
+                least = min(sample.rate for sample in valid)
+                if least < _KEEPS_UP * workload.paced.rate:
+                    notes[f"{peer} did not keep up with {rate}: it answered {least:,.0f}."] = None
+        lines.append(f"| {peer} | {' | '.join(cells)} |")
+    why = dict.fromkeys(f"{peer} ({said})" for peer, said in without.items())
+    notes |= {f"Not measured: {'; '.join(why)}.": None} if why else {}
+    return [*lines, "", *(line for note in notes for line in (note, ""))]
+
+
+def _targets_of(results: Results, workload: Workload) -> Iterable[Target]:
+    yield from workload.targets
+    pure, before = (PURE, BEFORE) if workload.ours == OURS else (REDIS_PURE, REDIS_BEFORE)
+    for figure in workload.figures():
+        if before in results.samples[workload.name, figure]:
+            yield Target((before,), _AS_BEFORE, pure, figure)
 
 
 def _targets(results: Results) -> list[str]:
     lines = []
-    for workload, by_peer in results.samples.items():
-        for target in workload.targets:
-            goal = f"| {workload.name} | {target.ours} ≤ {target.factor} × {target.peer}"
-            ours, theirs = by_peer.get(target.ours), by_peer.get(target.peer)
-            ratios = paired_ratio(ours, theirs, _cpu) if ours and theirs else []
+    for workload in measured(results):
+        for target in _targets_of(results, workload):
+            by_peer = results.samples[workload.name, target.figure]
+            peers = " or ".join(target.peers)
+            best = f"the better of {peers.replace(' or ', ' and ')}"
+            goal = (
+                f"| {workload.name} | {target.figure} | {target.ours} ≤ {target.factor:g} × "
+                f"{peers if len(target.peers) == 1 else best} |"
+            )
+            theirs = [by_peer.get(peer, []) for peer in target.peers]
+            ratios = paired_ratio(by_peer.get(target.ours, []), theirs, _cpu)
             if not ratios:
-                lines.append(f"{goal} | | not measured |")
+                lines.append(f"{goal} | not measured |")
                 continue
             verdict = "met" if median(ratios) <= target.factor else "**missed**"
-            lines.append(f"{goal} | {spread(ratios, 2)} | {verdict} |")
+            lines.append(f"{goal} {spread(ratios, 2)} | {verdict} |")
     if not lines:
         return []
-    head = ["| workload | target | measured | |", "|---|---|---|---|"]
+    head = ["| workload | figure | target | measured | |", "|---|---|---|---|---|"]
     said = "CPU for each request, as a multiple of the peer's in the same round."
     return ["## Targets", "", said, "", *head, *lines, ""]
 
 
-def _idle(rounds: Sequence[IdleRound]) -> list[str]:
-    if not rounds:
-        return []
-    alone, beside = [r.alone for r in rounds], [r.beside for r in rounds]
-    lines = [
-        f"## {rounds[0].count:,} idle keep-alive connections",
-        "",
-        f"Each takes {median(r.bytes_each for r in rounds) / 1024:.1f} KiB of the server's "
-        "resident memory (what the kernel keeps for its sockets is not in it).",
-        "",
-        "| echo page | requests/s | p99, ms | CPU, µs/request |",
-        "|---|---|---|---|",
-    ]
-    for title, samples in (("alone", alone), ("beside them", beside)):
-        valid = good(samples)
-        if not valid:
-            lines.append(f"| {title} | invalid | | |")
-            continue
-        rates = spread([s.rate for s in valid], 0)
-        tails = spread([s.p99 * 1e3 for s in valid], 2)
-        lines.append(f"| {title} | {rates} | {tails} | {spread([s.cpu for s in valid], 1)} |")
-    cpu, rate = (paired_ratio(beside, alone, what) for what in (_cpu, _rate))
-    lines.append("")
-    if cpu:
-        base = [sample.cpu for sample in good(alone)]
-        noise = (max(base) - min(base)) / median(base)
-        lines += [
-            f"Beside them : alone, round by round: CPU {spread(cpu, 3)}, requests/s "
-            f"{spread(rate, 3)}. Noise: the runs alone differ by {noise:.1%} among themselves.",
-            "",
-        ]
-    return lines
-
-
 def _stages(results: Results) -> list[str]:
     """Where the time of an echo request goes, in order of cost."""
-    echo = next((w for w in results.samples if w.name == "echo"), None)
-    ours = good(results.samples[echo].get(OURS, [])) if echo else []
-    if not ours or not results.stages:
-        return []
-    whole = median(sample.cpu for sample in ours)
-    parts = dict(results.stages)
-    parts["system calls (recv, send, epoll), and what they push out of the caches"] = whole - sum(
-        parts.values()
-    )
-    return [
-        f"## Where the {whole:.1f} µs of an echo request go",
-        "",
-        "System calls are what is left of the measured CPU; the other stages were timed in one "
-        "process without sockets, with everything in the caches.",
-        "",
-        "| stage | µs | share |",
-        "|---|---|---|",
-        *(
-            f"| {stage} | {micros:.1f} | {micros / whole:.0%} |"
+    by_peer = results.samples.get((ECHO.name, CLOSED), {})
+    lines = []
+    for name, stages in results.stages.items():
+        ours = good(by_peer.get(name, []))
+        if not ours or not stages:
+            continue
+        whole = median(sample.cpu for sample in ours)
+        rest = whole - sum(stages.values())
+        parts = stages | {"system calls, and what they push out of the caches": rest}
+        lines += [f"| {name} | the whole request | {whole:.1f} | |"]
+        lines += [
+            f"| | {stage} | {micros:.1f} | {micros / whole:.0%} |"
             for stage, micros in sorted(parts.items(), key=lambda part: -part[1])
-        ),
+        ]
+    if not lines:
+        return []
+    return [
+        "## Where the time of an echo request goes",
+        "",
+        "System calls (recv, send, epoll) are what is left of the CPU measured in a closed loop; "
+        "the other stages were timed in one process without sockets, with everything in the "
+        "caches.",
+        "",
+        "| server | stage | µs | share |",
+        "|---|---|---|---|",
+        *lines,
         "",
     ]
 
 
-def markdown(results: Results) -> str:
-    """The report."""
+def markdown(
+    results: Results, missing: Sequence[str], without: Mapping[str, Mapping[str, str]], left: str
+) -> str:
+    """The report. ``missing``: peers that are not installed; ``without``: by workload, those
+    that cannot serve it, and why; ``left``: why there are not more connections."""
     lines = [
         "# protoserve and its peers",
         "",
         "Made by `make bench`. Every server has one worker and its access log off, protoserve "
-        "all its defaults (timeouts, limits, `Date`). Each round starts every server afresh, "
-        f"checks its answer, warms it up and loads it for {results.seconds:g} s over "
-        f"{CONNECTIONS} connections. Cells are minimum / **median** / maximum of "
-        f"{results.rounds} rounds. CPU is that of the server's process and its children, user "
-        "and system.",
+        "all its defaults (timeouts, limits, `Date`), as it is compiled by `pip install` and, "
+        "under the name of pure, as Python. Each round starts every server afresh, one server "
+        f"after the other, checks its answer, warms it up for {WARM_UP:g} s and loads it for "
+        f"{results.seconds:g} s. Cells are minimum / **median** / maximum of {results.rounds} "
+        "rounds. CPU is that of the server's process and its children, user and system.",
         "",
-        *(f"* {fact}" for fact in facts()),
+        f"* In the closed loop each of {CONNECTIONS} connections (`wrk`) sends its next request "
+        "when it has its answer. The server is never at rest, but for what it waits for the "
+        "client, and each time that it has to be woken is in the figure: a slower handler costs "
+        "more there than what was added to it.",
+        f"* At a fixed rate (`h2load`) {RATE:,} requests a second are offered to every server: "
+        f"one every 10 ms on each of {RATE // 100} connections, all at the same time.",
+        "",
+        *(f"* {fact}" for fact in results.facts),
         *(f"* {name}: {version}" for name, version in results.versions.items()),
-        *(f"* {name}: **missing**, not installed here" for name in results.missing),
+        *(f"* {name}: **missing**, not installed here" for name in missing),
         "",
-        "![CPU per request](results.svg)",
+        f"![CPU per request]({BARS})",
         "",
         *_targets(results),
     ]
-    for workload in results.samples:
-        lines += _table(results, workload)
-    lines += _idle(results.idle)
+    for workload in measured(results):
+        lines += _table(results, workload, without.get(workload.name, {}))
+    lines += connections_section(results, left, LINES)
     lines += _stages(results)
     return "\n".join(lines).rstrip() + "\n"
-
-
-def chart(results: Results) -> str:
-    """The bar chart of the medians."""
-    groups = {
-        workload.title: {
-            peer: median(sample.cpu for sample in valid)
-            for peer, samples in by_peer.items()
-            if (valid := good(samples))
-        }
-        for workload, by_peer in results.samples.items()
-    }
-    return bar_chart(groups, {OURS, ASYNC, REDIS})

@@ -1,12 +1,15 @@
 """Where the time of an echo request goes, stage by stage, without sockets.
 
-``python -m benchmarks.stages`` prints it; the report has it too.
+``python -m benchmarks.stages`` prints it, with ``--json`` for the report, which has it of every
+build of protoserve.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import sys
 import timeit
 from collections.abc import Callable
 from typing import Any
@@ -85,5 +88,9 @@ def _measure(request: bytes) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    for stage, micros in echo_stages().items():
-        print(f"{micros:6.2f} µs  {stage}")
+    stages = echo_stages()
+    if sys.argv[1:] == ["--json"]:
+        print(json.dumps(stages))
+    else:
+        for stage, micros in stages.items():
+            print(f"{micros:6.2f} µs  {stage}")

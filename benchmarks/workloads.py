@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from http.client import HTTPResponse
 
-from benchmarks.load import CONNECTIONS, Load, RedisBenchmark, Wrk
+from benchmarks.load import CONNECTIONS, RATE, H2load, Load, RedisBenchmark, Wrk
 
 BODY = bytes(range(33, 127)).replace(b"\\", b"/").replace(b'"', b"'") * 700
 BODY = BODY[: 64 * 1024]
@@ -17,19 +17,29 @@ BODY = BODY[: 64 * 1024]
 PIPELINED = 16
 
 
-def echo_request(number: int = 0) -> bytes:
+_ECHO_FIELDS = {
+    "Host": "www.example.com",
+    "User-Agent": "wrk/000000",
+    "Accept": "text/html",
+    "Accept-Language": "en",
+    "Accept-Encoding": "gzip",
+    "Referer": "http://example.com/?a=1&b=2",
+    "Cache-Control": "no-cache",
+    "Connection": "keep-alive",
+}
+
+
+def echo_request(number: int = 0, path: str = "/hello") -> bytes:
     """A GET with eight header fields, one of which needs escaping in HTML."""
-    return (
-        b"GET /hello HTTP/1.1\r\n"
-        b"Host: www.example.com\r\n"
-        b"User-Agent: wrk/%06d\r\n"
-        b"Accept: text/html\r\n"
-        b"Accept-Language: en\r\n"
-        b"Accept-Encoding: gzip\r\n"
-        b"Referer: http://example.com/?a=1&b=2\r\n"
-        b"Cache-Control: no-cache\r\n"
-        b"Connection: keep-alive\r\n\r\n"
-    ) % number
+    fields = _ECHO_FIELDS | {"User-Agent": f"wrk/{number:06d}"}
+    lines = [f"GET {path} HTTP/1.1", *map(": ".join, fields.items())]
+    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
+
+
+def _echo_at_a_rate(paths: list[str], connections: int = RATE // 100) -> H2load:
+    """The same request from h2load, which has its own way to say ``Host``."""
+    fields = {":authority" if name == "Host" else name: v for name, v in _ECHO_FIELDS.items()}
+    return H2load(paths, fields, connections=connections)
 
 
 def echo_page(request: bytes) -> bytes:
@@ -39,6 +49,10 @@ def echo_page(request: bytes) -> bytes:
     return f"<!DOCTYPE html>\n<title>Echo</title>\n<p>{body}</p>\n".encode()
 
 
+# More requests than connections: no two on one connection are the same in a row.
+_VARIED = range(31 * CONNECTIONS + 1)
+_VARIED_PATHS = [f"/hello-{number:06d}" for number in _VARIED]
+
 PLAIN_REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 PLAIN_ANSWER = b"Hello, World!"
 POST_REQUEST = (
@@ -47,14 +61,20 @@ POST_REQUEST = (
 )
 
 
+CLOSED, PACED = "closed loop", "fixed rate"
+"""The figures: each connection asks again when it has its answer, or at a rate that the
+server has no influence on."""
+
+
 @dataclass(frozen=True)
 class Target:
-    """CPU per request may be at most ``factor`` times the peer's."""
+    """CPU per request may be at most ``factor`` times that of the best of ``peers``."""
 
-    peer: str
+    peers: tuple[str, ...]
     factor: float
     ours: str = "protoserve"
     """Which of our servers is meant."""
+    figure: str = CLOSED
 
 
 @dataclass(frozen=True)
@@ -71,6 +91,12 @@ class Workload:
     protocol: str = "http"
     ours: str = "protoserve"
     """The server of ours that the others are compared with."""
+    paced: H2load | None = None
+    note: str = ""
+
+    def figures(self) -> dict[str, Load]:
+        """What is measured, in this order, and the load for it."""
+        return {CLOSED: self.load} | ({PACED: self.paced} if self.paced else {})
 
 
 class _Stream(io.BufferedReader):
@@ -105,8 +131,13 @@ def expect(answers: list[tuple[int, bytes]], body: bytes) -> None:
             raise ValueError(f"{len(got)} bytes {got[:400]!r} instead of {body[:400]!r}")
 
 
-def _verify_echo(port: int, peer: str) -> None:
-    request = echo_request()
+def _verify_varied(port: int, peer: str) -> None:
+    _verify_echo(port, peer)
+    if peer != "nginx":
+        _verify_echo(port, peer, echo_request(path=_VARIED_PATHS[0]))
+
+
+def _verify_echo(port: int, peer: str, request: bytes = echo_request()) -> None:
     [(status, got)] = fetch(port, request)
     page = echo_page(request)
     if peer != "nginx":
@@ -165,31 +196,45 @@ REDIS = "protoserve redis"
 BLOCKING = "blocking"
 """What only servers with a pool of threads are asked for; see ``benchmarks.blocking``."""
 
-_ONE_BY_ONE = (Target("redis-server", 1.4, REDIS), Target("hand-written", 1.15, REDIS))
-_SIXTEEN = (Target("redis-server", 2.5, REDIS),)
+_ONE_BY_ONE = (Target(("redis-server",), 2.2, REDIS),)
+_SIXTEEN = (Target(("redis-server",), 4, REDIS),)
+
+_PAGE = f"GET with 8 headers, {len(echo_page(echo_request()))} bytes of HTML"
+_AT_A_RATE = (
+    Target(("uvicorn",), 0.5, figure=PACED),
+    Target(("bjoern",), 0.9, figure=PACED),
+)
 
 WORKLOADS = [
     Workload(
+        "varied",
+        f"Echo page that differs in every request: {_PAGE}",
         "echo",
-        f"Echo page: GET with 8 headers, {len(echo_page(echo_request()))} bytes of HTML",
+        Wrk([echo_request(number) for number in _VARIED]),
+        _verify_varied,
+        (
+            Target(("uvicorn",), 0.6),
+            Target(("granian RSGI",), 0.75),
+            Target(("bjoern", "fastpysgi"), 1.0),
+            *_AT_A_RATE,
+        ),
+        paced=_echo_at_a_rate(_VARIED_PATHS),
+        note="In the closed loop one header field differs, at the fixed rate the path: h2load "
+        "has the same header for all.",
+    ),
+    Workload(
+        "echo",
+        f"Echo page, the same request every time: {_PAGE}",
         "echo",
         Wrk([echo_request()]),
         _verify_echo,
         (
-            Target("uvicorn", 0.6),
-            Target("granian RSGI", 0.65),
-            Target("bjoern", 0.85),
-            Target("nginx", 1.9),
-            Target("uvicorn", 0.75, "protoserve async"),
+            Target(("uvicorn",), 0.5),
+            Target(("bjoern",), 0.8),
+            Target(("uvicorn",), 0.6, "protoserve async"),
+            *_AT_A_RATE,
         ),
-    ),
-    Workload(
-        "varied",
-        "Echo page, with one header field that differs in every request",
-        "echo",
-        # More requests than connections: no two on one connection are the same in a row.
-        Wrk([echo_request(number) for number in range(31 * CONNECTIONS + 1)]),
-        _verify_echo,
+        paced=_echo_at_a_rate(["/hello"]),
     ),
     Workload(
         "plaintext",
@@ -197,7 +242,8 @@ WORKLOADS = [
         "plaintext",
         Wrk([PLAIN_REQUEST]),
         _verify_plain,
-        (Target("bjoern", 1.3),),
+        (Target(("bjoern",), 1.1),),
+        paced=H2load(["/"], {}),
     ),
     Workload(
         "pipelined",
@@ -205,10 +251,28 @@ WORKLOADS = [
         "plaintext",
         Wrk([PLAIN_REQUEST * PIPELINED]),
         _verify_pipelined,
+        paced=H2load(["/"], {}, connections=10, depth=PIPELINED),
+        note="At the fixed rate each of 10 connections sends 10 requests every 10 ms.",
     ),
-    Workload("post", "POST echo: 64 KiB", "post", Wrk([POST_REQUEST]), _verify_post),
+    Workload(
+        "post",
+        "POST echo: 64 KiB",
+        "post",
+        Wrk([POST_REQUEST]),
+        _verify_post,
+        (Target(("bjoern",), 1.1),),
+        paced=H2load(["/"], {"Content-Type": "text/plain"}, rate=RATE // 5, body=BODY),
+        note=f"The fixed rate is {RATE // 5:,} requests/s: more than that, and the slowest "
+        "servers have no rest.",
+    ),
     _redis("set", 1, *_ONE_BY_ONE),
     _redis("get", 1, *_ONE_BY_ONE),
     _redis("set", PIPELINED, *_SIXTEEN),
     _redis("get", PIPELINED, *_SIXTEEN),
 ]
+
+ECHO = next(workload for workload in WORKLOADS if workload.name == "echo")
+
+FEW = 10
+SPARSE = replace(ECHO, name="connections", paced=_echo_at_a_rate(["/hello"], FEW))
+"""The echo page at the same rate from few connections, beside many that are idle."""

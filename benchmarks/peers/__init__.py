@@ -12,7 +12,15 @@ from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 
-from benchmarks.workloads import BLOCKING, PLAIN_ANSWER, REDIS, echo_page, echo_request
+from benchmarks.builds import Build
+from benchmarks.workloads import (
+    BLOCKING,
+    PIPELINED,
+    PLAIN_ANSWER,
+    REDIS,
+    echo_page,
+    echo_request,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ def _uvicorn(app: str, port: int, _: Path) -> list[str]:
     return [
         sys.executable, "-m", "uvicorn", f"benchmarks.peers.asgi:{app}", "--port", str(port),
         "--loop", "uvloop", "--http", "httptools", "--lifespan", "off", "--ws", "none",
-        "--no-access-log", "--log-level", "warning",
+        "--no-access-log", "--log-level", "warning", "--timeout-keep-alive", "75",
     ]  # fmt: skip
 
 
@@ -65,7 +73,7 @@ def _granian(interface: str) -> Callable[[str, int, Path], list[str]]:
 _NGINX = """
 daemon off; master_process off; worker_processes 1; pid {directory}/nginx.pid;
 error_log stderr crit;
-events {{ worker_connections 8192; }}
+events {{ worker_connections 16384; }}
 http {{
   access_log off; keepalive_requests 1000000000; keepalive_timeout 75s; default_type text/html;
   client_body_temp_path {directory}; proxy_temp_path {directory}; fastcgi_temp_path {directory};
@@ -115,10 +123,6 @@ def _installed(*packages: str) -> Callable[[], str | None]:
     return version
 
 
-def _coroutines(app: str, port: int, directory: Path) -> list[str]:
-    return _script("protoserve_server")(f"async-{app}", port, directory)
-
-
 def _gunicorn(app: str, port: int, directory: Path) -> list[str]:
     return [
         sys.executable, "-m", "gunicorn", f"benchmarks.peers.wsgi:{app}",
@@ -128,52 +132,43 @@ def _gunicorn(app: str, port: int, directory: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def another_checkout(root: Path) -> Peer:
-    """protoserve as it is in another checkout, for a comparison in the same rounds."""
-
-    def command(app: str, port: int, directory: Path) -> list[str]:
-        for package in ("protoserve", "plugins/http/protoserve_http"):
-            (directory / Path(package).name).symlink_to(root / package)
-        # -P: not the working directory's protoserve, although its benchmarks.
-        return [
-            "env", f"PYTHONPATH={directory}:{Path.cwd()}", sys.executable, "-P", "-m",
-            "benchmarks.peers.protoserve_server", app, str(port),
-        ]  # fmt: skip
-
-    def version() -> str | None:
-        if not (root / "protoserve").is_dir():
-            return None
-        asked = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
-        return f"protoserve of {commit or 'another folder'}"
-
-    return Peer(BEFORE, command, version, protocol=BLOCKING)
+OURS, PURE, BEFORE = "protoserve", "protoserve, pure", "protoserve before"
+ASYNC, ASYNC_PURE = "protoserve async", "protoserve async, pure"
+REDIS_PURE, REDIS_BEFORE = f"{REDIS}, pure", f"{REDIS} before"
 
 
-OURS = "protoserve"
-BEFORE = "protoserve before"
-ASYNC = "protoserve async"
-_SAME = "the handler is a coroutine on the echo page only"
+def ours(build: Build, name: str, redis_name: str, async_name: str = "") -> list[Peer]:
+    """The servers on one build of protoserve: HTTP, Redis, and handlers that are coroutines."""
 
-PEERS = [
-    Peer(OURS, _script("protoserve_server"), _installed("protoserve", "httptools", "multidict")),
-    Peer(
-        ASYNC,
-        _coroutines,
-        _installed("protoserve", "httptools", "uvloop"),
-        MappingProxyType(
-            dict.fromkeys(("varied", "plaintext", "pipelined", "post"), f"{ASYNC}: {_SAME}")
-        ),
-    ),
+    def serves(module: str, prefix: str = "") -> Callable[[str, int, Path], list[str]]:
+        return lambda app, port, directory: build.command(
+            directory, f"peers.{module}", f"{prefix}{app}", str(port)
+        )
+
+    def has(*packages: str) -> Callable[[], str | None]:
+        return lambda: build.version(["protoserve", *packages])
+
+    peers = [Peer(name, serves("protoserve_server"), has("httptools", "multidict"))]
+    if async_name:
+        only = "the handler is a coroutine on the echo page only"
+        without = dict.fromkeys(("varied", "plaintext", "pipelined", "post"), only)
+        command = serves("protoserve_server", "async-")
+        peers.append(
+            Peer(async_name, command, has("httptools", "uvloop"), MappingProxyType(without))
+        )
+    return [*peers, Peer(redis_name, serves("redis_kv"), has("hiredis"), protocol="redis")]
+
+
+OTHERS = [
     Peer("uvicorn", _uvicorn, _installed("uvicorn", "httptools", "uvloop")),
     Peer("granian RSGI", _granian("rsgi"), _installed("granian", "uvloop")),
-    Peer("granian WSGI", _granian("wsgi"), _installed("granian")),
     Peer(
         "bjoern",
         _script("bjoern_server"),
         _installed("bjoern"),
         MappingProxyType({"pipelined": "bjoern answers only the first of pipelined requests"}),
     ),
+    Peer("fastpysgi", _script("fastpysgi_server"), _installed("fastpysgi")),
     Peer("aiohttp", _script("aiohttp_server"), _installed("aiohttp", "uvloop")),
     Peer(
         "nginx",
@@ -181,15 +176,29 @@ PEERS = [
         _nginx_version,
         MappingProxyType({"post": "nginx's `return` echoes no body"}),
     ),
-    Peer(REDIS, _script("redis_kv"), _installed("protoserve", "hiredis"), protocol="redis"),
     Peer(
-        "hand-written",
-        _script("hand_written_redis"),
-        _installed("uvloop", "hiredis"),
+        "fakeredis",
+        _script("fakeredis_server"),
+        _installed("fakeredis"),
+        MappingProxyType(
+            dict.fromkeys(
+                (f"redis-set-{PIPELINED}", f"redis-get-{PIPELINED}"),
+                "fakeredis has no use for a pipeline",
+            )
+        ),
         protocol="redis",
     ),
-    Peer("fakeredis", _script("fakeredis_server"), _installed("fakeredis"), protocol="redis"),
     Peer("redis-server", _redis_server, _redis_server_version, protocol="redis"),
     Peer("waitress", _script("waitress_server"), _installed("waitress"), protocol=BLOCKING),
     Peer("gunicorn gthread", _gunicorn, _installed("gunicorn"), protocol=BLOCKING),
 ]
+
+
+def all_peers(compiled: Path, pure: Path, before: Path | None = None) -> list[Peer]:
+    """Every server. ``compiled`` and ``pure`` are interpreters with a build of protoserve;
+    ``before`` is another checkout of it, which the interpreter of the pure one runs."""
+    peers = ours(Build(OURS, compiled), OURS, REDIS, ASYNC)
+    peers += ours(Build(PURE, pure), PURE, REDIS_PURE, ASYNC_PURE)
+    if before:
+        peers += ours(Build(BEFORE, pure, before), BEFORE, REDIS_BEFORE)
+    return peers + OTHERS

@@ -23,13 +23,13 @@ async def post(request: web.Request) -> web.Response:
 
 
 ROUTES = {
-    "echo": web.get("/hello", echo),
-    "plaintext": web.get("/", plaintext),
-    "post": web.post("/", post),
+    "echo": [web.get("/hello", echo), web.get("/{page:hello-.*}", echo)],
+    "plaintext": [web.get("/", plaintext)],
+    "post": [web.post("/", post)],
 }
 
 application = web.Application()
-application.add_routes([ROUTES[sys.argv[1]]])
+application.add_routes(ROUTES[sys.argv[1]])
 web.run_app(
     application,
     host="127.0.0.1",

@@ -1,4 +1,4 @@
-"""The workloads as WSGI applications, for granian, bjoern, waitress and gunicorn."""
+"""The workloads as WSGI applications, for bjoern, fastpysgi, waitress and gunicorn."""
 
 from collections.abc import Callable
 from functools import lru_cache
