@@ -11,14 +11,19 @@ import matplotlib
 from benchmarks.connections import Step
 from benchmarks.connections_report import by_count
 from benchmarks.figures import good
-from benchmarks.peers import BEFORE, PURE
+from benchmarks.peers import BEFORE, OURS, PURE
 from benchmarks.report import measured
 from benchmarks.results import Results
 from benchmarks.workloads import CLOSED, PACED
 
 matplotlib.use("svg")
 # Text stays text, and the same figures make the same file.
-matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "protoserve", "font.size": 9}
+matplotlib.rcParams |= {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "protoserve",
+    "font.size": 9,
+    "font.sans-serif": ["DejaVu Sans"],
+}
 
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.artist import Artist  # noqa: E402
@@ -30,7 +35,7 @@ from matplotlib.patches import Patch  # noqa: E402
 _COMPILED, _PURE, _EARLIER, _PEER = "#c1432e", "#e09a52", "#b7a99a", "#6f86a0"
 _LIGHTER = 0.45
 _WIDTH = 9.0
-_COLOURS = {"protoserve": _COMPILED, PURE: _PURE, "uvicorn": "#3b6ea5", "bjoern": "#4f9a63"}
+_COLOURS = {OURS: _COMPILED, PURE: _PURE, "uvicorn": "#3b6ea5", "bjoern": "#4f9a63"}
 
 
 def _colour(server: str) -> str:
@@ -72,8 +77,8 @@ def bars(results: Results) -> str:
                 if not valid:
                     continue
                 value, spread = _whiskers([sample.cpu for sample in valid])
-                height = 0.8 / len(figures)
-                at = row - 0.4 + height * (n + 0.5)
+                height = 0.4 if len(figures) > 1 else 0.6
+                at = row + height * (n + 0.5 - len(figures) / 2)
                 opaque = 1 if kind == CLOSED else _LIGHTER
                 panel.barh(
                     at, value, height, color=_colour(name), alpha=opaque,
@@ -90,7 +95,7 @@ def bars(results: Results) -> str:
         panel.spines[["top", "right"]].set_visible(False)
     for panel in list(panels.flat)[len(workloads) :]:
         panel.set_visible(False)
-    kinds = {"protoserve, compiled": _COMPILED, "protoserve, pure": _PURE, "its peers": _PEER}
+    kinds = {_named(results): _COMPILED, PURE: _PURE, "its peers": _PEER}
     if any(name.endswith("before") for by_peer in results.samples.values() for name in by_peer):
         kinds[BEFORE] = _EARLIER
     legend: list[Artist] = [Patch(color=colour, label=kind) for kind, colour in kinds.items()]
@@ -105,12 +110,17 @@ def bars(results: Results) -> str:
     return _svg(figure)
 
 
+def _named(results: Results) -> str:
+    compiled = results.versions.get(OURS, "").endswith("compiled")
+    return f"{OURS}, compiled" if compiled else OURS
+
+
 def _line(panel: Axes, server: str, points: Mapping[int, Sequence[float]]) -> None:
     spreads = [_whiskers(values) for values in points.values()]
     middles = [middle for middle, _ in spreads]
     whiskers = [[side[n][0] for _, side in spreads] for n in (0, 1)]
     panel.errorbar(
-        list(points), middles, yerr=whiskers, label=server, color=_COLOURS.get(server),
+        list(points), middles, yerr=whiskers, label=server, color=_COLOURS.get(server, _COMPILED),
         marker="o", ms=4, lw=1.5, capsize=3,
     )  # fmt: skip
 
@@ -125,8 +135,9 @@ def lines(results: Results) -> str:
             n: [step.bytes_each / 1024 for step in _valid(each) if step.bytes_each is not None]
             for n, each in steps.items()
         }
-        _line(requests, server, {n: values for n, values in cpu.items() if values})
-        _line(sizes, server, {n: values for n, values in taken.items() if values})
+        name = _named(results) if server == OURS else server
+        _line(requests, name, {n: values for n, values in cpu.items() if values})
+        _line(sizes, name, {n: values for n, values in taken.items() if values})
     requests.set_title("CPU of a request, µs", loc="left", fontsize=10, weight="bold")
     sizes.set_title("Memory of an idle connection, KiB", loc="left", fontsize=10, weight="bold")
     for panel in (requests, sizes):

@@ -24,10 +24,14 @@ SERVERS = (OURS, PURE, "uvicorn", "bjoern")
 _RESERVED = 300
 """Descriptors for everything else."""
 
-_AT_REST = 1.0
+_AT_REST = 0.5
 """Seconds without a request for which the server's CPU is counted."""
 
 _SETTLES = 0.1
+"""Seconds with less than a hundredth of them spent: the server has dealt with what came."""
+
+_PATIENCE = 5.0
+_WARM_UP = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,12 @@ class _Idle:
             sock = socket.create_connection(("127.0.0.1", self._port), timeout=5)
             self._sockets.append(sock)
             sock.sendall(echo_request())
-            if not sock.recv(65536).startswith(b"HTTP/1.1 200 "):
-                raise ValueError("an idle connection was refused")
+            answer = b""
+            while not answer.endswith(b"</p>\n"):
+                data = sock.recv(65536)
+                if not data:
+                    raise ValueError("an idle connection was refused")
+                answer += data
 
     def check(self) -> None:
         """Raise ``ValueError`` when the server has said something, or closed one."""
@@ -115,7 +123,7 @@ def measure_connections(
     order = sorted(counts, reverse=most_first)
     steps: list[Step] = []
     try:
-        with serving(peer, SPARSE) as server, _idle(server.port) as idle:
+        with serving(peer, SPARSE, _WARM_UP) as server, _idle(server.port) as idle:
             before = server.resident_bytes()
             for count in order:
                 idle.keep(count - FEW)
@@ -128,9 +136,19 @@ def measure_connections(
     return sorted(steps, key=lambda step: step.count)
 
 
+def _settle(server: ServerProcess) -> None:
+    end = time.monotonic() + _PATIENCE
+    spent = server.cpu_seconds()
+    while time.monotonic() < end:
+        time.sleep(_SETTLES)
+        before, spent = spent, server.cpu_seconds()
+        if spent - before < _SETTLES / 100:
+            break
+
+
 def _step(server: ServerProcess, count: int, seconds: float, before: int | None) -> Step:
     assert SPARSE.paced is not None
-    time.sleep(_SETTLES)
+    _settle(server)
     bytes_each = None
     if before is not None:
         bytes_each = (server.resident_bytes() - before) / (count - FEW)

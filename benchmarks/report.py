@@ -71,8 +71,9 @@ def _table(results: Results, workload: Workload, without: Mapping[str, str]) -> 
                 if least < _KEEPS_UP * workload.paced.rate:
                     notes[f"{peer} did not keep up with {rate}: it answered {least:,.0f}."] = None
         lines.append(f"| {peer} | {' | '.join(cells)} |")
-    why = dict.fromkeys(f"{peer} ({said})" for peer, said in without.items())
-    notes |= {f"Not measured: {'; '.join(why)}.": None} if why else {}
+    for why in dict.fromkeys(without.values()):
+        names = " and ".join(peer for peer, said in without.items() if said == why)
+        notes[f"Not measured: {names} ({why})."] = None
     return [*lines, "", *(line for note in notes for line in (note, ""))]
 
 
@@ -161,7 +162,8 @@ def markdown(
         "client, and each time that it has to be woken is in the figure: a slower handler costs "
         "more there than what was added to it.",
         f"* At a fixed rate (`h2load`) {RATE:,} requests a second are offered to every server: "
-        f"one every 10 ms on each of {RATE // 100} connections, all at the same time.",
+        f"one every 10 ms on each of {RATE // 100} connections, all at the same time. p99 is "
+        "that of the last of so many requests.",
         "",
         *(f"* {fact}" for fact in results.facts),
         *(f"* {name}: {version}" for name, version in results.versions.items()),

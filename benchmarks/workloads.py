@@ -36,10 +36,11 @@ def echo_request(number: int = 0, path: str = "/hello") -> bytes:
     return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
 
 
-def _echo_at_a_rate(paths: list[str], connections: int = RATE // 100) -> H2load:
-    """The same request from h2load, which has its own way to say ``Host``."""
+def _echo_at_a_rate(paths: list[str], rate: int = RATE) -> H2load:
+    """The same request from h2load, which has its own way to say ``Host``; from each
+    connection once in 10 ms."""
     fields = {":authority" if name == "Host" else name: v for name, v in _ECHO_FIELDS.items()}
-    return H2load(paths, fields, connections=connections)
+    return H2load(paths, fields, rate, rate // 100)
 
 
 def echo_page(request: bytes) -> bytes:
@@ -208,7 +209,7 @@ _AT_A_RATE = (
 WORKLOADS = [
     Workload(
         "varied",
-        f"Echo page that differs in every request: {_PAGE}",
+        f"Echo page, different every time: {_PAGE}",
         "echo",
         Wrk([echo_request(number) for number in _VARIED]),
         _verify_varied,
@@ -224,7 +225,7 @@ WORKLOADS = [
     ),
     Workload(
         "echo",
-        f"Echo page, the same request every time: {_PAGE}",
+        f"Echo page, always the same: {_PAGE}",
         "echo",
         Wrk([echo_request()]),
         _verify_echo,
@@ -274,5 +275,5 @@ WORKLOADS = [
 ECHO = next(workload for workload in WORKLOADS if workload.name == "echo")
 
 FEW = 10
-SPARSE = replace(ECHO, name="connections", paced=_echo_at_a_rate(["/hello"], FEW))
-"""The echo page at the same rate from few connections, beside many that are idle."""
+SPARSE = replace(ECHO, name="connections", paced=_echo_at_a_rate(["/hello"], 100 * FEW))
+"""The echo page for few connections, beside many that are idle."""

@@ -159,33 +159,43 @@ def ours(build: Build, name: str, redis_name: str, async_name: str = "") -> list
     return [*peers, Peer(redis_name, serves("redis_kv"), has("hiredis"), protocol="redis")]
 
 
+def _left_out(*workloads: str, **why: str) -> Mapping[str, str]:
+    """Why a peer is not measured in some workloads."""
+    return MappingProxyType(dict.fromkeys(workloads, "left out, for a shorter run") | why)
+
+
 OTHERS = [
     Peer("uvicorn", _uvicorn, _installed("uvicorn", "httptools", "uvloop")),
-    Peer("granian RSGI", _granian("rsgi"), _installed("granian", "uvloop")),
+    Peer(
+        "granian RSGI",
+        _granian("rsgi"),
+        _installed("granian", "uvloop"),
+        _left_out("echo", "pipelined"),
+    ),
     Peer(
         "bjoern",
         _script("bjoern_server"),
         _installed("bjoern"),
-        MappingProxyType({"pipelined": "bjoern answers only the first of pipelined requests"}),
+        _left_out(pipelined="it answers only the first of pipelined requests"),
     ),
     Peer("fastpysgi", _script("fastpysgi_server"), _installed("fastpysgi")),
-    Peer("aiohttp", _script("aiohttp_server"), _installed("aiohttp", "uvloop")),
+    Peer(
+        "aiohttp",
+        _script("aiohttp_server"),
+        _installed("aiohttp", "uvloop"),
+        _left_out("echo", "pipelined", "post"),
+    ),
     Peer(
         "nginx",
         _nginx,
         _nginx_version,
-        MappingProxyType({"post": "nginx's `return` echoes no body"}),
+        _left_out("echo", post="its `return` echoes no body"),
     ),
     Peer(
         "fakeredis",
         _script("fakeredis_server"),
         _installed("fakeredis"),
-        MappingProxyType(
-            dict.fromkeys(
-                (f"redis-set-{PIPELINED}", f"redis-get-{PIPELINED}"),
-                "fakeredis has no use for a pipeline",
-            )
-        ),
+        _left_out(f"redis-set-{PIPELINED}", f"redis-get-{PIPELINED}"),
         protocol="redis",
     ),
     Peer("redis-server", _redis_server, _redis_server_version, protocol="redis"),
@@ -197,8 +207,12 @@ OTHERS = [
 def all_peers(compiled: Path, pure: Path, before: Path | None = None) -> list[Peer]:
     """Every server. ``compiled`` and ``pure`` are interpreters with a build of protoserve;
     ``before`` is another checkout of it, which the interpreter of the pure one runs."""
-    peers = ours(Build(OURS, compiled), OURS, REDIS, ASYNC)
-    peers += ours(Build(PURE, pure), PURE, REDIS_PURE, ASYNC_PURE)
+    both = zip(
+        ours(Build(OURS, compiled), OURS, REDIS, ASYNC),
+        ours(Build(PURE, pure), PURE, REDIS_PURE, ASYNC_PURE),
+        strict=True,
+    )
+    peers = [peer for pair in both for peer in pair]
     if before:
         peers += ours(Build(BEFORE, pure, before), BEFORE, REDIS_BEFORE)
     return peers + OTHERS
