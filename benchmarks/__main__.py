@@ -15,8 +15,8 @@ from benchmarks.blocking import BlockingResults
 from benchmarks.builds import ROOT, Build
 from benchmarks.connections import COUNTS, SERVERS, counts_that_fit, measure_connections
 from benchmarks.load import Load, Wrk, missing_tools
-from benchmarks.machine import facts
-from benchmarks.measure import WARM_UP, measure
+from benchmarks.machine import Others, facts
+from benchmarks.measure import FAULTS, WARM_UP, measure, said
 from benchmarks.peers import BEFORE, OURS, PURE, Peer, all_peers
 from benchmarks.report import BARS, LINES, markdown
 from benchmarks.results import Journal, Results
@@ -47,7 +47,8 @@ class Cell:
         """About how long a round of it takes."""
         if self.workload is SPARSE:
             return _AROUND + WARM_UP + len(counts) * (each + _EACH_STEP)
-        return _AROUND + WARM_UP + len(self.workload.figures()) * each
+        around = _AROUND + WARM_UP + (self.workload.protocol == "redis")  # it counts first
+        return around + len(self.workload.figures()) * each
 
 
 def _arguments() -> argparse.Namespace:
@@ -149,36 +150,35 @@ def _measure_cells(
     print(f"{len(left)} runs, about {estimated / 60:.0f} minutes", file=sys.stderr)
     began, done = time.monotonic(), 0.0
     for number, cell in left:
+        others = Others()
         if cell.workload is SPARSE:
             steps = measure_connections(cell.peer, counts, seconds, most_first=number % 2 == 1)
-            journal.add(number, cell.workload.name, cell.peer.name, steps)
+            journal.add(number, cell.workload.name, cell.peer.name, steps, others.share())
             samples = {f"{step.count:,} open": step.sample for step in steps}
         else:
             samples = measure(cell.peer, cell.workload, seconds)
-            journal.add(number, cell.workload.name, cell.peer.name, samples)
+            journal.add(number, cell.workload.name, cell.peer.name, samples, others.share())
         done += cell.seconds(seconds, counts)
         spent = time.monotonic() - began
-        said = "; ".join(
+        figures = "; ".join(
             f"{figure} {sample.faults or f'{sample.rate:,.0f}/s {sample.cpu:.1f} µs'}"
             for figure, sample in samples.items()
         )
         minutes = spent / done * (estimated - done) / 60
         print(
-            f"round {number + 1} {cell.workload.name} {cell.peer.name}: {said} "
+            f"round {number + 1} {cell.workload.name} {cell.peer.name}: {figures} "
             f"({minutes:.0f} minutes left)",
             file=sys.stderr,
         )
 
 
-def _stages(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    stages = {}
+def _add_stages(arguments: argparse.Namespace, results: Results) -> None:
     for build in (Build(OURS, arguments.compiled), Build(PURE, arguments.pure)):
         if any(peer.name == build.name for peer in arguments.peers):
             try:
-                stages[build.name] = build.stages()
-            except (OSError, RuntimeError) as error:
-                print(f"the stages of {build.name}: {error}", file=sys.stderr)
-    return stages
+                results.stages[build.name] = build.stages()
+            except FAULTS as error:
+                results.no_stages[build.name] = said(error)
 
 
 def _measure_workloads(
@@ -190,7 +190,7 @@ def _measure_workloads(
     peers = [peer for peer in arguments.peers if peer.protocol in protocols]
     versions = {peer.name: peer.version() for peer in peers}
     peers = [peer for peer in peers if versions[peer.name] is not None]
-    installed = {name: said for name, said in versions.items() if said is not None}
+    installed = {name: version for name, version in versions.items() if version is not None}
     results = Results(seconds, installed)
     if arguments.resume and arguments.samples.exists():
         journal = Journal.resumed(arguments.samples, results)
@@ -200,8 +200,8 @@ def _measure_workloads(
     counts, left = counts_that_fit() if SPARSE in workloads else (list(COUNTS), "")
     cells = list(_cells(workloads, peers))
     _measure_cells(journal, [cells] * rounds, counts, seconds)
-    results.stages = _stages(arguments)
-    missing = [name for name, said in versions.items() if said is None]
+    _add_stages(arguments, results)
+    missing = [name for name, version in versions.items() if version is None]
     return results, markdown(results, missing, _without(workloads, peers), left)
 
 

@@ -15,7 +15,7 @@ from statistics import median
 from sys import stderr
 
 from benchmarks.load import Wrk
-from benchmarks.measure import Sample, load, serving
+from benchmarks.measure import FAULTS, Sample, load, said, serving
 from benchmarks.peers import BEFORE, OURS, PURE, Peer
 from benchmarks.processes import CLIENT_CORE, ServerProcess
 from benchmarks.workloads import (
@@ -45,7 +45,6 @@ _PAUSE = 0.001
 """Seconds from an answer to the next request of a client that is timed."""
 
 _PATIENCE = 30.0
-_FAULTS = (OSError, ValueError, RuntimeError)
 _OURS = (OURS, PURE, BEFORE)
 
 
@@ -239,8 +238,8 @@ def _measure_rates(
             return _load(standing, case, seconds)
         with serving(peer, case.workload(1), 0) as server:
             return _load(server, case, seconds)
-    except _FAULTS as error:
-        return [Sample(faults=_said(error))] * len(CONNECTIONS)
+    except FAULTS as error:
+        return [Sample(faults=said(error))] * len(CONNECTIONS)
 
 
 @contextmanager
@@ -251,8 +250,8 @@ def _standing(peers: Sequence[Peer]) -> Iterator[dict[str, ServerProcess | str]]
         for peer in peers:
             try:
                 server = stack.enter_context(serving(peer, _NOTHING_DONE.workload(1), 0))
-            except _FAULTS as error:
-                servers[peer.name] = _said(error)
+            except FAULTS as error:
+                servers[peer.name] = said(error)
             else:
                 servers[peer.name] = server
         yield servers
@@ -262,14 +261,8 @@ def _guarded(measure: Callable[[], Waits]) -> Waits:
     """Never raises for what the server does wrong."""
     try:
         return measure()
-    except _FAULTS as error:
-        return Waits(faults=_said(error))
-
-
-def _said(error: BaseException) -> str:
-    # A server that ended says in its last line why.
-    first, *more = str(error).strip().splitlines() or [""]
-    return " ".join([f"{type(error).__name__}: {first}", *more[-1:]])
+    except FAULTS as error:
+        return Waits(faults=said(error))
 
 
 def measure_round(results: BlockingResults, peers: Sequence[Peer], seconds: float) -> None:
@@ -288,9 +281,9 @@ def measure_round(results: BlockingResults, peers: Sequence[Peer], seconds: floa
                 for connections, sample in zip(CONNECTIONS, samples, strict=True):
                     by_peer = results.samples.setdefault((case, connections), {})
                     by_peer.setdefault(peer.name, []).append(sample)
-                    said = sample.faults or f"{sample.rate:,.0f}/s p50 {sample.p50 * 1e3:.2f} ms"
+                    figures = f"{sample.rate:,.0f}/s p50 {sample.p50 * 1e3:.2f} ms"
                     what = f"{case.name}, {connections} connections, {peer.name}"
-                    print(f"{what}: {said}", file=stderr)
+                    print(f"{what}: {sample.faults or figures}", file=stderr)
     for peer in peers:
         waits = _guarded(partial(_measure_fast_path, peer, seconds))
         results.fast_path.setdefault(peer.name, []).append(waits)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import resource
 import select
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.measure import Sample, load, serving
+from benchmarks.measure import FAULTS, Sample, load, said, serving
 from benchmarks.peers import OURS, PURE, Peer
 from benchmarks.processes import ServerProcess
 from benchmarks.workloads import FEW, SPARSE, echo_request
@@ -130,8 +129,8 @@ def measure_connections(
                 fresh = count > FEW and (not most_first or not steps)
                 steps.append(_step(server, count, seconds, before if fresh else None))
                 idle.check()
-    except (OSError, ValueError, RuntimeError, subprocess.TimeoutExpired) as error:
-        fault = Sample(faults=f"{type(error).__name__}: {error}")
+    except FAULTS as error:
+        fault = Sample(faults=said(error))
         steps = [Step(count, fault) for count in order]
     return sorted(steps, key=lambda step: step.count)
 

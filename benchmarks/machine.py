@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+import resource
 import subprocess
 import sysconfig
-import time
 from pathlib import Path
 
 from benchmarks.processes import CLIENT_CORE, CORES, SERVER_CORE
 
 QUIET = 0.03
-"""The share of the processors that may be busy before a run."""
+"""The share of the processors that others may take before the figures say little."""
+
+_IDLE = (3, 4)
+"""Idle, and waiting for a disk: which of the times in ``/proc/stat``; the eighth is what other
+guests of the same host took."""
 
 
-def _busy(seconds: float) -> float:
-    """The share of the processors' time that others take, the host's other guests among them."""
+class Others:
+    """The share of the processors that is taken by what this process did not start."""
 
-    def ticks() -> tuple[int, int]:
-        times = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
-        return sum(times), times[3] + times[4]  # idle, and waiting for a disk
+    def __init__(self) -> None:
+        self._began = self._now()
 
-    whole, idle = ticks()
-    time.sleep(seconds)
-    whole_after, idle_after = ticks()
-    return 1 - (idle_after - idle) / max(1, whole_after - whole)
+    def share(self) -> float:
+        """Since this was made; servers and clients that still run count as others."""
+        whole, busy, ours = (
+            now - then for now, then in zip(self._now(), self._began, strict=True)
+        )
+        return max(0.0, busy - ours) / whole if whole else 0.0
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        words = Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
+        times = [int(word) / os.sysconf("SC_CLK_TCK") for word in words]
+        used = [
+            resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        ]
+        ours = sum(usage.ru_utime + usage.ru_stime for usage in used)
+        return sum(times), sum(times) - sum(times[n] for n in _IDLE), ours
 
 
 def _tools() -> str:
@@ -43,8 +59,7 @@ def _tools() -> str:
 
 def facts() -> list[str]:
     """One fact a line."""
-    busy = _busy(2)
-    quiet = f"{busy:.1%} busy before the run"
+
     try:
         found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
@@ -59,6 +74,5 @@ def facts() -> list[str]:
         f"{platform.system()} {release[0] if release else ''}, "
         f"{platform.python_implementation()} {platform.python_version()}"
         + ("" if optimised else " (built without profile-guided optimisation)"),
-        f"The machine was {quiet}" if busy <= QUIET else f"**The machine was {quiet}**",
         f"Load: {_tools()}",
     ]

@@ -57,6 +57,16 @@ def _await_answer(server: ServerProcess, peer: Peer, workload: Workload) -> None
         time.sleep(0.02)
 
 
+FAULTS = (OSError, ValueError, RuntimeError, subprocess.TimeoutExpired)
+"""What a server that does something wrong makes of a measurement."""
+
+
+def said(error: BaseException) -> str:
+    """In one line. A server that ended says in its last one why."""
+    first, *more = str(error).strip().splitlines() or [""]
+    return " ".join([f"{type(error).__name__}: {first}", *more[-1:]])
+
+
 def load(server: ServerProcess, generator: Load, seconds: float) -> Sample:
     """Load a server that runs."""
     before = server.cpu_seconds()
@@ -81,7 +91,7 @@ def measure(peer: Peer, workload: Workload, seconds: float) -> dict[str, Sample]
         with serving(peer, workload) as server:
             for figure, generator in workload.figures().items():
                 samples[figure] = load(server, generator, seconds)
-    except (OSError, ValueError, RuntimeError, subprocess.TimeoutExpired) as error:
+    except FAULTS as error:
         for figure in workload.figures():
-            samples.setdefault(figure, Sample(faults=f"{type(error).__name__}: {error}"))
+            samples.setdefault(figure, Sample(faults=said(error)))
     return samples

@@ -8,6 +8,7 @@ from statistics import median
 from benchmarks.connections_report import connections_section
 from benchmarks.figures import good, paired_ratio, spread
 from benchmarks.load import CONNECTIONS, RATE
+from benchmarks.machine import QUIET
 from benchmarks.measure import WARM_UP, Sample
 from benchmarks.peers import BEFORE, OURS, PURE, REDIS_BEFORE, REDIS_PURE
 from benchmarks.results import Results
@@ -126,7 +127,7 @@ def _stages(results: Results) -> list[str]:
             f"| | {stage} | {micros:.1f} | {micros / whole:.0%} |"
             for stage, micros in sorted(parts.items(), key=lambda part: -part[1])
         ]
-    if not lines:
+    if not lines and not results.no_stages:
         return []
     return [
         "## Where the time of an echo request goes",
@@ -139,7 +140,24 @@ def _stages(results: Results) -> list[str]:
         "|---|---|---|---|",
         *lines,
         "",
+        *(
+            line
+            for name, why in results.no_stages.items()
+            for line in (f"{name} could not be taken apart: {why}.", "")
+        ),
     ]
+
+
+def _caveats(results: Results) -> list[str]:
+    """What the figures are worth: how quiet the machine was, and whether ours is compiled."""
+    said = []
+    if results.others:
+        usual, worst = median(results.others), max(results.others)
+        share = f"{usual:.1%} of the processors while something was measured, at worst {worst:.1%}"
+        said.append(f"Others took {share}" if usual <= QUIET else f"**Others took {share}**")
+    if results.versions.get(OURS, "").endswith("pure"):
+        said.append(f"**{OURS} could not be compiled here**: it is measured as Python, twice")
+    return said
 
 
 def markdown(
@@ -151,7 +169,7 @@ def markdown(
         "# protoserve and its peers",
         "",
         "Made by `make bench`. Every server has one worker and its access log off, protoserve "
-        "all its defaults (timeouts, limits, `Date`), as it is compiled by `pip install` and, "
+        "all its defaults (timeouts, limits, `Date`), as `pip install` compiles it and, "
         "under the name of pure, as Python. Each round starts every server afresh, one server "
         f"after the other, checks its answer, warms it up for {WARM_UP:g} s and loads it for "
         f"{results.seconds:g} s. Cells are minimum / **median** / maximum of {results.rounds} "
@@ -165,7 +183,7 @@ def markdown(
         f"one every 10 ms on each of {RATE // 100} connections, all at the same time. p99 is "
         "that of the last of so many requests.",
         "",
-        *(f"* {fact}" for fact in results.facts),
+        *(f"* {fact}" for fact in [*results.facts, *_caveats(results)]),
         *(f"* {name}: {version}" for name, version in results.versions.items()),
         *(f"* {name}: **missing**, not installed here" for name in missing),
         "",

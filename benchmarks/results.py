@@ -22,8 +22,12 @@ class Results:
     samples: dict[tuple[str, str], dict[str, list[Sample]]] = field(default_factory=dict)
     """By the workload's name and the figure; then by server."""
     connections: dict[str, list[list[Step]]] = field(default_factory=dict)
+    others: list[float] = field(default_factory=list)
+    """For each measurement, the share of the processors that others took meanwhile."""
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     """By server: microseconds of each stage of an echo request."""
+    no_stages: dict[str, str] = field(default_factory=dict)
+    """By server: why there are none."""
 
     def add(self, workload: str, peer: str, samples: Mapping[str, Sample]) -> None:
         """One round of one server."""
@@ -70,14 +74,19 @@ class Journal:
         return (number, workload, peer) in self._done
 
     def add(
-        self, number: int, workload: str, peer: str, measured: Mapping[str, Sample] | list[Step]
+        self,
+        number: int,
+        workload: str,
+        peer: str,
+        measured: Mapping[str, Sample] | list[Step],
+        others: float,
     ) -> None:
         """What the round has, at once on file."""
         if isinstance(measured, list):
             what: dict[str, Any] = {"steps": [asdict(step) for step in measured]}
         else:
             what = {"samples": {figure: asdict(sample) for figure, sample in measured.items()}}
-        entry = {"round": number, "workload": workload, "peer": peer, **what}
+        entry = {"round": number, "workload": workload, "peer": peer, "others": others, **what}
         with self._path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
         self._take(entry)
@@ -85,6 +94,7 @@ class Journal:
     def _take(self, entry: dict[str, Any]) -> None:
         workload, peer = entry["workload"], entry["peer"]
         self._done.add((entry["round"], workload, peer))
+        self.results.others.append(entry["others"])
         if "steps" in entry:
             steps = [
                 Step(**step | {"sample": Sample(**step["sample"])}) for step in entry["steps"]

@@ -183,13 +183,13 @@ OTHERS = [
         "aiohttp",
         _script("aiohttp_server"),
         _installed("aiohttp", "uvloop"),
-        _left_out("echo", "pipelined", "post"),
+        _left_out("echo", "plaintext", "pipelined", "post"),
     ),
     Peer(
         "nginx",
         _nginx,
         _nginx_version,
-        _left_out("echo", post="its `return` echoes no body"),
+        _left_out("echo", "pipelined", post="its `return` echoes no body"),
     ),
     Peer(
         "fakeredis",
