@@ -43,10 +43,11 @@ _lines: dict[tuple[str, str], bytes] = {}
 class _Heads:
     """What all replies of one second start with: status line and Date, by status."""
 
-    __slots__ = ("by_status", "date", "second")
+    __slots__ = ("by_status", "date", "end", "second")
 
     def __init__(self, second: int) -> None:
         self.second = second
+        self.end = second + 1
         self.date = f"Date: {formatdate(second, usegmt=True)}\r\n".encode()
         self.by_status: dict[int, bytes] = {}
 
@@ -55,11 +56,13 @@ _heads = _Heads(0)  # replaced as a whole, so that threads see one second or the
 
 
 def _current_heads() -> _Heads:
-    global _heads
     heads = _heads
-    second = int(time.time())
-    if heads.second != second:
-        _heads = heads = _Heads(second)
+    return heads if heads.second <= time.time() < heads.end else _next_heads()
+
+
+def _next_heads() -> _Heads:
+    global _heads
+    _heads = heads = _Heads(int(time.time()))
     return heads
 
 
@@ -168,7 +171,9 @@ def encode(response: HttpResponse, *, head_only: bool, connection: bytes) -> Mes
     """
     status = response._status
     reason = response._reason
-    heads = _current_heads()
+    heads = _heads
+    if not heads.second <= time.time() < heads.end:
+        heads = _next_heads()
     head = heads.by_status.get(status) if reason is None else None
     if head is None:
         head = status_line(status, reason) + heads.date
@@ -190,12 +195,12 @@ def encode(response: HttpResponse, *, head_only: bool, connection: bytes) -> Mes
         fields: Iterable[Any] = headers.items()
         for field in fields:
             line = known.get(field)
-            if line is None:
-                if field[0].lower() in _SPECIAL:
-                    special = True
-                    continue
-                line = _remembered_line(*field)
-            out.append(line)
+            if line is not None:
+                out.append(line)
+            elif field[0].lower() in _SPECIAL:
+                special = True
+            else:
+                out.append(_remembered_line(*field))
     if special:
         counted = not (head_only or status in WITHOUT_BODY)
         lines, has_length, has_date = _special_lines(response, size, counted, connection)

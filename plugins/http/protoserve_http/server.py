@@ -99,7 +99,7 @@ class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
             not req.keep_alive
             or self.keep_alive == 0
             or self.connection.closing
-            or wants_close(resp)
+            or (resp._headers is not None and wants_close(resp))
             or (stream is not None and not self._delimits_streams)
             or (req.stream is not None and self._cuts_body(stream is None))
         ):
