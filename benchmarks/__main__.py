@@ -33,7 +33,8 @@ _AROUND = 0.6
 _EACH_STEP = 1.3
 """And of each step of the open connections, without its load."""
 
-_BLOCKING_ROUND = 55.0
+_BLOCKING_ROUND = (38.0, 31.0)
+"""A round of handlers that block, each for a second: the peers, and each server of ours."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _measure_cells(
         if not journal.has(number, cell.workload.name, cell.peer.name)
     ]
     estimated = sum(cell.seconds(seconds, counts) for _, cell in left)
-    print(f"{len(left)} runs, about {estimated / 60:.0f} minutes", file=sys.stderr)
+    print(f"{len(left)} measurements, about {estimated / 60:.0f} minutes", file=sys.stderr)
     began, done = time.monotonic(), 0.0
     for number, cell in left:
         others = Others()
@@ -205,17 +206,27 @@ def _measure_workloads(
     return results, markdown(results, missing, _without(workloads, peers), left)
 
 
+def _blocking_minutes(arguments: argparse.Namespace) -> float:
+    theirs, each_of_ours = _BLOCKING_ROUND
+    once = theirs + each_of_ours * (3 if arguments.before else 1)
+    rounds, seconds = arguments.rounds or blocking.ROUNDS, arguments.seconds or blocking.SECONDS
+    return once * seconds * rounds / 60
+
+
 def _measure_blocking(arguments: argparse.Namespace) -> BlockingResults:
     ours = {OURS, PURE, BEFORE} if arguments.before else {OURS}
     http = [peer for peer in arguments.peers if peer.name in ours]
+    rounds = arguments.rounds or blocking.ROUNDS
     peers = http + [peer for peer in arguments.peers if peer.protocol == BLOCKING]
     versions = {peer.name: peer.version() for peer in peers}
     results = BlockingResults(
-        arguments.rounds or blocking.ROUNDS,
+        rounds,
         arguments.seconds or blocking.SECONDS,
         {name: version or "**missing**" for name, version in versions.items()},
     )
     peers = [peer for peer in peers if versions[peer.name] is not None]
+    minutes = _blocking_minutes(arguments)
+    print(f"handlers that block, about {minutes:.0f} minutes", file=sys.stderr)
     for number in range(results.rounds):
         print(f"round {number + 1} of handlers that block", file=sys.stderr)
         blocking.measure_round(results, peers, results.seconds)
