@@ -18,7 +18,8 @@ from benchmarks.processes import SERVER_CORE
 from benchmarks.workloads import echo_request
 from examples.http_echo import process
 from protoserve.kernel.communicator import Communicator
-from protoserve.kernel.poller import READABLE, Poller
+from protoserve.kernel.poller import Poller
+from protoserve.kernel.readiness import READABLE
 from protoserve_http import WFHttpServer, WFHttpTask
 
 _RUNS = 10_000

@@ -4,6 +4,7 @@ You write how your protocol's bytes become a request and how a response becomes 
 you get a production server. See ``README.md`` for a tour.
 """
 
+from protoserve.build import BUILD
 from protoserve.errors import (
     BindError,
     ConfigError,
@@ -63,6 +64,7 @@ from protoserve.tasks.timer import TimerTask, cancel_by_name, timer
 from protoserve.tasks.wait_group import WaitGroup
 
 __all__ = [
+    "BUILD",
     "HOLD",
     "NEED_DATA",
     "SERVER_PARAMS_DEFAULT",

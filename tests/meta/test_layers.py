@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks/": CORE | {"kernel/", "tasks/"},
     "application": CORE | {"kernel/"},
     "run": set(),
+    "build": {"kernel/"},
     "stopping": {"log", "kernel/"},
     "signals": set(),
     "upgrade": CORE | {"kernel/"},
@@ -35,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plugins": {"errors", "hookspecs", "protocol"},
     "cli": CORE | {"access_log", "application", "plugins", "server", "signals", "__init__"},
     "__main__": {"cli"},
-    "__init__": CORE | {"kernel/", "tasks/", "server", "hookspecs", "plugins"},
+    "__init__": CORE | {"build", "kernel/", "tasks/", "server", "hookspecs", "plugins"},
 }
 
 SANS_IO = {"params", "errors", "protocol"}
