@@ -162,7 +162,8 @@ def add_docstrings(generated: Path, sources: list[str]) -> None:
             # mypyc leaves out the packages where the rest of a name is clear without.
             for start in range(len(parts)):
                 docs["___".join([*parts[start:], *path])] = text
-            docs[".".join([*parts, *path])] = text
+            if len(path) == 1:
+                docs[path[0]] = text  # a class goes by its own name
 
     def with_doc(match: re.Match[str]) -> str:
         return match[1] + c_text(docs.get(match[2], "")) + match[3]
