@@ -806,12 +806,21 @@ def test_a_thousand_waiting_requests(kind: str) -> None:
 def test_carriers_are_reused_and_bounded(two_places: str) -> None:
     names: set[int] = set()
     counts: list[int] = []
+    together = asyncio.Event()
+    waiting = 0
 
     async def process(task: WFHttpTask) -> None:
+        nonlocal waiting
         current = asyncio.current_task()
         assert current is not None
         names.add(id(current))
-        await asyncio.sleep(0.05 if task.req.path == "/" else 0)
+        if task.req.path == "/":
+            waiting += 1
+            if waiting == 200:
+                together.set()
+            await together.wait()
+        else:
+            await asyncio.sleep(0)
         counts.append(len(asyncio.all_tasks()))
 
     with serving(two_places, process) as server:
