@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "log": set(),
     "params": {"errors"},
     "protocol": {"errors", "params"},
+    "framing": {"errors", "params", "protocol"},
     "events": {"log"},
     "access_log": {"events"},
     "kernel/": CORE | {"kernel/"},

@@ -1,0 +1,399 @@
+"""Framing: every ready parser and the inbox, whatever way the bytes are split."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protoserve import (
+    HOLD,
+    NEED_DATA,
+    ConfigError,
+    Feedback,
+    MessageParser,
+    ProtocolError,
+    ServerParams,
+)
+from protoserve.framing import (
+    FramedParser,
+    Parsing,
+    delimited,
+    encode_prefixed,
+    encode_varint,
+    fixed,
+    lines,
+    prefixed,
+    varint_prefixed,
+)
+
+PARAMS = ServerParams(request_size_limit=100)
+
+Encode = Callable[[bytes], bytes]
+
+FRAMINGS: dict[str, tuple[Callable[[ServerParams], MessageParser[bytes]], Encode]] = {
+    "lines": (lines(), lambda data: data + b"\n"),
+    "lines with CR": (lines(), lambda data: data + b"\r\n"),
+    "delimited": (delimited(b"\r\n.\r\n"), lambda data: data + b"\r\n.\r\n"),
+    "varint": (varint_prefixed(), lambda data: encode_varint(len(data)) + data),
+    "fixed": (fixed(3), lambda data: data),
+    "three bytes": (prefixed(3), lambda data: b"".join(encode_prefixed(data, 3))),
+}
+for width in (1, 2, 4, 8):
+    for order in ("big", "little"):
+        for whole in (False, True):
+            FRAMINGS[f"{width} {order} {whole}"] = (
+                prefixed(width, byteorder=order, includes_header=whole),
+                lambda data, width=width, order=order, whole=whole: b"".join(  # type: ignore[misc]
+                    encode_prefixed(data, width, order, includes_header=whole)
+                ),
+            )
+
+
+@pytest.fixture(params=FRAMINGS)
+def framing(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def all_of(parser: MessageParser[Any]) -> list[Any]:
+    found = []
+    while (message := parser.next_message()) is not NEED_DATA:
+        found.append(message)
+    return found
+
+
+def in_pieces(parser: MessageParser[Any], data: bytes, size: int) -> list[Any]:
+    found = []
+    for at in range(0, len(data), size):
+        parser.feed(data[at : at + size])
+        found += all_of(parser)
+    return found
+
+
+def test_frames_are_found_however_they_are_split(framing: str) -> None:
+    make, encode = FRAMINGS[framing]
+    frames = [b"abc", b"def", b"\0\x81\r"] if framing == "fixed" else [b"abc", b"", b"\0\x81;"]
+    frames *= 5
+    data = b"".join(map(encode, frames))
+    for size in range(1, len(data) + 1):
+        parser = make(PARAMS)
+        assert in_pieces(parser, data, size) == frames
+        assert not parser.partial
+        assert parser.leftover() == b""
+
+
+def test_partial_and_leftover_at_every_place(framing: str) -> None:
+    make, encode = FRAMINGS[framing]
+    frame = encode(b"abc")
+    for at in range(len(frame)):
+        parser = make(PARAMS)
+        parser.feed(frame + frame[:at])
+        assert all_of(parser) == [b"abc"]
+        assert parser.partial == (at > 0)
+        assert parser.leftover() == frame[:at]
+        parser.feed(frame[at:])
+        assert all_of(parser) == [b"abc"]
+        assert not parser.partial
+
+
+@pytest.mark.parametrize("framing", [name for name in FRAMINGS if name != "fixed"])
+def test_too_long_is_refused_after_what_came_before(framing: str) -> None:
+    make, encode = FRAMINGS[framing]
+    room = 100 - len(encode(b""))
+    good, bad = encode(b"a" * room), encode(b"a" * (room + 1))
+    for size in (1, 7, 1000):
+        parser = make(PARAMS)
+        assert in_pieces(parser, good, size) == [b"a" * room]
+        with pytest.raises(ProtocolError, match=r"more than 100 bytes"):
+            in_pieces(parser, bad, size)
+        parser.feed(good)
+        with pytest.raises(ProtocolError, match=r"more than 100 bytes"):
+            parser.next_message()
+        assert not parser.partial
+
+
+def test_a_length_is_refused_before_its_bytes_come() -> None:
+    parser = prefixed(4)(PARAMS)
+    parser.feed(b"\xff\xff\xff\xff")
+    with pytest.raises(ProtocolError, match=r"message of more than 100 bytes"):
+        parser.next_message()
+
+
+def test_an_endless_line_is_not_kept() -> None:
+    parser = lines()(PARAMS)
+    parser.feed(b"a" * 100)
+    with pytest.raises(ProtocolError):
+        parser.next_message()
+    for _ in range(100):
+        parser.feed(b"a" * 100_000)
+    assert parser.leftover() == b""
+
+
+def test_a_limit_of_its_own_and_none_at_all() -> None:
+    parser = lines(limit=5)(ServerParams(request_size_limit=None))
+    parser.feed(b"four\nfives\n")
+    assert parser.next_message() == b"four"
+    with pytest.raises(ProtocolError, match=r"more than 5 bytes"):
+        parser.next_message()
+    without: MessageParser[bytes] = lines()(ServerParams(request_size_limit=None))
+    without.feed(b"a" * 1_000_000 + b"\n")
+    assert without.next_message() == b"a" * 1_000_000
+
+
+@pytest.mark.parametrize("words", [b"bye\n", lambda fault: f"bye: {fault}\n".encode()])
+def test_the_farewell(words: Any) -> None:
+    parser = lines(bytes.decode, limit=50, farewell=words)(PARAMS)
+    parser.feed(b"ok\n\xff\n")
+    assert parser.next_message() == "ok"
+    with pytest.raises(ProtocolError, match=r"can't decode byte 0xff") as error:
+        parser.next_message()
+    assert error.value.reply.startswith(b"bye")
+    assert error.value.reply.count(b"\n") == 1
+
+
+def test_a_header_that_counts_itself_is_that_long() -> None:
+    parser = prefixed(4, includes_header=True)(PARAMS)
+    parser.feed(b"\0\0\0\x04\0\0\0\x03")
+    assert parser.next_message() == b""
+    with pytest.raises(ProtocolError, match=r"a length of 3, which counts its 4 bytes"):
+        parser.next_message()
+
+
+def test_a_varint_that_is_too_long() -> None:
+    parser = varint_prefixed(max_bytes=4)(PARAMS)
+    parser.feed(b"\x80\x80\x80\x00" + b"\x80\x80\x80\x80")
+    assert parser.next_message() == b""  # leading zeros do no harm
+    with pytest.raises(ProtocolError, match=r"a length of more than 4 bytes"):
+        parser.next_message()
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_varints(number: int) -> None:
+    encoded = encode_varint(number)
+    assert len(encoded) == max(1, -(-number.bit_length() // 7))
+    assert sum((byte & 0x7F) << 7 * at for at, byte in enumerate(encoded)) == number
+
+
+def test_the_last_line_ends_with_the_connection() -> None:
+    parser = lines()(PARAMS)
+    parser.feed(b"one\ntwo")
+    assert all_of(parser) == [b"one"]
+    parser.feed_eof()
+    assert all_of(parser) == [b"two"]
+    assert all_of(parser) == []
+    strict = delimited(b"\n")(PARAMS)
+    strict.feed(b"one\ntwo")
+    strict.feed_eof()
+    assert all_of(strict) == [b"one"]
+    assert strict.partial
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: lines(limit=0), "limit=0"),
+        (lambda: lines(farewell="bye"), "farewell='bye'"),  # type: ignore[arg-type]
+        (lambda: delimited(b""), "delimiter=b''"),
+        (lambda: delimited("\n"), "delimiter='"),  # type: ignore[arg-type]
+        (lambda: prefixed(0), "width=0"),
+        (lambda: prefixed(9), "width=9"),
+        (lambda: prefixed(2, byteorder="native"), "byteorder='native'"),  # type: ignore[arg-type]
+        (lambda: varint_prefixed(max_bytes=11), "max_bytes=11"),
+        (lambda: fixed(0), "size=0"),
+        (lambda: encode_prefixed(b"", 0), "width=0"),
+    ],
+)
+def test_what_cannot_work_is_refused_when_it_is_made(make: Any, text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make()
+    assert text in str(error.value)
+
+
+def test_numbers_that_do_not_fit() -> None:
+    with pytest.raises(OverflowError):
+        encode_prefixed(b"a" * 256, 1)
+    with pytest.raises(ValueError, match=r"-1"):
+        encode_varint(-1)
+
+
+# -- parsers of one's own ------------------------------------------------------------------
+
+
+class Mails(FramedParser[tuple[str, bytes]]):
+    """A dialogue: ``DATA`` holds until the reply, then a text follows to its dot."""
+
+    follows = False
+
+    def messages(self) -> Parsing[tuple[str, bytes]]:
+        while True:
+            line = yield from self.inbox.until(b"\r\n", limit=20)
+            if not line:
+                self.inbox.discard()
+                continue
+            if line == b"wait":
+                yield Feedback(b"waiting\r\n")
+            yield "line", line
+            if line == b"DATA":
+                yield HOLD
+                if self.follows:
+                    text = yield from self.inbox.until(b"\r\n.\r\n")
+                    yield "text", text
+            elif line.startswith(b"rest"):
+                yield "rest", (yield from self.inbox.rest())
+
+    def farewell(self, fault: str) -> bytes:
+        return f"500 {fault}\r\n".encode()
+
+
+def mails(data: bytes) -> Mails:
+    parser = Mails(PARAMS)
+    parser.feed(data)
+    return parser
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_what_follows_depends_on_the_reply(follows: bool) -> None:
+    parser = mails(b"DATA\r\nhello\r\n.\r\nquit\r\n")
+    assert parser.next_message() == ("line", b"DATA")
+    assert parser.next_message() is HOLD
+    assert parser.leftover() == b"hello\r\n.\r\nquit\r\n"
+    parser.follows = follows
+    if follows:
+        assert all_of(parser) == [("text", b"hello"), ("line", b"quit")]
+    else:
+        assert all_of(parser) == [("line", b"hello"), ("line", b"."), ("line", b"quit")]
+
+
+def test_what_is_between_messages_is_discarded() -> None:
+    parser = mails(b"\r\n" * 60 + b"a\r\n" + b"\r\n" * 60)
+    assert all_of(parser) == [("line", b"a")]
+    assert not parser.partial
+    assert parser.leftover() == b""
+
+
+def test_an_interim_answer_comes_before_its_message_and_keeps_it() -> None:
+    parser = mails(b"wait\r\n")
+    assert parser.next_message() == Feedback(b"waiting\r\n")
+    assert parser.partial
+    assert all_of(parser) == [("line", b"wait")]
+    assert not parser.partial
+
+
+def test_the_rest_ends_with_the_connection() -> None:
+    parser = mails(b"rest\r\nall of")
+    assert all_of(parser) == [("line", b"rest")]
+    parser.feed(b" it")
+    assert parser.partial
+    assert all_of(parser) == []
+    parser.feed_eof()
+    assert all_of(parser)[0] == ("rest", b"all of it")
+
+
+def test_a_part_has_a_limit_of_its_own() -> None:
+    assert all_of(mails(b"a" * 18 + b"\r\n")) == [("line", b"a" * 18)]
+    for data in (b"a" * 19 + b"\r\n", b"a" * 20):
+        with pytest.raises(ProtocolError, match=r"more than 20 bytes") as error:
+            mails(data).next_message()
+        assert error.value.reply == b"500 more than 20 bytes\r\n"
+
+
+class Odd(FramedParser[bytes]):
+    def messages(self) -> Parsing[bytes]:
+        kind = yield from self.inbox.exactly(1)
+        if kind == b"r":
+            raise ProtocolError("refused", reply=b"go away")
+        if kind == b"k":
+            raise KeyError("a bug")
+        yield kind
+
+    def farewell(self, fault: str) -> bytes:
+        return b"never"
+
+
+def test_the_reply_of_an_error_is_kept() -> None:
+    parser = Odd(PARAMS)
+    parser.feed(b"r")
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match=r"refused") as error:
+            parser.next_message()
+        assert error.value.reply == b"go away"
+
+
+def test_bugs_are_bugs() -> None:
+    parser = Odd(PARAMS)
+    parser.feed(b"k")
+    for _ in range(2):
+        with pytest.raises(KeyError, match=r"a bug"):
+            parser.next_message()
+    ends = Odd(PARAMS)
+    ends.feed(b"ab")
+    assert ends.next_message() == b"a"
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"Odd\.messages has ended"):
+            ends.next_message()
+
+
+def test_an_empty_delimiter_is_a_bug() -> None:
+    class Empty(FramedParser[bytes]):
+        def messages(self) -> Parsing[bytes]:
+            yield (yield from self.inbox.until(b""))
+
+    with pytest.raises(ConfigError, match=r"at least one byte"):
+        Empty(PARAMS).next_message()
+
+
+def test_a_size_below_zero_is_the_peers_fault() -> None:
+    class Sized(FramedParser[bytes]):
+        def messages(self) -> Parsing[bytes]:
+            while True:
+                size = yield from self.inbox.until(b" ")
+                yield (yield from self.inbox.exactly(int(size)))
+
+    parser = Sized(PARAMS)
+    parser.feed(b"1 a-1 b")
+    assert parser.next_message() == b"a"
+    with pytest.raises(ProtocolError, match=r"a size of -1"):
+        parser.next_message()
+
+
+def test_closing_ends_messages_and_the_cycle() -> None:
+    ended = []
+
+    class Watched(FramedParser[bytes]):
+        def messages(self) -> Parsing[bytes]:
+            try:
+                while True:
+                    yield (yield from self.inbox.exactly(2))
+            finally:
+                ended.append(True)
+
+    parser = Watched(PARAMS)
+    parser.close()  # before it was asked
+    parser = Watched(PARAMS)
+    parser.feed(b"abc")
+    assert all_of(parser) == [b"ab"]
+    before = sys.getrefcount(parser)
+    parser.close()
+    assert ended == [True]
+    assert sys.getrefcount(parser) < before
+    assert not parser.partial
+
+
+def test_messages_take_time_linear_in_their_bytes() -> None:
+    """A delimiter is not searched for again in what was searched: the calls are counted."""
+    searched = 0
+
+    class Counting(bytearray):
+        def find(self, what: Any, start: Any = 0, end: Any = None) -> int:
+            nonlocal searched
+            searched += len(self) - start
+            return super().find(what, start)
+
+    parser = delimited(b"\r\n")(ServerParams(request_size_limit=None))
+    parser.inbox._held = Counting()  # type: ignore[attr-defined]
+    in_pieces(parser, b"a" * 20_000 + b"\r\n", 1)
+    assert searched < 3 * 20_002
