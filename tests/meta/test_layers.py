@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": CORE | {"build", "kernel/", "tasks/", "server", "hookspecs", "plugins"},
 }
 
-SANS_IO = {"params", "errors", "protocol"}
+SANS_IO = {"params", "errors", "protocol", "framing"}
 INPUT_OUTPUT = {"socket", "ssl", "select", "selectors", "threading", "asyncio", "time", "logging"}
 
 # Packages beyond the standard library, by who may import them.
@@ -49,6 +49,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "kernel/": {"uvloop", "mypy_extensions"},
     "tasks/": {"mypy_extensions"},
     "server": {"mypy_extensions"},
+    "framing": {"typing_extensions"},  # type checkers only
     "hookspecs": {"pluggy"},
     "plugins": {"pluggy"},
     "protoserve_http": {"httptools", "multidict", "mypy_extensions"},
