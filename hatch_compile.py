@@ -115,7 +115,11 @@ def compile_modules(root: Path, work: Path) -> dict[str, Path]:
     os.chdir(root)  # paths in tracebacks are relative to it
     try:
         extensions = mypycify(
-            sources, group_name=GROUP, target_dir=str(work), opt_level="3", debug_level="0"
+            ["--ignore-missing-imports", *sources],  # what is optional need not be there
+            group_name=GROUP,
+            target_dir=str(work),
+            opt_level="3",
+            debug_level="0",
         )
         generated = work / f"__native_{GROUP}.c"
         clear_weak_references(generated)

@@ -225,7 +225,7 @@ class FramedParser(MessageParser[REQ], Generic[REQ]):
     def next_message(self) -> REQ | NeedData | Feedback | Hold:
         """The next of ``messages``. Raises ``ProtocolError``, and again on later calls."""
         if self._fault is not None:
-            raise self._fault
+            raise self._fault.with_traceback(None)
         if self._steps is None:
             self._steps = self.messages()
         try:

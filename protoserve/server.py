@@ -37,7 +37,7 @@ from protoserve.kernel.listener import (
     Listener,
     adopt_listener,
     discard_listener,
-    open_listener,
+    opener,
 )
 from protoserve.kernel.scheduler import CommScheduler, get_scheduler
 from protoserve.kernel.service import CommService
@@ -159,22 +159,8 @@ class WFServerBase(CommService):
         :class:`~protoserve.errors.ConfigError` for an address that makes no sense and
         :class:`~protoserve.errors.UsageError` when the server runs already.
         """
-        host: str | None = None
-        match where:
-            case (int() as port,):
-                pass
-            case (str() as path,):
-                return self._launch(lambda: open_listener(path, self.params.backlog))
-            case ((str() | None as host, int() as port),) | (str() | None as host, int() as port):
-                pass
-            case ((str() as host, int() as port, *_),):
-                pass  # an IPv6 socket address, as getsockname() gives it
-            case _:
-                raise ConfigError(
-                    f"start{where!r}: expected start(port), start(host, port), "
-                    "start((host, port)) or start('unix:/path')"
-                )
-        return self._launch(lambda: open_listener((host, port), self.params.backlog))
+        open_socket = opener(where, self.params.backlog)
+        return self._launch(open_socket)
 
     def serve(self: ServerT, sock: socket.socket | int) -> ServerT:
         """Serve on a stream socket, or its descriptor, that is bound or listening.

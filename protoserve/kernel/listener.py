@@ -69,6 +69,27 @@ _UNIX_REMEDIES: Final = {
 }
 
 
+def opener(where: tuple[Any, ...], backlog: int) -> Callable[[], socket.socket]:
+    """What opens the listener that ``start(*where)`` asks for. Raises
+    :class:`~protoserve.errors.ConfigError` for an address that makes no sense."""
+    host: str | None = None
+    match where:
+        case (int() as port,):
+            pass
+        case (str() as path,):
+            return lambda: open_listener(path, backlog)
+        case ((str() | None as host, int() as port),) | (str() | None as host, int() as port):
+            pass
+        case ((str() as host, int() as port, *_),):
+            pass  # an IPv6 socket address, as getsockname() gives it
+        case _:
+            raise ConfigError(
+                f"start{where!r}: expected start(port), start(host, port), "
+                "start((host, port)) or start('unix:/path')"
+            )
+    return lambda: open_listener((host, port), backlog)
+
+
 def open_listener(address: Address, backlog: int) -> socket.socket:
     """A listening socket at ``address``; a port of 0 picks a free one.
 

@@ -176,15 +176,13 @@ import signal, threading
 from protoserve_http import WFHttpServer
 from protoserve.events import ListenerStarted
 
-server = WFHttpServer(lambda task: None)
+class Interrupted(WFHttpServer):
+    def _apply_descriptor_limit(self):
+        signal.raise_signal(signal.SIGTERM)
+        super()._apply_descriptor_limit()
+
+server = Interrupted(lambda task: None)
 signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
-bind = WFHttpServer._apply_descriptor_limit
-
-def interrupted(self):
-    signal.raise_signal(signal.SIGTERM)
-    bind(self)
-
-WFHttpServer._apply_descriptor_limit = interrupted
 server.start("127.0.0.1", 0)
 assert server.wait_finish(10)
 assert server.stop() == 0

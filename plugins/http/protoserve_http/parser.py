@@ -196,7 +196,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             return self._ready.popleft()
         if self._error is not None:
             if self._error is not _ASK_AGAIN:
-                raise self._error
+                raise self._error.with_traceback(None)
             return self._go_on()
         return NEED_DATA
 

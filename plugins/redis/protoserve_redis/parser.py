@@ -124,7 +124,7 @@ class RedisParser(MessageParser[RedisRequest]):
                 if request is not None:
                     return request
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)
         return NEED_DATA
 
     @property
