@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from protoserve.application import StartHook, StopHook
-    from protoserve.kernel.listener import Listener
+    from protoserve.kernel.engine import Source
 
 
 class Run:
@@ -33,7 +33,7 @@ class Run:
     )
 
     def __init__(self) -> None:
-        self.listener: Listener | None = None
+        self.listener: Source | None = None
         self.listens = False  # observers were told so
         self.start_hook: StartHook | None = None  # written by the thread that starts the server
         self.stop_hook: StopHook | None = None  # once on_start has ended well

@@ -56,6 +56,7 @@ from protoserve.upgrade import Spoken
 
 if TYPE_CHECKING:
     from protoserve.kernel.communicator import Communicator
+    from protoserve.kernel.engine import Engine, Source
     from protoserve.kernel.transport import Transport
 
 
@@ -159,8 +160,7 @@ class WFServerBase(CommService):
         :class:`~protoserve.errors.ConfigError` for an address that makes no sense and
         :class:`~protoserve.errors.UsageError` when the server runs already.
         """
-        open_socket = opener(where, self.params.backlog)
-        return self._launch(open_socket)
+        return self._listen(opener(where, self.params.backlog))
 
     def serve(self: ServerT, sock: socket.socket | int) -> ServerT:
         """Serve on a stream socket, or its descriptor, that is bound or listening.
@@ -168,11 +168,19 @@ class WFServerBase(CommService):
         The server works on a duplicate; the caller's socket stays open and the caller's.
         Raises as ``start`` does.
         """
-        return self._launch(lambda: adopt_listener(sock, self.params.backlog), adopted=True)
+        return self._listen(lambda: adopt_listener(sock, self.params.backlog), adopted=True)
 
-    def _launch(
+    def start_on(self: ServerT, engine: Engine, source: Source, address: Any) -> ServerT:
+        """Serve the connections of ``source`` on an engine that the caller drives and holds,
+        as ``protoserve.testing`` does in memory. Raises as ``start`` does."""
+        return self._launch(lambda run: self._open_on(run, engine, source, address))
+
+    def _listen(
         self: ServerT, open_socket: Callable[[], socket.socket], *, adopted: bool = False
     ) -> ServerT:
+        return self._launch(lambda run: self._open(run, open_socket, adopted=adopted))
+
+    def _launch(self: ServerT, open_source: Callable[[Run], object]) -> ServerT:
         self._forget_fork()
         self.check()
         with self._condition:
@@ -188,7 +196,7 @@ class WFServerBase(CommService):
             self._starter = threading.get_ident()
             self._pid = os.getpid()
         try:
-            self._open(run, open_socket, adopted=adopted)
+            open_source(run)
         except BaseException:
             with self._condition:
                 self._phase, self._address, self._family, self.stopping, self._run = before
@@ -325,6 +333,17 @@ class WFServerBase(CommService):
         with _serving_lock:
             _serving.add(self)
 
+    def _open_on(self, run: Run, engine: Engine, source: Source, address: Any) -> None:
+        self.stopping = False
+        self.starved = False
+        self._address = address
+        self._family = socket.AF_INET
+        self.max_connections = self.params.max_connections
+        self._scheduler = get_scheduler()
+        self.engine = engine
+        run.listener = source
+        self.retain()  # the source's reference
+
     def close_copies(self) -> None:
         """In a process that was just forked: close its copies of the server's sockets. The
         server itself, in the other process, sees nothing of it."""
@@ -402,6 +421,12 @@ class WFServerBase(CommService):
         return f"{self.url_scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
     # -- stopping ----------------------------------------------------------------------
+
+    @property
+    def unbound(self) -> bool:
+        """Whether the last connection and the last series of the last run have ended, or are
+        not waited for any longer. on_stop may still run."""
+        return self._run.drained
 
     def shutdown(self) -> None:
         """Begin to stop; never blocks, may be called from a handler, from a signal handler

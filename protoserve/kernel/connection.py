@@ -140,7 +140,11 @@ class CommConnection:
             return self._pending(level)
         there = threading.Event()
         if entry.wait_for_room(level, there.set):
-            there.wait()
+            engine = entry.communicator.engine
+            if engine is None:
+                there.wait()
+            else:
+                engine.block(there)
         return NO_WAIT
 
     async def _pending(self, level: int) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.entry import CommConnEntry
@@ -17,6 +18,7 @@ from protoserve.kernel.poller import Callback, Poller
 from protoserve.log import logger
 
 if TYPE_CHECKING:
+    from protoserve.kernel.readiness import Readiness
     from protoserve.kernel.scheduler import CommScheduler
     from protoserve.kernel.service import CommService
 
@@ -30,6 +32,23 @@ def log_callback_error() -> None:
     logger.exception("an event's callback raised; the server goes on")
 
 
+class Source(Protocol):
+    """Where the connections of a server come from. Any thread."""
+
+    def start(self) -> None:
+        """Begin to give connections to the service."""
+
+    def close(self, patience: float = -1, *, drain: bool = False) -> bool:
+        """Give no more, but for those of ``drain``; see
+        :meth:`~protoserve.kernel.listener.Listener.close`."""
+
+    def close_copy(self) -> None:
+        """In a forked process: close its copies."""
+
+    def finish(self, ended: Callable[[], object]) -> None:
+        """After ``close``: attach what is left, and call ``ended()``."""
+
+
 class Engine(ABC):
     """What runs while somebody holds it: see :meth:`CommScheduler.acquire`.
 
@@ -37,9 +56,14 @@ class Engine(ABC):
     thread.
     """
 
-    def __init__(self, scheduler: CommScheduler, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        scheduler: CommScheduler,
+        clock: Callable[[], float],
+        readiness: Readiness | None = None,
+    ) -> None:
         self.scheduler = scheduler
-        self.poller = Poller(clock=clock)
+        self.poller = Poller(readiness, clock)
         self.communicator = Communicator(self.poller, self)
         self.holds = 0
 
@@ -54,6 +78,15 @@ class Engine(ABC):
 
     def want_threads(self, threads: int) -> None:
         """A service wants so many handler threads."""
+
+    def submit(self, queue: str, job: Callable[[], object]) -> None:
+        """Run ``job()`` where functions that compute run; see :meth:`Executor.submit`."""
+        self.scheduler.executor.submit(queue, job)
+
+    def block(self, there: threading.Event) -> None:
+        """Wait for ``there``, in a handler that is a function. Raises
+        :class:`~protoserve.errors.UsageError` where nobody else could set it."""
+        there.wait()
 
     def defer(self, callback: Callback, argument: Any) -> bool:
         """Instead of user code that may block: True when all handler threads are busy and

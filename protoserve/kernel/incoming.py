@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import threading
 from collections import deque
@@ -258,12 +259,14 @@ class IncomingStream:
         """Another thread reads meanwhile; and a handler thread lends its place, so that slow
         peers do not keep others from being served."""
         entry = self._entry
-        threads = None if entry is None else entry.communicator.threads
-        if threads is None:
-            there.wait()
-        else:
-            with threads.lend():
+        threads = engine = None
+        if entry is not None:
+            threads, engine = entry.communicator.threads, entry.communicator.engine
+        with contextlib.nullcontext() if threads is None else threads.lend():
+            if engine is None:
                 there.wait()
+            else:
+                engine.block(there)
 
     def __aiter__(self) -> IncomingStream:
         return self

@@ -111,6 +111,13 @@ class CommScheduler:
             engine.holds += 1
             return engine
 
+    def add(self, engine: Engine) -> None:
+        """Hold an engine that the caller drives: while it does, those who work on the thread
+        find it as they would find one of ours. ``release`` it in the end."""
+        with self._lock:
+            self._engines[f"driven {id(engine)}"] = engine
+            engine.holds += 1
+
     def acquire_here(self) -> Engine:
         """Hold the engine that the calling thread works for, or else the one of plain
         functions."""

@@ -12,6 +12,7 @@ from protoserve.errors import ConfigError
 from protoserve.kernel.current import CURRENT
 from protoserve.kernel.scheduler import get_scheduler
 from protoserve.tasks.result import ResultTask
+from protoserve.tasks.series import SeriesWork
 from protoserve.tasks.timer import TimerTask
 
 T = TypeVar("T")
@@ -48,13 +49,21 @@ class GoTask(ResultTask[T], Generic[T]):
 
     def begin(self) -> None:
         """Queue the function."""
+        engine = self.series.engine
         if self._limit is not None:
             self._timer = TimerTask(self._limit, self._expire)
-            self._timer.start()
+            series = SeriesWork(self._timer)
+            series.engine = engine
+            series.start()
             if self.completed:  # cancelled this moment
                 self._timer.cancel()
         try:
-            get_scheduler().executor.submit(self.queue, self._run)
+            if engine is None:
+                engine = get_scheduler().engine_here()
+            if engine is None:
+                get_scheduler().executor.submit(self.queue, self._run)
+            else:
+                engine.submit(self.queue, self._run)
         except (RuntimeError, MemoryError) as error:  # the system has no thread for it
             self._call = None
             self.complete(exception=error)

@@ -1,9 +1,14 @@
-"""For tests of what stands on the engine: connections in memory, on a clock moved by hand.
+"""For tests of protocols and their handlers: servers in memory and on a port, and proof that
+nothing is left of them. See docs/testing.md.
 
-:class:`MemoryEngine` moves only when told to; :meth:`MemoryEngine.connect` gives the client's
-end of a connection, which decides what the server's reads and sends see.
+:func:`memory_server` is a server without sockets, threads or waiting, :func:`live_server` one
+on a free port, :func:`no_leaks` a block that leaves nothing behind. For tests of what stands on
+the engine itself, :class:`MemoryEngine` moves only when told to.
 """
 
+from protoserve.testing.in_memory import MemoryServer, memory_server
+from protoserve.testing.leaks import no_leaks
+from protoserve.testing.live import LiveServer, live_server
 from protoserve.testing.memory import (
     ManualClock,
     MemoryEngine,
@@ -14,10 +19,15 @@ from protoserve.testing.memory import (
 )
 
 __all__ = [
+    "LiveServer",
     "ManualClock",
     "MemoryEngine",
     "MemoryPeer",
     "MemoryReadiness",
+    "MemoryServer",
     "MemoryTransport",
     "connection_of",
+    "live_server",
+    "memory_server",
+    "no_leaks",
 ]

@@ -14,8 +14,9 @@ import threading
 from collections.abc import Callable, Iterable
 from itertools import count
 from math import inf
-from typing import Any
+from typing import Any, Final, Protocol
 
+from protoserve.errors import UsageError
 from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.connection import CommConnection
 from protoserve.kernel.poller import Poller
@@ -25,19 +26,71 @@ from protoserve.protocol import Buffer
 
 _descriptors = count(1_000_000)  # far above any descriptor of the system
 
+MOST_TURNS: Final = 10_000
+"""Turns of a poller after which something is taken to spin."""
+
+
+class Driven(Protocol):
+    """What moves with a :class:`ManualClock`: see ``ManualClock.drive``."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether it runs something at this moment."""
+
+    def run(self) -> None:
+        """Do all that is to be done now."""
+
+    def due(self) -> float:
+        """After ``run``: when there will be something to do; infinity for never."""
+
 
 class ManualClock:
-    """A clock for everything that takes ``clock=``: seconds, moved by hand."""
+    """A clock for everything that takes ``clock=``: ``now`` is in seconds, and moves when
+    ``advance`` is called. One thread at a time."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
+        self._driven: list[Driven] = []
 
     def __call__(self) -> float:
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Move on. Nothing is called: whoever owns the timers looks at them."""
-        self.now += seconds
+        """Let time pass. In the memory servers of this clock every timer that comes due is run
+        at its own time; whoever else owns timers has to look at them. In a handler, which
+        takes so long then, no timer is run. Raises ``ValueError`` for a negative time."""
+        if not seconds >= 0:
+            raise ValueError(f"advance({seconds!r}): expected 0 seconds or more")
+        end = self.now + seconds
+        if not any(driven.busy for driven in self._driven):
+            while self.step(end):
+                pass
+        self.now = end
+        self._run()
+
+    def step(self, end: float) -> bool:
+        """Move on to the next timer of the memory servers, and run what is due then. False,
+        and the time stays as it is, where there is none until ``end``."""
+        self._run()
+        due = min((driven.due() for driven in self._driven), default=inf)
+        if due > end:
+            return False
+        self.now = max(due, self.now)
+        self._run()
+        return True
+
+    def _run(self) -> None:
+        for driven in list(self._driven):
+            if not driven.busy:
+                driven.run()
+
+    def drive(self, driven: Driven) -> None:
+        """Have this move with the clock."""
+        self._driven.append(driven)
+
+    def leave(self, driven: Driven) -> None:
+        """Undo ``drive``."""
+        self._driven.remove(driven)
 
 
 class MemoryReadiness:
@@ -81,22 +134,33 @@ class MemoryReadiness:
         self._watched.clear()
 
 
-class MemoryPeer:
-    """The client's end of a connection in memory. Any thread.
+def _nothing() -> None:
+    """What follows a command where somebody else runs the engine."""
 
-    ``received`` is all that the server sent and the peer read; ``sends`` how many calls
-    that took. ``room`` is how many bytes the server may send before it would block, and
-    ``at_most`` how many one call takes; None is no limit.
+
+class MemoryPeer:
+    """The client's end of a connection in memory, which decides what the server sees of it:
+    when bytes arrive, how much it can write, how the client goes.
+
+    With ``memory_server`` each command is followed by everything that it leads to, handlers
+    included, before it returns; with :class:`MemoryEngine` run the engine. ``received`` is all
+    that the server has sent and the client has read. Any thread.
     """
 
-    def __init__(self, announce: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, announce: Callable[[int, int], None], then: Callable[[], object] = _nothing
+    ) -> None:
         self.received = bytearray()
         self.sends = 0
+        """How many calls of the server's it took to send that."""
         self.reads = 0
+        """How often the server read, or found nothing to read."""
         self.room: int | None = None
+        """How many bytes the server may write before its buffer is full; None: no limit."""
         self.at_most: int | None = None
+        """How many bytes one call of the server's writes; None: all that there is room for."""
         self.eof = False
-        """The server has shut its sending side or closed."""
+        """The server has ended its sending side, or closed."""
         self.closed = False
         """The server has closed its socket."""
         self.aborted = False
@@ -114,44 +178,109 @@ class MemoryPeer:
         """The transport's, for connections that are made with it."""
         self.fd = next(_descriptors)
         self._announce = announce
+        self._then = then
         self._lock = threading.RLock()
-        self._inbox = bytearray()
+        self._way = bytearray()  # sent, and not delivered
+        self._inbox = bytearray()  # delivered, and not read by the server
+        self._taken = 0  # of what was received
         self._shut = False
         self._gone: OSError | None = None
+        self._left = False
         self._full = False
 
     # -- the client --------------------------------------------------------------------
 
-    def send(self, data: bytes) -> None:
-        """Give the server bytes to read."""
+    def send(self, data: bytes, *, deliver: int | None = None) -> None:
+        """Send bytes. With ``deliver`` only so many of what is on the way arrive now; the rest
+        waits for ``deliver()``. Raises ``UsageError`` after ``half_close`` or ``close``, and
+        ``ValueError`` where there is less on the way."""
+        if self._shut:
+            raise UsageError("this client has ended its sending side, and cannot send")
         with self._lock:
-            self._inbox += data
-        self._announce(self.fd, READABLE | (0 if self.room == 0 else WRITABLE))
+            self._way += data
+        self.deliver(deliver)
 
-    def shutdown(self) -> None:
-        """Send no more, go on reading (a half-close)."""
+    def send_bytewise(self, data: bytes) -> None:
+        """Send bytes, each of which arrives, and is looked at, before the next."""
+        for i in range(len(data)):
+            self.send(data[i : i + 1])
+
+    def deliver(self, size: int | None = None) -> None:
+        """Let ``size`` bytes of what is on the way arrive; None for all of it. Raises
+        ``ValueError`` where there is less."""
+        with self._lock:
+            there = len(self._way)
+            if size is None:
+                size = there
+            if not 0 <= size <= there:
+                raise ValueError(f"deliver {size!r} bytes: {there} are on the way")
+            self._inbox += self._way[:size]
+            del self._way[:size]
+            ends = HANGUP if self._shut and not self._way else 0
+        self._announce(self.fd, READABLE | ends | (0 if self.room == 0 else WRITABLE))
+        self._then()
+
+    def half_close(self) -> None:
+        """Send no more, go on reading (``shutdown(SHUT_WR)`` of a socket). The end arrives
+        after what is on the way."""
         with self._lock:
             self._shut = True
-        self._announce(self.fd, READABLE | HANGUP)
+            waits = bool(self._way)
+        if not waits:
+            self._announce(self.fd, READABLE | HANGUP)
+        self._then()
+
+    def shutdown(self) -> None:
+        """The same as ``half_close``."""
+        self.half_close()
+
+    def close(self) -> None:
+        """Close: the server finds the end of what was sent, and its next write fails, as it
+        does where a system has answered with a reset."""
+        with self._lock:
+            self._left = True
+        self.half_close()
 
     def reset(self, number: int = errno.ECONNRESET) -> None:
-        """Be gone: the server's next read or send raises."""
+        """Be gone: the server's next read or write fails with this ``errno``."""
         with self._lock:
             self._gone = OSError(number, os.strerror(number))
         self._announce(self.fd, READABLE | WRITABLE | HANGUP)
+        self._then()
+
+    def stall(self, room: int = 0) -> None:
+        """Read nothing: the server can write ``room`` bytes more, and then finds its buffer
+        full. ``read()`` goes on."""
+        with self._lock:
+            self.room = room
 
     def read(self, size: int | None = None) -> None:
-        """Make room for ``size`` more bytes; None for any number."""
+        """After ``stall``: make room for ``size`` more bytes; None for any number."""
         with self._lock:
             self.room = None if size is None else (self.room or 0) + size
             full, self._full = self._full, False
         if full:
             self._announce(self.fd, WRITABLE)
+        self._then()
+
+    def receive(self, size: int | None = None) -> bytes:
+        """What was received since the last call, ``size`` bytes at most. Empty where there is
+        nothing new; ``eof`` says whether there will be."""
+        with self._lock:
+            end = len(self.received) if size is None else self._taken + size
+            data = bytes(self.received[self._taken : end])
+            self._taken += len(data)
+            return data
 
     @property
     def unread(self) -> int:
-        """Bytes that were sent to the server and not read by it."""
+        """Bytes that have arrived at the server and were not read by it."""
         return len(self._inbox)
+
+    @property
+    def undelivered(self) -> int:
+        """Bytes that are on the way."""
+        return len(self._way)
 
     # -- what the server's transport does ----------------------------------------------
 
@@ -167,7 +296,7 @@ class MemoryPeer:
                 data = bytes(self._inbox[:size])
                 del self._inbox[:size]
                 return data
-            if self._shut:
+            if self._shut and not self._way:
                 return b""
             raise BlockingIOError(errno.EAGAIN, "nothing to read")
 
@@ -181,6 +310,8 @@ class MemoryPeer:
                 self.before_send()
             if self._gone is not None:
                 raise self._gone
+            if self._left and data:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
             size = len(data)
             if self.at_most is not None:
                 size = min(size, self.at_most)
@@ -238,6 +369,26 @@ class MemoryTransport:
         self.close()
 
 
+def turn(poller: Poller) -> int:
+    """One turn of a poller that the caller leads; returns how many calls it made."""
+    poller.wait()
+    calls = 0
+    while poller.ready:
+        callback, argument, mask = poller.ready.popleft()
+        callback(argument, mask)
+        calls += 1
+    return calls
+
+
+def run(poller: Poller, limit: int = MOST_TURNS) -> None:
+    """Turns until nothing is left to do now. Raises ``AssertionError`` where that takes over
+    ``limit`` turns, as it would when something spins."""
+    for _ in range(limit):
+        if not turn(poller):
+            return
+    raise AssertionError(f"still busy after {limit} turns")
+
+
 class MemoryEngine:
     """A poller and a communicator, led by the test. ``close`` it at the end.
 
@@ -272,22 +423,12 @@ class MemoryEngine:
 
     def turn(self) -> int:
         """One turn of the poller; returns how many calls it made."""
-        poller = self.poller
-        poller.wait()
-        calls = 0
-        while poller.ready:
-            callback, argument, mask = poller.ready.popleft()
-            callback(argument, mask)
-            calls += 1
-        return calls
+        return turn(self.poller)
 
-    def run(self, limit: int = 10_000) -> None:
+    def run(self, limit: int = MOST_TURNS) -> None:
         """Turns until nothing is left to do now. Fails where that takes over ``limit``
         turns, as it would when something spins."""
-        for _ in range(limit):
-            if not self.turn():
-                return
-        raise AssertionError(f"still busy after {limit} turns")
+        run(self.poller, limit)
 
     def advance(self, seconds: float) -> None:
         """Let time pass: every timer that comes due is run at its own time."""

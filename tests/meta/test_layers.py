@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "signals": set(),
     "upgrade": CORE | {"kernel/"},
     "server": CORE | {"kernel/", "tasks/", "application", "run", "signals", "stopping", "upgrade"},
-    "testing/": CORE | {"kernel/", "testing/"},
+    "testing/": CORE | {"kernel/", "testing/", "server"},
     "hookspecs": {"protocol"},
     "plugins": {"errors", "hookspecs", "protocol"},
     "cli": CORE | {"access_log", "application", "plugins", "server", "signals", "__init__"},
