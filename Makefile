@@ -4,17 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BIND ?= 127.0.0.1:8888
+COMPILED := build/compiled
+WHEEL := build/wheel/.built
 BUILT_FROM = pyproject.toml $(shell find protoserve plugins hatch_*.py -name '*.py')
 # Tests wait more than they compute.
 WORKERS ?= 4
 
-.PHONY: run test check bench chaos clean
+.PHONY: run test test-compiled check bench chaos chaos-compiled clean
 
 run: $(VENV)/.installed  ## serve the HTTP echo example
 	$(BIN)/protoserve run http examples.http_echo:process --bind $(BIND)
 
 test: $(VENV)/.installed-dev  ## run the tests; WORKERS=0 in one process
 	$(BIN)/python -m pytest --numprocesses $(WORKERS)
+
+test-compiled: $(COMPILED)/.installed  ## run the tests on the compiled build, in a copy of the tree
+	cd $(COMPILED) && .venv/bin/python -m pytest --numprocesses $(WORKERS)
 
 check: $(VENV)/.installed-dev  ## lint, format, types
 	$(BIN)/ruff check .
@@ -28,16 +33,39 @@ bench: $(VENV)-bench/.installed $(VENV)-bench-pure/.installed  ## measure agains
 chaos: $(VENV)/.installed-dev  ## races, resets and hangs, for five minutes; CHAOS='--seconds 60'
 	$(BIN)/python tests/chaos $(CHAOS)
 
-clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(VENV)-bench $(VENV)-bench-pure .mypy_cache .ruff_cache .pytest_cache .hypothesis
+chaos-compiled: $(COMPILED)/.installed  ## the same on the compiled build
+	cd $(COMPILED) && .venv/bin/python tests/chaos $(CHAOS)
 
-$(VENV)/.installed: pyproject.toml
+clean:  ## remove what the other targets made
+	rm -rf build $(VENV) $(VENV)-bench $(VENV)-bench-pure .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# Compiled where there is a C compiler.
+$(WHEEL): $(BUILT_FROM)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --editable .
+	rm -rf build/wheel
+	$(PIP) wheel --no-deps --wheel-dir build/wheel .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install --editable '.[dev]'
+# Of these two the last one made is what is installed.
+$(VENV)/.installed: $(WHEEL)
+	$(PIP) install build/wheel/*.whl
+	$(PIP) install --no-deps --force-reinstall build/wheel/*.whl
+	rm -f $(VENV)/.installed-dev
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	PROTOSERVE_PURE=1 $(PIP) install --editable '.[dev]'
+	rm -f $(VENV)/.installed
+	touch $@
+
+# A copy, so that the sources here stay what is tested as pure Python.
+$(COMPILED)/.installed: $(BUILT_FROM) $(shell git ls-files tests examples docs 2>/dev/null)
+	mkdir -p $(COMPILED)
+	git ls-files -z --cached --others --exclude-standard | xargs -0 tar -cf - | tar -xf - -C $(COMPILED)
+	test -x $(COMPILED)/.venv/bin/python || $(PYTHON) -m venv $(COMPILED)/.venv
+	cd $(COMPILED) && PROTOSERVE_COMPILE=1 .venv/bin/python -m pip --disable-pip-version-check --quiet \
+	  install --editable '.[dev]'
 	touch $@
 
 # A peer that cannot be installed is named as missing in the report.
@@ -51,8 +79,6 @@ $(VENV)-bench/.installed-peers: benchmarks/requirements.txt
 # Not editable: what is measured does not change meanwhile. This one is compiled; where it cannot
 # be, the report says so.
 $(VENV)-bench/.installed: $(VENV)-bench/.installed-peers $(BUILT_FROM)
-	PROTOSERVE_COMPILE=1 $(VENV)-bench/bin/python -m pip --disable-pip-version-check --quiet \
-	  install '.[uvloop]' || \
 	$(VENV)-bench/bin/python -m pip --disable-pip-version-check --quiet install '.[uvloop]'
 	touch $@
 

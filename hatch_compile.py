@@ -1,19 +1,25 @@
 """The compiled build: what every request passes through, made C by mypyc.
 
-``PROTOSERVE_COMPILE=1`` in the environment asks for it: a wheel then holds the sources and their
-compiled modules, which Python prefers; an editable install is compiled in place. Without it the
-build is pure Python. It is an experiment: the whole test suite has not been green on it yet, see
-CONTRIBUTING.md.
+A wheel, and so ``pip install .``, is compiled where there is a C compiler, and pure Python where
+there is none, or where it fails, which one line says. A compiled wheel holds the sources and
+their compiled modules, which Python prefers. In the environment ``PROTOSERVE_PURE=1`` asks for
+pure Python, ``PROTOSERVE_COMPILE=1`` for an error instead of a wheel that is not compiled; with
+the latter an editable install, else pure, is compiled in place.
 """
 
 from __future__ import annotations
 
 import ast
+import atexit
+import contextlib
 import os
 import re
 import shutil
+import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +74,33 @@ class CompileHook(BuildHookInterface[Any]):
 
     @property
     def _wanted(self) -> bool:
-        asked = os.environ.get("PROTOSERVE_COMPILE", "") not in ("", "0")
-        return asked and self.target_name == "wheel"
+        return self.target_name == "wheel" and not is_set("PROTOSERVE_PURE")
 
     def dependencies(self) -> list[str]:
         """What compiling needs; the types of what we use are looked at, too."""
-        if not self._wanted:
+        if not self._wanted or (lacking() and not is_set("PROTOSERVE_COMPILE")):
             return []
         return ["mypy[mypyc]>=2.4,<2.5", "setuptools>=77", *self.metadata.core.dependencies]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Called by hatchling before it builds. Raises what the compilers do."""
-        if not self._wanted:
+        """Called by hatchling before it builds. Raises what the compilers do, if compiling was
+        asked for."""
+        asked = is_set("PROTOSERVE_COMPILE")
+        if not self._wanted or (version == "editable" and not asked):
             return
         root = Path(self.root)
         work = Path(tempfile.mkdtemp(prefix="protoserve-compile-"))
-        libraries = compile_modules(root, work)
+        atexit.register(shutil.rmtree, work, ignore_errors=True)  # hatchling reads from there
+        try:
+            if (reason := lacking()) is not None:
+                raise RuntimeError(reason)
+            libraries = compile_modules(root, work)
+        except (Exception, SystemExit) as error:  # mypyc exits
+            if asked:
+                raise
+            reason = " ".join(str(error).split())
+            self.app.display_warning(f"protoserve: pure Python, not compiled: {reason}")
+            return
         if version == "editable":
             for name, library in libraries.items():
                 shutil.copy(library, root / source_of(name))
@@ -92,6 +109,22 @@ class CompileHook(BuildHookInterface[Any]):
         build_data["infer_tag"] = True
         for name, library in libraries.items():
             build_data["force_include"][str(library)] = name
+
+
+def is_set(variable: str) -> bool:
+    """Whether the environment says so."""
+    return os.environ.get(variable, "") not in ("", "0")
+
+
+def lacking() -> str | None:
+    """What of a C compiler for extensions is missing here, if anything."""
+    if sys.implementation.name != "cpython":
+        return f"{sys.implementation.name} is fast without"
+    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    if shutil.which(compiler.split()[0]) is None:
+        return f"there is no C compiler ({compiler.split()[0]})"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return None if header.exists() else f"Python's C headers are missing ({header.name})"
 
 
 def source_of(name: str) -> str:
@@ -108,6 +141,7 @@ def compile_modules(root: Path, work: Path) -> dict[str, Path]:
     compilers do."""
     from mypyc.build import mypycify
     from setuptools import Distribution
+    from setuptools._distutils.ccompiler import CCompiler
     from setuptools.command.build_ext import build_ext
 
     sources = [f"{folder}/{name}.py" for folder, names in MODULES.items() for name in names]
@@ -120,32 +154,53 @@ def compile_modules(root: Path, work: Path) -> dict[str, Path]:
             target_dir=str(work),
             opt_level="3",
             debug_level="0",
+            multi_file=True,  # so that all processors have something to compile
         )
-        generated = work / f"__native_{GROUP}.c"
+        generated = sorted(work.glob("__native_*.c"))
         clear_weak_references(generated)
         add_docstrings(generated, sources)
         command = build_ext(Distribution({"name": GROUP, "ext_modules": extensions}))
         command.build_lib = str(work / "lib")
         command.build_temp = str(work / "objects")
         command.ensure_finalized()
-        command.run()
+        with in_parallel(CCompiler):
+            command.run()
     finally:
         os.chdir(before)
     libraries = sorted((work / "lib").rglob("*.so"))
     return {library.relative_to(work / "lib").as_posix(): library for library in libraries}
 
 
+@contextlib.contextmanager
+def in_parallel(compiler: Any) -> Iterator[None]:
+    """Meanwhile the sources of an extension are compiled by all processors."""
+    compile_all = compiler.compile
+
+    def compile_each(self: Any, sources: list[str], **options: Any) -> list[str]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = pool.map(lambda source: compile_all(self, [source], **options), sources)
+            return [path for paths in objects for path in paths]
+
+    compiler.compile = compile_each
+    try:
+        yield
+    finally:
+        compiler.compile = compile_all
+
+
 _DEALLOC = re.compile(r"\w+_dealloc\(\w+ \*self\)\s*\{\s*PyObject_GC_UnTrack\(self\);")
 
 
-def clear_weak_references(generated: Path) -> None:
+def clear_weak_references(generated: list[Path]) -> None:
     """mypyc 2.4 lets weak references to what has gone live on, and the interpreter crashes."""
-    text = generated.read_text(encoding="utf-8")
     clear = "if (Py_TYPE(self)->tp_weaklistoffset) PyObject_ClearWeakRefs((PyObject *)self);"
-    text, found = _DEALLOC.subn(rf"\g<0>\n    {clear}", text)
-    if not found:
+    places = 0
+    for path in generated:
+        text, found = _DEALLOC.subn(rf"\g<0>\n    {clear}", path.read_text(encoding="utf-8"))
+        path.write_text(text, encoding="utf-8")
+        places += found
+    if not places:
         raise RuntimeError("this mypyc frees objects in another way: look at what it generates")
-    generated.write_text(text, encoding="utf-8")
 
 
 _METHOD = re.compile(r'(\(PyCFunction\)CPyPy_(\w+),[^;{}]*?PyDoc_STR\("(?:[^"\\]|\\.)*)("\))')
@@ -155,7 +210,7 @@ _CLASS = re.compile(
 _PROPERTY = re.compile(r"(\(getter\)(\w+),\s*(?:\(setter\)\w+|NULL),\s*)NULL(, NULL\})")
 
 
-def add_docstrings(generated: Path, sources: list[str]) -> None:
+def add_docstrings(generated: list[Path], sources: list[str]) -> None:
     """Put the docstrings where mypyc has only signatures, for ``help()``."""
     docs: dict[str, str] = {}
     for source in sources:
@@ -177,10 +232,11 @@ def add_docstrings(generated: Path, sources: list[str]) -> None:
         text = docs.get(f"{owner}___{name}", "")
         return f'{match[1]}PyDoc_STR("{c_text(text)}"){match[3]}' if text else match[0]
 
-    text = generated.read_text(encoding="utf-8")
-    text = _METHOD.sub(with_doc, text)
-    text = _CLASS.sub(with_doc, text)
-    generated.write_text(_PROPERTY.sub(with_property_doc, text), encoding="utf-8")
+    for path in generated:
+        text = path.read_text(encoding="utf-8")
+        text = _METHOD.sub(with_doc, text)
+        text = _CLASS.sub(with_doc, text)
+        path.write_text(_PROPERTY.sub(with_property_doc, text), encoding="utf-8")
 
 
 def docstrings(tree: ast.Module | ast.ClassDef) -> Iterator[tuple[list[str], str]]:

@@ -7,4 +7,5 @@ from typing import Final
 from protoserve.kernel import communicator
 
 BUILD: Final = "pure" if communicator.__file__.endswith(".py") else "compiled"
-"""``"pure"``: Python; ``"compiled"``: what requests pass through is C (an experiment)."""
+"""``"pure"``: Python; ``"compiled"``: what every request passes through is C.
+See docs/compiled.md."""

@@ -26,6 +26,7 @@ from typing import Any, Final, get_args, get_type_hints
 
 from protoserve.access_log import access_logger, log_access
 from protoserve.application import SharedHooks
+from protoserve.build import BUILD
 from protoserve.errors import BindError, ConfigError, PluginError
 from protoserve.params import SERVER_PARAMS_DEFAULT, ServerParams
 from protoserve.plugins import describe, installed_plugins, kind_of, load_protocol
@@ -199,7 +200,9 @@ def _parser(params: ServerParams = SERVER_PARAMS_DEFAULT) -> argparse.ArgumentPa
         description="Servers of any request/response protocol.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"protoserve {_version()}")
+    parser.add_argument(
+        "--version", action="version", version=f"protoserve {_version()} ({BUILD})"
+    )
     common = _Parser(add_help=False)
     common.add_argument(
         "--log-level",

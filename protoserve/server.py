@@ -28,17 +28,12 @@ from protoserve.application import (
 )
 from protoserve.errors import BindError, ConfigError, UsageError
 from protoserve.events import CloseReason, ListenerStarted, ListenerStopped
+from protoserve.kernel.binding import UNIX_PREFIX, adopt_listener, discard_listener, opener
 from protoserve.kernel.connection import CommConnection
 from protoserve.kernel.current import CURRENT
 from protoserve.kernel.engine import NoThreadError
 from protoserve.kernel.life import CallbackHandle
-from protoserve.kernel.listener import (
-    UNIX_PREFIX,
-    Listener,
-    adopt_listener,
-    discard_listener,
-    opener,
-)
+from protoserve.kernel.listener import Listener
 from protoserve.kernel.scheduler import CommScheduler, get_scheduler
 from protoserve.kernel.service import CommService
 from protoserve.kernel.states import at_rest

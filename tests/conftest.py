@@ -16,6 +16,9 @@ from record_transport import RecordTransport
 from protoserve import get_scheduler
 from protoserve.kernel import service
 
+# Wheels that tests build are not compiled, which takes a minute.
+os.environ["PROTOSERVE_PURE"] = "1"
+
 _FDS = Path("/proc/self/fd")
 _PATIENCE = 5.0
 

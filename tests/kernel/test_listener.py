@@ -16,15 +16,8 @@ from line_service import LineService, later
 from protoserve import BindError, ConfigError
 from protoserve.events import AcceptFailed, ConnectionOpened, LimitReached
 from protoserve.kernel import service as service_module
-from protoserve.kernel.listener import (
-    _ACCEPTS_A_TURN,
-    ACCEPT_PAUSE,
-    SILENT_TIME,
-    Address,
-    Listener,
-    adopt_listener,
-    open_listener,
-)
+from protoserve.kernel.binding import Address, adopt_listener, open_listener
+from protoserve.kernel.listener import _ACCEPTS_A_TURN, ACCEPT_PAUSE, SILENT_TIME, Listener
 from protoserve.testing import MemoryEngine, MemoryPeer, MemoryTransport
 
 # -- opening -------------------------------------------------------------------------------

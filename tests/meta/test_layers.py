@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing/": CORE | {"kernel/", "testing/", "server"},
     "hookspecs": {"protocol"},
     "plugins": {"errors", "hookspecs", "protocol"},
-    "cli": CORE | {"access_log", "application", "plugins", "server", "signals", "__init__"},
+    "cli": CORE
+    | {"access_log", "application", "build", "plugins", "server", "signals", "__init__"},
     "__main__": {"cli"},
     "__init__": CORE | {"build", "kernel/", "tasks/", "server", "hookspecs", "plugins"},
 }

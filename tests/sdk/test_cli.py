@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from protoserve import (
+    BUILD,
     SERVER_PARAMS_DEFAULT,
     ConfigError,
     InstalledPlugin,
@@ -943,7 +944,7 @@ def test_the_command_and_the_module_are_the_same(command: list[str]) -> None:
         env={**os.environ, "PATH": path},
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(r"protoserve \d+\.\d+\.\d+\n", done.stdout)
+    assert re.fullmatch(rf"protoserve \d+\.\d+\.\d+ \({BUILD}\)\n", done.stdout)
 
 
 # -- plugins ---------------------------------------------------------------------------
