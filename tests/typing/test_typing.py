@@ -1,5 +1,6 @@
 """``mypy --strict`` agrees with what authors write: the files of this folder and
-``examples/line_plugin`` are checked as a user's own, against the installed package."""
+``examples/line_plugin`` and of ``examples/protocols`` are checked as a user's own, against the
+installed package."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from protocol_packages import PACKAGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -52,6 +54,12 @@ def test_the_example_of_a_plugin(mypy: Mypy) -> None:
     code, text = mypy("line_protocol", "shout.py", cwd=LINE_PLUGIN)
     assert code == 0, text
     assert text == "Success: no issues found in 3 source files\n"
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_the_examples_of_protocols(mypy: Mypy, package: Path) -> None:
+    code, text = mypy(f"{package.name}_protocol", cwd=package)
+    assert code == 0, text
 
 
 WRONG = {
