@@ -1,8 +1,5 @@
 """A mail server that keeps what it is sent in memory (RFC 5321, with PIPELINING and SIZE).
 
-Run it with ``python examples/smtp.py``, and send it something:
-``swaks --server 127.0.0.1:2525 --to you@example.org``.
-
 The server speaks first; what follows DATA is read as a message or as more commands, as the
 reply says, and so is what follows STARTTLS; 421 is its last word when it closes by itself.
 """
@@ -13,18 +10,25 @@ from typing import NamedTuple
 
 from protoserve import (
     HOLD,
-    NEED_DATA,
     CloseReason,
     CommConnection,
-    Hold,
-    MessageParser,
-    NeedData,
-    ProtocolError,
     ProtocolSpec,
     ServerParams,
-    WFServer,
     WFServerTask,
 )
+from protoserve.framing import FramedParser, Parsing, Waiting
+
+__all__ = [
+    "SMTP_SPEC",
+    "Command",
+    "Mail",
+    "Message",
+    "Reply",
+    "SmtpParser",
+    "SmtpTask",
+    "inbox",
+    "process",
+]
 
 HOST = "mail.example.org"
 LINE_LIMIT = 2000  # RFC 5321 asks for 512; extensions for more
@@ -76,65 +80,45 @@ class Reply:
         return "".join(f"{line}\r\n" for line in lines).encode()
 
 
-class SmtpParser(MessageParser[Command | Message]):
+class SmtpParser(FramedParser[Command | Message]):
     """Command lines, and after a DATA that was answered with 354 a message. Lines end with
     CR LF and with nothing else, or mails could be smuggled in others."""
 
     def __init__(self, params: ServerParams) -> None:
+        super().__init__(params)
         self.dialogue = Dialogue()  # shared with the handler: see greet()
-        self._size_limit = params.request_size_limit
-        self._held = bytearray()
-        self._searched = 0  # so many bytes of it hold no end
-        self._holds_back = False
-        self._in_message = False
-        self._fault: ProtocolError | None = None
 
-    def feed(self, data: bytes) -> None:
-        if self._fault is None:
-            self._held += data
+    def messages(self) -> Parsing[Command | Message]:
+        while True:
+            line = yield from self.inbox.until(b"\r\n", limit=LINE_LIMIT)
+            verb, _, argument = line.decode("utf-8", "replace").strip().partition(" ")
+            yield Command(verb.upper(), argument.strip())
+            if verb.upper() in ("DATA", "STARTTLS"):
+                yield HOLD  # the reply decides how the rest is read
+                if self.dialogue.message_follows:
+                    content = yield from self._content()
+                    self.dialogue.message_follows = False
+                    yield Message(content)
 
-    def next_message(self) -> Command | Message | NeedData | Hold:
-        if self._holds_back:
-            self._holds_back = False
-            return HOLD  # the reply decides how the rest is read
-        if self.dialogue.message_follows:
-            if not self._in_message:
-                self._in_message = True
-                self._held[:0] = b"\r\n"  # each line, and the dot at the end, follows one
-            text = self._up_to(b"\r\n.\r\n", self._size_limit, "552 5.3.4 Message too big")
-            if text is None:
-                return NEED_DATA
-            self._in_message = self.dialogue.message_follows = False
-            # A dot at the beginning of a line was doubled.
-            return Message(text.replace(b"\r\n.", b"\r\n")[2:] + text[:2])
-        line = self._up_to(b"\r\n", LINE_LIMIT, "500 5.5.2 Line too long")
-        if line is None:
-            return NEED_DATA
-        verb, _, argument = line.decode("utf-8", "replace").strip().partition(" ")
-        self._holds_back = verb.upper() in ("DATA", "STARTTLS")
-        return Command(verb.upper(), argument.strip())
-
-    def _up_to(self, end: bytes, limit: int | None, too_long: str) -> bytes | None:
-        """What comes before ``end``, which is taken away; None where it is not there yet."""
-        if self._fault is not None:
-            raise self._fault
-        at = self._held.find(end, max(0, self._searched - len(end)))
-        size = len(self._held) if at < 0 else at + len(end)
-        if limit is not None and size > limit:
-            self._held.clear()
-            self._fault = ProtocolError(too_long, reply=f"{too_long}\r\n".encode())
-            raise self._fault
-        if at < 0:
-            self._searched = size
-            return None
-        found = bytes(self._held[:at])
-        del self._held[:size]
-        self._searched = 0
-        return found
+    def _content(self) -> Waiting:
+        """The lines up to one that is a dot; another dot at the beginning of one was doubled."""
+        content = bytearray()
+        while True:
+            line = yield from self.inbox.until(b"\r\n")
+            if line == b".":
+                return bytes(content)
+            content += line.removeprefix(b".")
+            content += b"\r\n"
 
     @property
     def partial(self) -> bool:
-        return bool(self._held) or self.dialogue.message_follows
+        # The message has begun with the reply to DATA.
+        return super().partial or self.dialogue.message_follows
+
+    def farewell(self, fault: str) -> bytes:
+        if self.dialogue.message_follows:
+            return b"552 5.3.4 Message too big\r\n"
+        return b"500 5.5.2 Line too long\r\n"
 
 
 def greet(connection: CommConnection) -> bytes:
@@ -156,6 +140,7 @@ SMTP_SPEC = ProtocolSpec[Command | Message, Reply](
     error_response=lambda request, error: Reply(451, ("4.3.0 Internal error",)),
     # RFC 5321, 4.5.3.2.7: at least five minutes.
     params=ServerParams(keep_alive_timeout=300, peer_response_timeout=300, receive_timeout=600),
+    demo="smtp_protocol:process",
     url_scheme="smtp",
 )
 
@@ -220,13 +205,3 @@ def path(argument: str, word: str) -> str | None:
     """The address in ``FROM:<a@example.org> SIZE=1``; None where there is none."""
     found = re.match(rf"{word}:\s*<([^<>\s]*)>(?:\s|\Z)", argument, re.IGNORECASE)
     return None if found is None else found[1]
-
-
-def main() -> None:
-    with WFServer(SMTP_SPEC, process).start("127.0.0.1", 2525) as server:
-        print(f"listening on {server.url}", flush=True)
-        server.wait_for_signal()
-
-
-if __name__ == "__main__":
-    main()

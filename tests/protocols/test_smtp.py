@@ -1,4 +1,4 @@
-"""examples/smtp.py, with the standard library's client, and with bytes of our own."""
+"""examples/protocols/smtp, with the standard library's client, swaks, and bytes of our own."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import contextlib
 import smtplib
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
 from email.message import EmailMessage
 from types import ModuleType
 from typing import Any
 
 import pytest
-from example_modules import load
+import smtp_protocol
 from loopback import PATIENCE, RawClient, eventually
+from protocol_packages import program, serving
 
 from protoserve import ServerParams, WFServer
 
@@ -21,17 +23,14 @@ RESET = struct.pack("ii", 1, 0)
 
 
 @pytest.fixture
-def example() -> ModuleType:
-    return load("smtp")
+def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(smtp_protocol, "inbox", [])
+    return smtp_protocol
 
 
 @pytest.fixture(params=["threads", "loop"])
 def server(request: pytest.FixtureRequest, example: ModuleType) -> Iterator[WFServer[Any, Any]]:
-    async def in_a_loop(task: Any) -> None:
-        example.process(task)
-
-    process = example.process if request.param == "threads" else in_a_loop
-    with WFServer(example.SMTP_SPEC, process).start("127.0.0.1", 0) as server:
+    with serving(example.SMTP_SPEC, example.process, request.param) as server:
         yield server
 
 
@@ -69,6 +68,26 @@ def test_smtplib_sends_mail(server: WFServer[Any, Any], example: ModuleType) -> 
     assert {tuple(kept.recipients) for kept in example.inbox} == {("b@x.org", "c@x.org")}
     wire = mail.as_bytes(policy=mail.policy.clone(linesep="\r\n"))
     assert {kept.content for kept in example.inbox} == {wire}
+
+
+@pytest.mark.parametrize("more", [[], ["--pipeline"]], ids=["one by one", "pipelined"])
+def test_swaks_sends_mail(
+    server: WFServer[Any, Any], example: ModuleType, more: list[str]
+) -> None:
+    swaks = program("swaks", "swaks")
+    host, port = server.address[:2]
+    done = subprocess.run(
+        [swaks, "--server", host, "--port", str(port), "--helo", "here", *more,
+         "--from", "a@example.org", "--to", "b@example.org,c@example.org",
+         "--header", "Subject: from swaks", "--body", "one\n.two\n..\nthree\n"],
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "221 2.0.0 Bye" in done.stdout
+    (mail,) = example.inbox
+    assert mail[:2] == ("a@example.org", ["b@example.org", "c@example.org"])
+    assert b"\r\nSubject: from swaks\r\n" in mail.content
+    assert b"\r\n\r\none\r\n.two\r\n..\r\nthree\r\n" in mail.content
 
 
 def test_smtplib_hears_what_is_wrong(server: WFServer[Any, Any]) -> None:
