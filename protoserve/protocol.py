@@ -221,6 +221,10 @@ class ProtocolSpec(Generic[REQ, RESP]):
 
     ``params``: The protocol's default parameters.
 
+    ``samples``: Requests as they come over the wire, each one whole message, for
+        ``protoserve check`` and ``protoserve.testing.check_protocol``. The engine does not use
+        them.
+
     ``url_scheme``: The scheme of a server's ``url``.
 
     ``url_scheme_tls``: The scheme of a server's ``url`` over TLS.
@@ -240,6 +244,7 @@ class ProtocolSpec(Generic[REQ, RESP]):
     server: Callable[[Callable[[Any], object], ServerParams], WFServer[REQ, RESP]] | None = None
     demo: str | None = None
     params: ServerParams = field(default_factory=ServerParams)
+    samples: Sequence[bytes] = ()
     url_scheme: str = "tcp"
     url_scheme_tls: str = "tls"
 
@@ -287,3 +292,10 @@ class ProtocolSpec(Generic[REQ, RESP]):
             )
         if not isinstance(self.params, ServerParams):
             raise ConfigError(f"protocol {self.name!r}: params must be a ServerParams")
+        if isinstance(self.samples, (bytes, str)) or not all(
+            isinstance(sample, bytes) for sample in self.samples
+        ):
+            raise ConfigError(
+                f"protocol {self.name!r}: samples={self.samples!r}: expected a list of bytes, "
+                "each a request as it comes over the wire"
+            )

@@ -1,11 +1,12 @@
 """For tests of protocols and their handlers: servers in memory and on a port, and proof that
 nothing is left of them. See docs/testing.md.
 
-:func:`memory_server` is a server without sockets, threads or waiting, :func:`live_server` one
+:func:`check_protocol` is the conformance suite of protocols. :func:`memory_server` is a server without sockets, threads or waiting, :func:`live_server` one
 on a free port, :func:`no_leaks` a block that leaves nothing behind. For tests of what stands on
 the engine itself, :class:`MemoryEngine` moves only when told to.
 """
 
+from protoserve.testing.conformance import ConformanceError, check_protocol
 from protoserve.testing.in_memory import MemoryServer, memory_server
 from protoserve.testing.leaks import no_leaks
 from protoserve.testing.live import LiveServer, live_server
@@ -19,6 +20,7 @@ from protoserve.testing.memory import (
 )
 
 __all__ = [
+    "ConformanceError",
     "LiveServer",
     "ManualClock",
     "MemoryEngine",
@@ -26,6 +28,7 @@ __all__ = [
     "MemoryReadiness",
     "MemoryServer",
     "MemoryTransport",
+    "check_protocol",
     "connection_of",
     "live_server",
     "memory_server",

@@ -51,6 +51,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "tasks/": {"mypy_extensions"},
     "server": {"mypy_extensions"},
     "framing": {"typing_extensions"},  # type checkers only
+    "testing/": {"hypothesis"},  # protoserve[testing], when check_protocol is called
     "hookspecs": {"pluggy"},
     "plugins": {"pluggy"},
     "protoserve_http": {"httptools", "multidict", "mypy_extensions"},

@@ -1,0 +1,247 @@
+"""Checks of what a peer can cost: memory, and work."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Final
+
+from protoserve.errors import ConfigError, ProtocolError
+from protoserve.params import ServerParams
+from protoserve.protocol import NEED_DATA
+from protoserve.testing.conformance_error import ConformanceError
+from protoserve.testing.conformance_run import Run, difference, drive
+from protoserve.testing.conformance_suite import Suite, places, slices
+
+FILLERS: Final = (b"a", b"0", b" ", b"\0", b"\x80")
+"""Endless messages go on with one of these."""
+
+_LEAST_LIMIT: Final = 8 * 1024
+_LONGEST_BEGUN: Final = 4 * 1024
+_POSITIONS: Final = 24
+
+_SLACK: Final = 64 * 1024
+_TIMES_HELD: Final = 4
+"""Times the limit that a parser may hold: a list of pieces, a copy in hand."""
+_TIMES_FED: Final = 12
+
+_SMALL_PIECE: Final = 64
+_READ: Final = 64 * 1024
+"""What the engine reads at once."""
+_MEASURED: Final = 12
+"""Unfinished messages of which the work is measured."""
+_LARGEST: Final = 1024 * 1024
+_LONG_ENOUGH: Final = 0.03
+"""Seconds: less is noise."""
+_TOO_LONG: Final = 0.6
+_MOST_TIMES: Final = 8.0
+"""4 times the bytes may take so many times the work; 16 are what a quadratic parser takes."""
+
+
+def _params(suite: Suite, limit: int) -> ServerParams | None:
+    try:
+        return suite.spec.params.replace(request_size_limit=limit)
+    except ConfigError:  # parameters of the protocol's own do not allow it
+        return None
+
+
+def _begun(suite: Suite, positions: int) -> Iterator[tuple[bytes, bytes]]:
+    """Beginnings of messages, and what they go on with for ever."""
+    seen: set[tuple[bytes, bytes]] = set()
+    for sample in suite.samples:
+        data = sample.data
+        if len(data) > _LONGEST_BEGUN:
+            continue
+        for place in (0, *places(len(data), positions)):
+            for filler in dict.fromkeys((*FILLERS, data[max(0, place - 1) : place] or b"a")):
+                if (case := (data[:place], filler)) not in seen:
+                    seen.add(case)
+                    yield case
+
+
+def check_limit(suite: Suite) -> str:
+    """A message above ``request_size_limit`` is refused before it takes memory."""
+    longest = max(len(sample.data) for sample in suite.samples[:1])
+    longest = max([longest, *(len(s.data) for s in suite.samples if len(s.data) < _LONGEST_BEGUN)])
+    limit = max(_LEAST_LIMIT, 2 * longest)
+    params = _params(suite, limit)
+    if params is None:
+        return f"not with request_size_limit={limit}: the parameters do not allow it"
+    endless = 0
+    for beginning, filler in _begun(suite, _POSITIONS):
+        run = Run(suite.subject, params)
+        empty = _size_held(run.parser)
+        run.feed(beginning)
+        begun = run.count
+        piece = filler * (limit // 4)
+        for _ in range(4 * _TIMES_FED):
+            if run.fault is not None or run.count > begun:
+                break
+            run.feed(piece)
+        else:
+            endless += 1
+            held = _size_held(run.parser) - empty
+            if held > _TIMES_HELD * limit + _SLACK:
+                raise run.broken(
+                    f"no limit: {held} bytes of an unfinished message are held, and "
+                    f"request_size_limit is {limit}",
+                    "Raise ProtocolError as soon as more than params.request_size_limit is held, "
+                    "or announced by a length; not when the message is whole.",
+                )
+        run.close()
+    _check_small_limits(suite)
+    return f"{endless} endless messages that go on, bounded" if endless else ""
+
+
+def _check_small_limits(suite: Suite) -> None:
+    """Whether a message is too large does not depend on how it was split."""
+    for sample in suite.samples:
+        size = len(sample.data)
+        if size > _LONGEST_BEGUN:
+            continue
+        for limit in sorted({size // 2, size - 1} - {0}):
+            params = _params(suite, limit)
+            if params is None:
+                continue
+            expected = drive(suite.subject, [sample.data], params=params)
+            for pieces in (slices(sample.data, 1), slices(sample.data, max(1, size // 2))):
+                outcome = drive(suite.subject, pieces, params=params)
+                if details := difference(outcome, expected):
+                    raise ConformanceError(
+                        f"with request_size_limit={limit}, what comes of {size} bytes depends on "
+                        "how they were split",
+                        fed=pieces,
+                        details=details,
+                        remedy="Hold messages that come whole to the limit, too.",
+                    )
+
+
+_SHARED: Final = (type, ModuleType, FunctionType, BuiltinFunctionType, CodeType, ServerParams)
+
+
+def _size_held(parser: object) -> int:
+    """Bytes of all objects that a parser has, as far as Python knows them."""
+    seen: dict[int, object] = {}
+    found: list[object] = [parser]
+    size = 0
+    while found:
+        item = found.pop()
+        if id(item) in seen or isinstance(item, _SHARED):
+            continue
+        seen[id(item)] = item
+        size += sys.getsizeof(item)
+        found += gc.get_referents(item)
+    return size
+
+
+def check_linear(suite: Suite) -> str:
+    """Four times the bytes take about four times the work."""
+    params = _params(suite, 64 * 1024 * 1024)
+    if params is None:
+        params = suite.spec.params
+    unfinished = _go_on(suite, params)
+    for beginning, filler in unfinished:
+        _measure(
+            lambda size, b=beginning, f=filler: _cost_unfinished(suite, params, b, f, size),  # type: ignore[misc]
+            4 * 1024,
+            "an unfinished message takes work that grows with the square of its size",
+            [beginning, filler * _SMALL_PIECE],
+            "Each byte is looked at once: search only what is new (from where the search before "
+            "ended), hold input in a bytearray or a list, never `held += data` with bytes. "
+            "protoserve.framing does it.",
+        )
+    joined = b"".join(sample.data for sample in suite.joinable)
+    if joined:
+        _measure(
+            lambda size: _cost_joined(suite, params, joined, size),
+            _READ,
+            "many messages take work that grows with the square of their number",
+            [joined],
+            "A message that was returned must leave nothing behind that is looked at again.",
+        )
+    return f"{len(unfinished) + bool(joined)} inputs measured"
+
+
+def _go_on(suite: Suite, params: ServerParams) -> list[tuple[bytes, bytes]]:
+    """Those unfinished messages that may go on for long, of many some."""
+    found: list[tuple[bytes, bytes]] = []
+    for beginning, filler in _begun(suite, 8):
+        run = Run(suite.subject, params)
+        run.feed(beginning)
+        begun = run.count
+        run.feed(filler * 1024)
+        if run.fault is None and run.count == begun and run.partial():
+            found.append((beginning, filler))
+        run.close()
+    return found[:: max(1, -(-len(found) // _MEASURED))]
+
+
+def _cost_unfinished(
+    suite: Suite, params: ServerParams, beginning: bytes, filler: bytes, size: int
+) -> float | None:
+    """Seconds of CPU time of ``size`` bytes in small pieces; ``None`` where they are refused, or
+    end the message."""
+    run = Run(suite.subject, params)
+    run.feed(beginning)
+    feed, next_message = run.parser.feed, run.parser.next_message
+    piece = filler * _SMALL_PIECE
+    run.fed.append(piece * (size // _SMALL_PIECE))
+    watch = suite.subject.watch
+    watch.enter(run, f"a parser that is fed {_SMALL_PIECE} bytes at a time")
+    try:
+        begun = time.thread_time()
+        for _ in range(size // _SMALL_PIECE):
+            feed(piece)
+            if next_message() is not NEED_DATA:
+                return None
+        cost = time.thread_time() - begun
+    except ProtocolError:
+        return None
+    finally:
+        watch.leave()
+    run.close()
+    return cost
+
+
+def _cost_joined(suite: Suite, params: ServerParams, data: bytes, size: int) -> float | None:
+    times = max(1, size // len(data))
+    pieces = slices(data * times, _READ)
+    run = Run(suite.subject, params, record=False)
+    begun = time.thread_time()
+    for piece in pieces:
+        run.feed(piece)
+    cost = time.thread_time() - begun
+    run.close()
+    return cost * size / (times * len(data))
+
+
+def _measure(
+    cost: Callable[[int], float | None], size: int, fault: str, fed: list[bytes], remedy: str
+) -> None:
+    """Compare the work of ``size`` bytes with that of four times as many, up to where it is
+    enough to tell. Only the thread's own time counts, and the best of several."""
+    before = cost(size)
+    while size < _LARGEST and before is not None and before < _TOO_LONG:
+        size *= 4
+        after = cost(size)
+        if after is None:
+            return
+        if after > _LONG_ENOUGH and after > _MOST_TIMES * before:
+            less = [cost(size // 4) or before for _ in range(4)]
+            more = [cost(size) or after for _ in range(2)]
+            before, after = min(before, *less), min(after, *more)
+            if after > _MOST_TIMES * before:
+                raise ConformanceError(
+                    fault,
+                    fed=[*fed[:-1], *fed[-1:] * 3],
+                    details=[
+                        "and so on: "
+                        f"{size // 4} bytes took {before * 1000:.1f} ms of CPU time, {size} bytes "
+                        f"{after * 1000:.1f} ms, {after / before:.1f} times as long"
+                    ],
+                    remedy=remedy,
+                )
+        before = after
