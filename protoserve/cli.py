@@ -1,6 +1,6 @@
-"""The command ``protoserve``: run a server, list the plugins.
+"""The command ``protoserve``: run a server, list the plugins, check a protocol.
 
-Exit codes: 0 for a clean end, 1 when the output cannot be written, 2 for a request that
+Exit codes: 0 for a clean end, 1 when the output cannot be written or a check failed, 2 for a request that
 makes no sense (options, protocol, application), 3 when the server could not start.
 """
 
@@ -36,6 +36,7 @@ from protoserve.signals import wait_for_signal
 
 CLEAN: Final = 0
 UNWRITABLE: Final = 1
+CHECK_FAILED: Final = 1
 USAGE: Final = 2
 NOT_STARTED: Final = 3
 # The shell's convention for programs that a signal ended.
@@ -221,6 +222,7 @@ def _parser(params: ServerParams = SERVER_PARAMS_DEFAULT) -> argparse.ArgumentPa
     )
     plugins.add_argument("--json", action="store_true", help="print JSON instead of a table")
     plugins.set_defaults(command=_plugins, parser=plugins)
+    _add_check(commands, common)
     return parser
 
 
@@ -274,6 +276,45 @@ def _add_run(commands: Any, common: _Parser, params: ServerParams) -> None:
             group, field.name, hints[field.name], default, field.metadata.get("help", "")
         )
     run.set_defaults(command=_run, parser=run)
+
+
+def _add_check(commands: Any, common: _Parser) -> None:
+    check = commands.add_parser(
+        "check",
+        parents=[common],
+        allow_abbrev=False,
+        help="check whether a protocol keeps its contract",
+        description="Drive the parser of a protocol without sockets, with its samples cut, joined, "
+        "spoiled and made endless, and say what of the contract does not hold. Samples are "
+        "requests as they come over the wire, each one whole message: those given, else "
+        "ProtocolSpec.samples.",
+        epilog="exit codes: 0 all holds, 1 something does not, 2 wrong use",
+    )
+    check.add_argument(
+        "protocol",
+        metavar="NAME",
+        help="a name that `protoserve plugins` lists, or MODULE:SPEC, for example my_proto:SPEC",
+    )
+    check.add_argument(
+        "--sample",
+        action="append",
+        metavar="TEXT",
+        help=r"a sample; \r, \n, \t, \0, \\ and \xHH are bytes; may be given several times",
+    )
+    check.add_argument(
+        "--samples",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="files with a sample each",
+    )
+    check.add_argument(
+        "--examples",
+        type=_count,
+        metavar="N",
+        help="random inputs; 0 for none (default: 200)",
+    )
+    check.set_defaults(command=_check, parser=check)
 
 
 def _add_parameter(group: Any, name: str, hint: Any, default: object, meaning: str) -> None:
@@ -543,11 +584,22 @@ def _stdout_is_ours() -> Iterator[None]:
 
 
 def _load_application(text: str) -> Callable[[Any], object]:
+    found, place = _find_object(text, "MODULE:CALLABLE, for example my_site:process")
+    if not callable(found):
+        raise _CommandError(
+            USAGE,
+            f"{place!r} is of type {type(found).__name__} and cannot be called; "
+            "expected a function that takes the task of a request",
+        )
+    process: Callable[[Any], object] = found
+    return process
+
+
+def _find_object(text: str, expected: str) -> tuple[Any, str]:
+    """What MODULE:NAME names, and how it is called in messages."""
     name, _, attribute = text.partition(":")
     if not name or not attribute:
-        raise _CommandError(
-            USAGE, f"{text!r}: expected MODULE:CALLABLE, for example my_site:process"
-        )
+        raise _CommandError(USAGE, f"{text!r}: expected {expected}")
     if name.endswith(".py") or os.sep in name:
         dotted = name.removesuffix(".py").strip("./").replace(os.sep, ".")
         raise _CommandError(
@@ -566,14 +618,7 @@ def _load_application(text: str) -> Callable[[Any], object]:
         except Exception as error:
             raise _CommandError(USAGE, f"{place}.{part} raised {describe(error)}") from error
         place = f"{place}:{part}" if place == name else f"{place}.{part}"
-    if not callable(found):
-        raise _CommandError(
-            USAGE,
-            f"{place!r} is of type {type(found).__name__} and cannot be called; "
-            "expected a function that takes the task of a request",
-        )
-    process: Callable[[Any], object] = found
-    return process
+    return found, place
 
 
 def _add_current_directory() -> None:
@@ -651,6 +696,42 @@ def _print(text: str) -> None:
         raise
     except (OSError, ValueError) as error:  # a full device, closed
         raise _CommandError(UNWRITABLE, f"cannot write to standard output: {error}") from error
+
+
+# -- check -----------------------------------------------------------------------------
+
+
+def _check(args: argparse.Namespace) -> int:
+    # It brings the tests' tools, which nothing else here needs.
+    from protoserve.checking import check_lines, read_samples
+
+    if ":" in args.protocol:
+        with _stdout_is_ours():
+            spec, place = _find_object(args.protocol, "MODULE:SPEC, for example my_proto:SPEC")
+        if not isinstance(spec, ProtocolSpec):
+            raise _CommandError(
+                USAGE, f"{place!r} is of type {type(spec).__name__}; expected a ProtocolSpec"
+            )
+    else:
+        spec = _load_protocol(args.protocol, None)
+    try:
+        samples = read_samples(args.sample or (), args.samples or ())
+    except OSError as error:
+        raise _CommandError(
+            USAGE, f"cannot read {str(error.filename)!r}: {error.strerror}"
+        ) from error
+    except ConfigError as error:
+        raise _CommandError(USAGE, str(error)) from error
+    code = CLEAN
+    try:
+        with contextlib.closing(check_lines(spec, samples, args.examples)) as lines:
+            for holds, text in lines:
+                if not holds:
+                    code = CHECK_FAILED
+                _print(text)
+    except (ConfigError, ModuleNotFoundError) as error:
+        raise _CommandError(USAGE, str(error)) from error
+    return code
 
 
 # -- logging ---------------------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""For tests of protocols and their handlers: servers in memory and on a port, and proof that
-nothing is left of them. See docs/testing.md.
+"""For tests of protocols and their handlers: the conformance suite, servers in memory and on a
+port, and proof that nothing is left of them. See docs/testing.md.
 
-:func:`check_protocol` is the conformance suite of protocols. :func:`memory_server` is a server without sockets, threads or waiting, :func:`live_server` one
-on a free port, :func:`no_leaks` a block that leaves nothing behind. For tests of what stands on
-the engine itself, :class:`MemoryEngine` moves only when told to.
+:func:`check_protocol` attacks a protocol. :func:`memory_server` is a server without sockets,
+threads or waiting, :func:`live_server` one on a free port, :func:`no_leaks` a block that leaves
+nothing behind. For tests of what stands on the engine itself, :class:`MemoryEngine` moves only
+when told to.
 """
 
 from protoserve.testing.conformance import ConformanceError, check_protocol

@@ -39,8 +39,8 @@ CALL_LIMIT: Final = 5.0
 CHECKS: Final[dict[str, Callable[[Suite], str]]] = {
     "samples": check_samples,
     "separate": check_separate,
-    "splits": check_splits,
     "order": check_order,
+    "splits": check_splits,
     "partial": check_partial,
     "leftover": check_leftover,
     "ends": check_ends,

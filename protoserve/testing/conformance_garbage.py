@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from protoserve.params import ServerParams
 from protoserve.testing.conformance_error import ConformanceError
 from protoserve.testing.conformance_run import difference, drive
 from protoserve.testing.conformance_suite import Suite, cut, slices
@@ -34,13 +35,8 @@ def check_garbage(suite: Suite) -> str:
     from hypothesis import errors as hypothesis_errors
     from hypothesis import strategies as st
 
-    limits: list[int | None] = [None]
-    for limit in (16, 256):
-        try:
-            suite.spec.params.replace(request_size_limit=limit)
-        except ValueError:  # parameters of the protocol's own do not allow it
-            continue
-        limits.append(limit)
+    limits = [suite.spec.params]
+    limits += [params for limit in (16, 256) if (params := suite.params(limit)) is not None]
     parts = st.one_of(st.sampled_from(_parts(suite)), st.binary(max_size=12))
 
     @settings(
@@ -56,12 +52,9 @@ def check_garbage(suite: Suite) -> str:
     @given(
         data=st.lists(parts, min_size=1, max_size=8).map(b"".join),
         places=st.lists(st.integers(0, 2 * _LONGEST_PART), max_size=3),
-        limit=st.sampled_from(limits),
+        params=st.sampled_from(limits),
     )
-    def any_bytes(data: bytes, places: list[int], limit: int | None) -> None:
-        params = suite.spec.params
-        if limit is not None:
-            params = params.replace(request_size_limit=limit)
+    def any_bytes(data: bytes, places: list[int], params: ServerParams) -> None:
         expected = drive(suite.subject, [data], params=params)
         for pieces in (cut(data, places), slices(data, 1)):
             outcome = drive(suite.subject, pieces, params=params)

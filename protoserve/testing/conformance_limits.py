@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Final
 
-from protoserve.errors import ConfigError, ProtocolError
+from protoserve.errors import ProtocolError
 from protoserve.params import ServerParams
 from protoserve.protocol import NEED_DATA
 from protoserve.testing.conformance_error import ConformanceError
@@ -20,7 +20,9 @@ FILLERS: Final = (b"a", b"0", b" ", b"\0", b"\x80")
 """Endless messages go on with one of these."""
 
 _LEAST_LIMIT: Final = 8 * 1024
+"""Twice the longest that is looked at."""
 _LONGEST_BEGUN: Final = 4 * 1024
+"""Longer samples are not looked at here."""
 _POSITIONS: Final = 24
 
 _SLACK: Final = 64 * 1024
@@ -36,16 +38,9 @@ _MEASURED: Final = 12
 _LARGEST: Final = 1024 * 1024
 _LONG_ENOUGH: Final = 0.03
 """Seconds: less is noise."""
-_TOO_LONG: Final = 0.6
+_TOO_LONG: Final = 0.3
 _MOST_TIMES: Final = 8.0
 """4 times the bytes may take so many times the work; 16 are what a quadratic parser takes."""
-
-
-def _params(suite: Suite, limit: int) -> ServerParams | None:
-    try:
-        return suite.spec.params.replace(request_size_limit=limit)
-    except ConfigError:  # parameters of the protocol's own do not allow it
-        return None
 
 
 def _begun(suite: Suite, positions: int) -> Iterator[tuple[bytes, bytes]]:
@@ -64,12 +59,10 @@ def _begun(suite: Suite, positions: int) -> Iterator[tuple[bytes, bytes]]:
 
 def check_limit(suite: Suite) -> str:
     """A message above ``request_size_limit`` is refused before it takes memory."""
-    longest = max(len(sample.data) for sample in suite.samples[:1])
-    longest = max([longest, *(len(s.data) for s in suite.samples if len(s.data) < _LONGEST_BEGUN)])
-    limit = max(_LEAST_LIMIT, 2 * longest)
-    params = _params(suite, limit)
+    limit = max(_LEAST_LIMIT, 2 * len(suite.subject.before))
+    params = suite.params(limit)
     if params is None:
-        return f"not with request_size_limit={limit}: the parameters do not allow it"
+        return f"not tried: the parameters do not allow request_size_limit={limit}"
     endless = 0
     for beginning, filler in _begun(suite, _POSITIONS):
         run = Run(suite.subject, params)
@@ -103,7 +96,7 @@ def _check_small_limits(suite: Suite) -> None:
         if size > _LONGEST_BEGUN:
             continue
         for limit in sorted({size // 2, size - 1} - {0}):
-            params = _params(suite, limit)
+            params = suite.params(limit)
             if params is None:
                 continue
             expected = drive(suite.subject, [sample.data], params=params)
@@ -139,9 +132,7 @@ def _size_held(parser: object) -> int:
 
 def check_linear(suite: Suite) -> str:
     """Four times the bytes take about four times the work."""
-    params = _params(suite, 64 * 1024 * 1024)
-    if params is None:
-        params = suite.spec.params
+    params = suite.params(64 * 1024 * 1024) or suite.spec.params
     unfinished = _go_on(suite, params)
     for beginning, filler in unfinished:
         _measure(

@@ -233,6 +233,7 @@ class Run:
             try:
                 message = self._call("next_message", self.parser.next_message)
             except ProtocolError as error:
+                self._pull()  # a body may have ended before
                 self._fail(error)
                 return
             self._pull()

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from protoserve.errors import ConfigError
+from protoserve.params import ServerParams
 from protoserve.protocol import HOLD, ProtocolSpec
 from protoserve.testing.conformance_error import ConformanceError
 from protoserve.testing.conformance_run import Outcome, Run, Subject, difference, drive
@@ -27,7 +29,7 @@ class Sample:
     @property
     def holds(self) -> bool:
         """Whether ``HOLD`` follows."""
-        return HOLD in self.outcome.events
+        return self.outcome.events[-1] is HOLD
 
 
 class Suite:
@@ -59,6 +61,15 @@ class Suite:
     def joinable(self) -> list[Sample]:
         """Those that others may follow."""
         return [sample for sample in self.samples if not sample.final]
+
+    def params(self, limit: int) -> ServerParams | None:
+        """Those with this ``request_size_limit``; ``None`` where they do not allow it."""
+        if limit < len(self.subject.before):
+            return None
+        try:
+            return self.spec.params.replace(request_size_limit=limit)
+        except ConfigError:
+            return None
 
     def random(self) -> random.Random:
         """The same numbers each time."""

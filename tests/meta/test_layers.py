@@ -35,8 +35,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing/": CORE | {"kernel/", "testing/", "server"},
     "hookspecs": {"protocol"},
     "plugins": {"errors", "hookspecs", "protocol"},
+    "checking": CORE | {"testing/"},
     "cli": CORE
-    | {"access_log", "application", "build", "plugins", "server", "signals", "__init__"},
+    | {
+        "access_log",
+        "application",
+        "build",
+        "checking",
+        "plugins",
+        "server",
+        "signals",
+        "__init__",
+    },
     "__main__": {"cli"},
     "__init__": CORE | {"build", "kernel/", "tasks/", "server", "hookspecs", "plugins"},
 }

@@ -213,6 +213,17 @@ def farewell(connection: CommConnection, reason: CloseReason) -> bytes | Protoco
     return b""
 
 
+_SAMPLES: Final = (
+    b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /x?y HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    b"\r\nOPTIONS * HTTP/1.1\r\nhost:a\r\nX-Empty:\r\nX: 1\r\nX: 2\r\n\r\n",
+    b"POST /f HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
+    b"PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc",
+    b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"5\r\nhello\r\n3;x=y\r\nabc\r\n0\r\nDigest: d\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\n",
+)
+
 HTTP_SPEC: Final = ProtocolSpec[HttpRequest, HttpResponse](
     name="http",
     message_in=new_parser,
@@ -225,6 +236,7 @@ HTTP_SPEC: Final = ProtocolSpec[HttpRequest, HttpResponse](
     handler_key=handler_key,
     demo="protoserve_http.demo:process",
     params=HttpParams(keep_alive_timeout=75.0),  # nginx
+    samples=_SAMPLES,
     url_scheme="http",
     url_scheme_tls="https",
 )

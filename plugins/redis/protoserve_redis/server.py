@@ -96,6 +96,14 @@ def make_server(process: Callable[[WFRedisTask], object], params: ServerParams) 
     return WFRedisServer(process, params)
 
 
+_SAMPLES: Final = (
+    b"PING\r\n",
+    b"set key 'a value'\n",
+    b"*1\r\n$4\r\nPING\r\n",
+    b"*2\r\n$3\r\nGET\r\n$0\r\n\r\n",
+    b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$6\r\nv\r\n*1\r\r\n",
+)
+
 REDIS_SPEC: Final = ProtocolSpec[RedisRequest, RedisResponse](
     name="redis",
     message_in=RedisParser,
@@ -117,6 +125,7 @@ REDIS_SPEC: Final = ProtocolSpec[RedisRequest, RedisResponse](
         # Redis has no limit: clients write long pipelines before they read the first reply.
         unsent_limit=64 * MIB,
     ),
+    samples=_SAMPLES,
     url_scheme="redis",
     url_scheme_tls="rediss",
 )

@@ -1,0 +1,485 @@
+"""check_protocol: what is right passes, and each fault is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from broken_parsers import (
+    WORDS,
+    AnswersOutOfOrder,
+    ChangesWhatItReturned,
+    FailsAtOddBytes,
+    FailsAtTheEnd,
+    ForgetsItsError,
+    HangsAtTheEnd,
+    HasAMethodPartial,
+    HasNoLimit,
+    IsNeverPartial,
+    IsPartialTooLong,
+    IsQuadratic,
+    LimitsUnfinished,
+    LosesAByte,
+    NeverEnds,
+    Reply,
+    ReturnsNone,
+    SharesState,
+    SwallowsTheRest,
+    Word,
+    WordParser,
+    words,
+)
+
+from protoserve import (
+    HOLD,
+    NEED_DATA,
+    Arriving,
+    CloseReason,
+    CommConnection,
+    ConfigError,
+    Feedback,
+    IncomingStream,
+    MessageParser,
+    ProtocolError,
+    ServerParams,
+)
+from protoserve.framing import (
+    encode_prefixed,
+    encode_varint,
+    fixed,
+    lines,
+    prefixed,
+    varint_prefixed,
+)
+from protoserve.testing import ConformanceError, check_protocol
+from protoserve.testing.conformance import CHECKS, check_results
+from protoserve_http import HTTP_SPEC
+from protoserve_redis import REDIS_SPEC
+
+SAMPLES = [b"a;", b"hello;", b";", b"up;"]
+
+HTTP_LAST = [
+    b"GET / HTTP/1.0\r\n\r\n",
+    b"HEAD http://b/x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+]
+HTTP_REFUSED = [
+    b"GET /\r\n\r\n",
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+]
+REDIS_REFUSED = [b"*1\r\n$x\r\n", b"*1\r\n+a\r\n", b"'\r\n"]
+
+
+def fault_of(message_in: Any, samples: Any = SAMPLES, **options: Any) -> ConformanceError:
+    options = {"examples": 0, **options}
+    with pytest.raises(ConformanceError) as caught:
+        check_protocol(words(message_in), samples, **options)
+    return caught.value
+
+
+# -- what is right ---------------------------------------------------------------------
+
+
+def test_a_correct_protocol_passes() -> None:
+    results = list(
+        check_results(
+            WORDS,
+            refused=[b"a1;", b"hello;a2;"],
+            encode=lambda word: word.text + b";",
+            is_reply=lambda reply: reply.endswith(b";"),
+        )
+    )
+    assert [result.name for result in results] == [*CHECKS]
+    assert [result.error for result in results] == [None] * len(CHECKS)
+    assert all(result.meaning for result in results)
+
+
+@pytest.mark.parametrize("stream_bodies", [False, True])
+def test_http_passes(stream_bodies: bool) -> None:
+    params = HTTP_SPEC.params.replace(stream_bodies=stream_bodies)
+    check_protocol(
+        dataclasses.replace(HTTP_SPEC, params=params),
+        last=HTTP_LAST,
+        refused=HTTP_REFUSED,
+        is_reply=lambda reply: reply.startswith(b"HTTP/1.1 ") and b"\r\n\r\n" in reply,
+    )
+
+
+def test_redis_passes() -> None:
+    check_protocol(
+        REDIS_SPEC,
+        refused=REDIS_REFUSED,
+        is_reply=lambda reply: reply.startswith(b"-ERR ") and reply.endswith(b"\r\n"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("message_in", "samples", "encode"),
+    [
+        (lines(), [b"a\n", b"hello\r\n", b"\n"], lambda line: line + b"\n"),
+        (lines(str), [b"a\n"], None),
+        (prefixed(4), [b"\0\0\0\3abc", b"\0\0\0\0"], lambda data: encode_prefixed(data, 4)),
+        (varint_prefixed(), [b"\3abc", b"\0", encode_varint(300) + b"x" * 300], None),
+        (fixed(4), [b"abcd", b"\0\1\2\3"], bytes),
+    ],
+    ids=["lines", "text", "prefixed", "varint", "fixed"],
+)
+def test_ready_framing_passes(message_in: Any, samples: list[bytes], encode: Any) -> None:
+    check_protocol(words(message_in), samples, encode=encode, examples=50)
+
+
+# -- what is wrong ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message_in", "check", "text"),
+    [
+        (LosesAByte, "splits", "depends on how they were split"),
+        (SharesState, "separate", "connections share state"),
+        (HasNoLimit, "limit", "no limit"),
+        (LimitsUnfinished, "limit", "request_size_limit=1, what comes of 3 bytes depends on"),
+        (NeverEnds, "ends", "next_message has no end"),
+        (FailsAtTheEnd, "ends", "feed_eof raised AssertionError"),
+        (IsQuadratic, "linear", "grows with the square of its size"),
+        (AnswersOutOfOrder, "order", "in another order"),
+        (SwallowsTheRest, "leftover", r"leftover is b'' after HOLD"),
+        (ReturnsNone, "samples", "next_message returned None"),
+        (ForgetsItsError, "faults", "the error is forgotten"),
+        (IsPartialTooLong, "partial", "partial is true after a whole message"),
+        (IsNeverPartial, "partial", "partial is false while b'a' is held"),
+        (HasAMethodPartial, "samples", "partial is a method"),
+        (ChangesWhatItReturned, "samples", "has changed after it was returned"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_fault_is_named(message_in: Any, check: str, text: str) -> None:
+    error = fault_of(message_in)
+    assert error.check == check
+    assert text in error.fault
+    assert str(error).startswith(f"{check}: {error.fault}\n")
+    assert str(error).endswith(error.remedy)
+
+
+def test_a_parser_that_hangs_is_ended() -> None:
+    error = fault_of(HangsAtTheEnd, call_limit=0.5)
+    assert error.check == "ends"
+    assert error.fault.startswith("next_message hangs")
+    assert error.fed == (b"a",)
+
+
+def test_the_input_is_short_and_can_be_fed_again() -> None:
+    error = fault_of(LosesAByte, [b"long enough to be found;", b"do;"])
+    assert error.fed == (b"do", b";")
+    assert "  fed:  b'do', b';'\n" in str(error)
+    assert "Word(text=b'd')" in str(error)
+
+
+def test_random_bytes_find_what_samples_do_not() -> None:
+    check_protocol(words(FailsAtOddBytes), SAMPLES[:1], examples=0)
+    error = fault_of(FailsAtOddBytes, SAMPLES[:1], examples=300)
+    assert error.check == "garbage"
+    assert "UnicodeDecodeError" in error.fault
+    assert len(b"".join(error.fed)) <= 4  # made short
+
+
+def test_all_that_fails_is_reported() -> None:
+    class Bad(IsNeverPartial, SwallowsTheRest):
+        pass
+
+    results = check_results(words(Bad), SAMPLES, examples=0)
+    assert [result.name for result in results if result.error] == ["partial", "leftover"]
+
+
+# -- samples and options ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sample", "text"),
+    [
+        (b"a", "no whole message"),
+        (b"a;b;", "gave 2 messages"),
+        (b"1;", "refused: a digit"),
+    ],
+)
+def test_samples_that_are_no_messages(sample: bytes, text: str) -> None:
+    assert text in fault_of(WordParser, [sample]).fault
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"samples": []}, "has no samples"),
+        ({"samples": b"a;"}, "expected a list of bytes"),
+        ({"samples": [b""]}, "none of them empty"),
+        ({"samples": ["a;"]}, "expected a list of bytes"),
+        ({"refused": [1]}, "refused=[1]"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_protocol(words(), **{"samples": SAMPLES, **options})
+    assert text in str(caught.value)
+
+
+def test_samples_of_the_spec_must_be_bytes() -> None:
+    with pytest.raises(ConfigError, match="samples=b'a;'"):
+        words(samples=b"a;")
+
+
+def test_refused_input_must_be_refused() -> None:
+    assert "`refused` leads to no" in fault_of(WordParser, refused=[b"a;"]).fault
+
+
+def test_last_samples_end_the_connection() -> None:
+    assert "what follows a sample of `last` is read" in fault_of(WordParser, last=[b"z;"]).fault
+
+    class Quits(WordParser):
+        gone = False
+
+        def next_message(self) -> Any:
+            message = super().next_message()
+            if isinstance(message, Word) and message.text == b"quit":
+                self.gone = True
+                self.held.clear()
+            return message
+
+        def feed(self, data: bytes) -> None:
+            if not self.gone:
+                super().feed(data)
+
+    check_protocol(words(Quits), SAMPLES, last=[b"quit;"], examples=50)
+    error = fault_of(Quits, [*SAMPLES, b"quit;"])
+    assert "belongs into last=" in error.remedy
+
+
+def test_a_handshake_before_each_connection() -> None:
+    class Greeted(WordParser):
+        greeted = False
+
+        def next_message(self) -> Any:
+            message = super().next_message()
+            if isinstance(message, Word) and not self.greeted:
+                if message.text != b"hello":
+                    raise self.refuse("say hello")
+                self.greeted = True
+            return message
+
+    assert "refused: say hello" in fault_of(Greeted, [b"a;"]).fault
+    check_protocol(words(Greeted), [b"a;", b"b;"], before=b"hello;", examples=50)
+    assert "`before` is refused" in fault_of(Greeted, [b"a;"], before=b"a;").fault
+
+
+def test_a_handler_that_tells_the_parser_what_follows() -> None:
+    class Text(WordParser):
+        """After ``text;`` comes a text up to ``#``, where the reply says so."""
+
+        text_follows = False
+
+        def next_message(self) -> Any:
+            if self.holds_back:
+                self.holds_back = False
+                return HOLD
+            if self.text_follows:
+                text = self.up_to(b"#")
+                if text is None:
+                    return NEED_DATA
+                self.text_follows = False
+                return Word(b"#" + text)
+            message = super().next_message()
+            if isinstance(message, Word) and message.text == b"text":
+                self.holds_back = True
+            return message
+
+        @property
+        def partial(self) -> bool:
+            return bool(self.held) or self.text_follows
+
+    def handle(parser: MessageParser[Any], request: Word) -> None:
+        assert isinstance(parser, Text)
+        parser.text_follows = request.text == b"text"
+
+    check_protocol(words(Text), [b"a;", b"text;1;2;#"], handle=handle, examples=50)
+
+
+class Odd:
+    """Neither equality nor anything public."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+
+def test_requests_that_cannot_be_compared() -> None:
+    assert "class Odd cannot be compared" in fault_of(lines(Odd), [b"a\n"]).fault
+
+    def same(one: Odd, other: Odd) -> bool:
+        return one._data == other._data
+
+    check_protocol(words(lines(Odd)), [b"a\n", b"bc\n"], same=same, examples=50)
+
+
+def test_the_round_trip() -> None:
+    error = fault_of(WordParser, encode=lambda word: word.text.upper() + b";")
+    assert error.check == "round trip"
+    assert "Word(text=b'A')" in str(error)
+
+
+# -- what a server says by itself ------------------------------------------------------
+
+
+def reply_fault(**fields: Any) -> ConformanceError:
+    options = {"is_reply": fields.pop("is_reply", None), "examples": 0}
+    with pytest.raises(ConformanceError) as caught:
+        check_protocol(words(**fields), SAMPLES, **options)
+    return caught.value
+
+
+def _fails(connection: CommConnection, reason: CloseReason) -> bytes:
+    if reason is CloseReason.IDLE:
+        raise KeyError("no state yet")
+    return b""
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"farewell": _fails}, "the farewell for IDLE raised KeyError"),
+        ({"farewell": lambda connection, reason: "bye"}, "the farewell for NO_REQUEST is str"),
+        ({"greeting": lambda connection: 1}, "the greeting is int"),
+        ({"error_response": lambda request, error: None}, "or message_out of it, raised"),
+    ],
+)
+def test_what_cannot_be_sent(fields: dict[str, Any], text: str) -> None:
+    error = reply_fault(**fields)
+    assert error.check == "replies"
+    assert text in error.fault
+
+
+def test_replies_are_judged() -> None:
+    def is_reply(reply: bytes) -> bool:
+        return not reply.startswith(b"oops")
+
+    def error_response(request: Word, error: BaseException) -> Reply:
+        return Reply(b"oops")
+
+    error = reply_fault(error_response=error_response, is_reply=is_reply)
+    assert "the reply to a request whose handler failed is not well formed" in error.fault
+    error = reply_fault(
+        farewell=lambda connection, reason: ProtocolError("late", reply=b"oops"),
+        is_reply=is_reply,
+    )
+    assert "the farewell for NO_REQUEST is not well formed" in error.fault
+
+    def refuses(reply: bytes) -> None:
+        raise ValueError("no semicolon")
+
+    error = fault_of(WordParser, refused=[b"1;"], is_reply=refuses)
+    assert "'a digit') is not well formed: ValueError: no semicolon" in error.fault
+
+
+def test_a_response_is_made_anew() -> None:
+    one = Reply()
+    spec = dataclasses.replace(words(), response=lambda: one)
+    with pytest.raises(ConformanceError, match="the same object twice"):
+        check_protocol(spec, SAMPLES, examples=0)
+
+
+# -- the contract's other words --------------------------------------------------------
+
+
+def test_hold_comes_once() -> None:
+    class HoldsTwice(WordParser):
+        holds = 0
+
+        def next_message(self) -> Any:
+            if self.holds:
+                self.holds -= 1
+                return HOLD
+            message = super().next_message()
+            self.holds = 2 if isinstance(message, Word) else 0
+            return message
+
+    assert "HOLD twice" in fault_of(HoldsTwice, [b"a;"]).fault
+
+
+class BodyParser(MessageParser[str]):
+    """A digit, and so many bytes that stream in."""
+
+    def __init__(self, params: ServerParams) -> None:
+        self.held = b""
+        self.left = 0
+        self.stream: IncomingStream | None = None
+        self.waits = False
+
+    def feed(self, data: bytes) -> None:
+        self.held += data
+
+    def next_message(self) -> Any:
+        if self.stream is not None:
+            piece, self.held = self.held[: self.left], self.held[self.left :]
+            self.left -= len(piece)
+            self.stream.feed(piece)
+            if not self.left:
+                self.stream.end()
+                self.stream = None
+            else:
+                return NEED_DATA
+        if self.waits:
+            self.waits = False
+            return Feedback(b"go on;")
+        if not self.held:
+            return NEED_DATA
+        if not self.held[:1].isdigit() or self.held[:1] == b"0":
+            raise ProtocolError("no digit")
+        self.left = int(self.held[:1])
+        self.held = self.held[1:]
+        self.stream = IncomingStream()
+        self.waits = not self.held  # as it happens to come
+        return Arriving(f"{self.left} bytes", self.stream)
+
+    @property
+    def partial(self) -> bool:
+        return bool(self.held or self.left)
+
+
+def test_bodies_that_stream_in_and_interim_answers() -> None:
+    check_protocol(words(BodyParser), [b"3abc", b"1;"], refused=[b"a"], examples=50)
+
+
+def test_a_body_that_is_overtaken() -> None:
+    class Early(BodyParser):
+        def next_message(self) -> Any:
+            return super().next_message() if self.stream is None else "the next"
+
+    assert "was still arriving" in fault_of(Early, [b"3abc"]).fault
+
+
+@pytest.mark.parametrize(
+    "returned", [lambda held: held, lambda held: b"x", lambda held: memoryview(held)]
+)
+def test_leftover_is_exact(returned: Callable[[bytes], Any]) -> None:
+    class Wrong(WordParser):
+        def leftover(self) -> Any:
+            return returned(b"up;" + bytes(self.held))
+
+    error = fault_of(Wrong)
+    assert error.check == "leftover"
+
+
+def test_without_hypothesis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'protoserve\[testing\]'"):
+        check_protocol(words(), SAMPLES)
+    check_protocol(words(), SAMPLES, examples=0)
+
+
+def test_bytes_are_written_so_that_they_can_be_read() -> None:
+    from protoserve.testing.conformance_error import pieces_as_text
+
+    assert pieces_as_text([b"a", b"bc"]) == "b'a', b'bc'"
+    assert pieces_as_text([b"a", *[b"x" * 1000] * 5]) == "b'a', 5 times b'x' * 1000"
+    assert pieces_as_text([b"%d" % (i % 10) for i in range(20)]) == (
+        "b'01234567890123456789', byte by byte"
+    )
