@@ -11,7 +11,7 @@ from protoserve.errors import ConfigError
 from protoserve.protocol import ProtocolSpec
 from protoserve.testing.conformance import CHECKS, EXAMPLES, check_results
 
-_ESCAPE: Final = re.compile(rb"\\\\(x[0-9a-fA-F]{2}|.)?", re.DOTALL)
+_ESCAPE: Final = re.compile(rb"\\(x[0-9a-fA-F]{2}|.)?", re.DOTALL)
 _ESCAPED: Final = {b"r": b"\r", b"n": b"\n", b"t": b"\t", b"0": b"\0", b"\\": b"\\"}
 
 _NAME_WIDTH: Final = max(map(len, CHECKS))
@@ -48,22 +48,19 @@ def check_lines(
 ) -> Generator[tuple[bool, str], None, None]:
     """A report, as it comes: whether each property holds, and its line, or lines. Raises
     ``ConfigError`` and ``ModuleNotFoundError`` before the first."""
-    failed = tried = 0
+    counts = {"ok": 0, "FAILED": 0, "-": 0}
     for result in check_results(
         spec, samples, examples=EXAMPLES if examples is None else examples
     ):
-        tried += 1
-        name = result.name.ljust(_NAME_WIDTH)
-        if result.error is None:
-            note = f" ({result.note})" if result.note else ""
-            yield True, f"{name}  ok      {result.meaning}{note}"
-        else:
-            failed += 1
+        note = f" ({result.note})" if result.note else ""
+        if result.error is not None:
+            verdict = "FAILED"
             text = str(result.error).removeprefix(f"{result.name}: ")
-            yield False, f"{name}  FAILED  {text}"
-    left = len(CHECKS) - tried
-    if failed:
-        rest = f"; {left} not tried" if left else ""
-        yield False, f"{spec.name}: {failed} of {tried} properties do not hold{rest}"
-    else:
-        yield True, f"{spec.name}: all {tried} properties hold"
+        else:
+            verdict = "ok" if result.tried else "-"
+            text = f"{result.meaning}{note}"
+        counts[verdict] += 1
+        yield verdict != "FAILED", f"{result.name:{_NAME_WIDTH}}  {verdict:6}  {text}"
+    left = len(CHECKS) - counts["ok"] - counts["FAILED"]
+    summary = f"{spec.name}: {counts['ok']} properties hold, {counts['FAILED']} do not"
+    yield not counts["FAILED"], f"{summary}, {left} not tried" if left else summary

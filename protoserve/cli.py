@@ -1,7 +1,7 @@
 """The command ``protoserve``: run a server, list the plugins, check a protocol.
 
-Exit codes: 0 for a clean end, 1 when the output cannot be written or a check failed, 2 for a request that
-makes no sense (options, protocol, application), 3 when the server could not start.
+Exit codes: 0 for a clean end, 1 when the output cannot be written or a check failed, 2 for a
+request that makes no sense (options, protocol, application), 3 when the server could not start.
 """
 
 from __future__ import annotations
@@ -284,9 +284,9 @@ def _add_check(commands: Any, common: _Parser) -> None:
         parents=[common],
         allow_abbrev=False,
         help="check whether a protocol keeps its contract",
-        description="Drive the parser of a protocol without sockets, with its samples cut, joined, "
-        "spoiled and made endless, and say what of the contract does not hold. Samples are "
-        "requests as they come over the wire, each one whole message: those given, else "
+        description="Drive the parser of a protocol without sockets, with its samples cut, "
+        "joined, spoiled and made endless, and say what of the contract does not hold. Samples "
+        "are requests as they come over the wire, each one whole message: those given, else "
         "ProtocolSpec.samples.",
         epilog="exit codes: 0 all holds, 1 something does not, 2 wrong use",
     )

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from protoserve.errors import ConfigError
 from protoserve.protocol import MessageOut, MessageParser, ProtocolSpec
-from protoserve.testing.conformance_error import ConformanceError
+from protoserve.testing.conformance_error import ConformanceError, NotTried
 from protoserve.testing.conformance_garbage import check_garbage, require_hypothesis
 from protoserve.testing.conformance_limits import check_limit, check_linear
 from protoserve.testing.conformance_parsers import (
@@ -61,6 +61,8 @@ class CheckResult:
     name: str
     meaning: str
     """The property, in a sentence."""
+    tried: bool
+    """Whether it applies."""
     note: str
     """How much was tried, or why not."""
     error: ConformanceError | None
@@ -163,15 +165,19 @@ def check_results(
 
 
 def _result(name: str, check: Callable[[Suite], str], suite: Suite) -> CheckResult:
-    meaning = " ".join((check.__doc__ or "").split()).partition(". ")[0].rstrip(".")
+    meaning = (
+        " ".join((check.__doc__ or "").replace("``", "").split()).partition(". ")[0].rstrip(".")
+    )
     note = ""
     error: ConformanceError | None = None
     try:
         note = check(suite)
+    except NotTried as reason:
+        return CheckResult(name, meaning, False, str(reason), None)
     except ConformanceError as caught:
         error = caught
     except Stuck:
         error = suite.subject.watch.error()
     if error is not None:
         error.check = name
-    return CheckResult(name, meaning, note, error)
+    return CheckResult(name, meaning, True, note, error)

@@ -45,6 +45,10 @@ class ConformanceError(AssertionError):
         return "\n".join(lines)
 
 
+class NotTried(Exception):  # noqa: N818 - no error
+    """Raised by a check that does not apply; says why."""
+
+
 def bytes_as_text(data: bytes) -> str:
     """``repr``, of many bytes the first and last."""
     if len(data) <= _SHOWN:

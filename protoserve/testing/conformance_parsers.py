@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from protoserve.protocol import HOLD, MessageParser
-from protoserve.testing.conformance_error import ConformanceError
+from protoserve.testing.conformance_error import ConformanceError, NotTried
 from protoserve.testing.conformance_run import Outcome, Run, difference, drive
 from protoserve.testing.conformance_suite import (
     Sample,
@@ -232,7 +232,7 @@ def _nothing_held(suite: Suite, run: Run, sample: Sample, fed: bytes) -> None:
 def check_leftover(suite: Suite) -> str:
     """What an upgrade goes on with is what was fed and is in no message."""
     if type(Run(suite.subject).parser).leftover is MessageParser.leftover:
-        return "not overridden: a protocol that is never left"
+        raise NotTried("leftover is not overridden: this protocol is never left")
     tails = [b"", b"\x16\x03\x01\x00\xa5tail", suite.samples[0].data]
     for sample in suite.samples:
         if HOLD in sample.outcome.events[:-1]:
@@ -321,7 +321,7 @@ def _inserted(data: bytes, place: int, byte: int) -> bytes:
 def check_round_trip(suite: Suite) -> str:
     """What a message is encoded as, is that message."""
     if suite.encode is None:
-        return "not asked for: encode= makes a request's bytes"
+        raise NotTried("without encode=, which makes the bytes of a request")
     encode: Callable[[Any], Any] = suite.encode
     for sample in suite.samples:
         if sample.holds or len(sample.messages) != 1:
