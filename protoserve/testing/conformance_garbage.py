@@ -7,7 +7,7 @@ from typing import Any
 
 from protoserve.params import ServerParams
 from protoserve.testing.conformance_error import ConformanceError, NotTried
-from protoserve.testing.conformance_run import difference, drive
+from protoserve.testing.conformance_run import compared, drive
 from protoserve.testing.conformance_suite import Suite, cut, slices
 
 _LONGEST_PART = 256
@@ -57,8 +57,7 @@ def check_garbage(suite: Suite) -> str:
     def any_bytes(data: bytes, places: list[int], params: ServerParams) -> None:
         expected = drive(suite.subject, [data], params=params)
         for pieces in (cut(data, places), slices(data, 1)):
-            outcome = drive(suite.subject, pieces, params=params)
-            if details := difference(outcome, expected):
+            if details := compared(suite.subject, pieces, expected, params):
                 size = params.request_size_limit
                 raise ConformanceError(
                     "what comes of these bytes depends on how they were split",

@@ -13,7 +13,7 @@ from protoserve.errors import ProtocolError
 from protoserve.params import ServerParams
 from protoserve.protocol import NEED_DATA
 from protoserve.testing.conformance_error import ConformanceError, NotTried
-from protoserve.testing.conformance_run import Run, difference, drive
+from protoserve.testing.conformance_run import Run, compared, drive
 from protoserve.testing.conformance_suite import Suite, places, slices
 
 FILLERS: Final = (b"a", b"0", b" ", b"\0", b"\x80")
@@ -101,8 +101,7 @@ def _check_small_limits(suite: Suite) -> None:
                 continue
             expected = drive(suite.subject, [sample.data], params=params)
             for pieces in (slices(sample.data, 1), slices(sample.data, max(1, size // 2))):
-                outcome = drive(suite.subject, pieces, params=params)
-                if details := difference(outcome, expected):
+                if details := compared(suite.subject, pieces, expected, params):
                     raise ConformanceError(
                         f"with request_size_limit={limit}, what comes of {size} bytes depends on "
                         "how they were split",

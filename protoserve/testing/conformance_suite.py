@@ -11,7 +11,7 @@ from protoserve.errors import ConfigError
 from protoserve.params import ServerParams
 from protoserve.protocol import HOLD, ProtocolSpec
 from protoserve.testing.conformance_error import ConformanceError
-from protoserve.testing.conformance_run import Outcome, Run, Subject, difference, drive
+from protoserve.testing.conformance_run import Outcome, Run, Subject, compared, difference, drive
 
 _SEED: Final = 1
 
@@ -142,8 +142,7 @@ class Suite:
 
     def expect(self, pieces: Sequence[bytes], expected: Outcome, fault: str, remedy: str) -> None:
         """Feed this to a new parser, and compare."""
-        outcome = drive(self.subject, pieces)
-        if details := difference(outcome, expected):
+        if details := compared(self.subject, pieces, expected):
             raise ConformanceError(fault, fed=pieces, details=details, remedy=remedy)
 
     def joined(self, samples: Sequence[Sample]) -> Outcome:

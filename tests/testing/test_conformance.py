@@ -475,6 +475,43 @@ def test_without_hypothesis(monkeypatch: pytest.MonkeyPatch) -> None:
     check_protocol(words(), SAMPLES, examples=0)
 
 
+def test_replies_that_tell_the_time() -> None:
+    class Dated(WordParser):
+        made = 0
+
+        def __init__(self, params: ServerParams) -> None:
+            super().__init__(params)
+            Dated.made += 1
+
+        def refuse(self, text: str) -> ProtocolError:
+            error = super().refuse(text)
+            error.reply = b"%d %b" % (Dated.made // 50, error.reply)  # now and then another
+            return error
+
+    check_protocol(words(Dated), SAMPLES, refused=[b"hello;a2;"], examples=100)
+    assert Dated.made > 500
+
+
+def test_replies_that_depend_on_the_split() -> None:
+    class Early(WordParser):
+        """Says more where it was told less."""
+
+        fed = b""
+
+        def feed(self, data: bytes) -> None:
+            self.fed = data
+            super().feed(data)
+
+        def refuse(self, text: str) -> ProtocolError:
+            error = super().refuse(text)
+            error.reply += self.fed
+            return error
+
+    error = fault_of(Early, refused=[b"a1;"])
+    assert error.check == "splits"
+    assert "got:  a ProtocolError, reply b'error: a digit;1;'" in str(error)
+
+
 def test_bytes_are_written_so_that_they_can_be_read() -> None:
     from protoserve.testing.conformance_error import pieces_as_text
 
