@@ -1,4 +1,4 @@
-"""The command ``protoserve``: run a server, list the plugins, check a protocol.
+"""The command ``protoserve``: run a server, list the plugins, begin a protocol, check one.
 
 Exit codes: 0 for a clean end, 1 when the output cannot be written or a check failed, 2 for a
 request that makes no sense (options, protocol, application), 3 when the server could not start.
@@ -16,11 +16,13 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, get_args, get_type_hints
 
@@ -31,6 +33,7 @@ from protoserve.errors import BindError, ConfigError, PluginError
 from protoserve.params import SERVER_PARAMS_DEFAULT, ServerParams
 from protoserve.plugins import describe, installed_plugins, kind_of, load_protocol
 from protoserve.protocol import ProtocolSpec
+from protoserve.scaffold import FRAMINGS, new_distribution
 from protoserve.server import WFServer
 from protoserve.signals import wait_for_signal
 
@@ -223,6 +226,7 @@ def _parser(params: ServerParams = SERVER_PARAMS_DEFAULT) -> argparse.ArgumentPa
     plugins.add_argument("--json", action="store_true", help="print JSON instead of a table")
     plugins.set_defaults(command=_plugins, parser=plugins)
     _add_check(commands, common)
+    _add_new(commands, common)
     return parser
 
 
@@ -315,6 +319,36 @@ def _add_check(commands: Any, common: _Parser) -> None:
         help="random inputs; 0 for none (default: 200)",
     )
     check.set_defaults(command=_check, parser=check)
+
+
+def _add_new(commands: Any, common: _Parser) -> None:
+    framings = "; ".join(f"{name}: {framing.summary}" for name, framing in FRAMINGS.items())
+    new = commands.add_parser(
+        "new",
+        parents=[common],
+        allow_abbrev=False,
+        help="begin a protocol of your own",
+        description="Write a complete distribution for a protocol NAME into a new folder: "
+        "the protocol, the plugin, a demo, tests, settings of tools and CI.",
+    )
+    new.add_argument(
+        "name",
+        metavar="NAME",
+        help="the protocol's name: lower-case letters, digits, - and _, for example shout",
+    )
+    new.add_argument(
+        "--framing",
+        choices=FRAMINGS,
+        default="lines",
+        help=f"what a message is at first ({framings}; default: lines)",
+    )
+    new.add_argument(
+        "--into",
+        type=Path,
+        metavar="FOLDER",
+        help="the folder, which is made unless it is there and empty (default: NAME)",
+    )
+    new.set_defaults(command=_new, parser=new)
 
 
 def _add_parameter(group: Any, name: str, hint: Any, default: object, meaning: str) -> None:
@@ -732,6 +766,31 @@ def _check(args: argparse.Namespace) -> int:
     except (ConfigError, ModuleNotFoundError) as error:
         raise _CommandError(USAGE, str(error)) from error
     return code
+
+
+# -- new -------------------------------------------------------------------------------
+
+
+def _new(args: argparse.Namespace) -> int:
+    folder: Path = args.into or Path(args.name)
+    with _stdout_is_ours():
+        try:
+            files = new_distribution(args.name, FRAMINGS[args.framing], folder)
+        except ConfigError as error:
+            raise _CommandError(USAGE, str(error)) from error
+        except OSError as error:
+            raise _CommandError(
+                UNWRITABLE, f"cannot write {str(error.filename or folder)!r}: {error.strerror}"
+            ) from error
+    (protocol,) = (path for path in files if path.name == "protocol.py")
+    _print(
+        f"made {folder}; the protocol is in {protocol}. Next, in an environment of its own:\n"
+        f"  cd {shlex.quote(str(folder))}\n"
+        "  pip install -e '.[dev]'\n"
+        "  pytest\n"
+        f"  protoserve run {args.name}"
+    )
+    return CLEAN
 
 
 # -- logging ---------------------------------------------------------------------------

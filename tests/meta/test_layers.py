@@ -35,14 +35,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing/": CORE | {"kernel/", "testing/", "server"},
     "hookspecs": {"protocol"},
     "plugins": {"errors", "hookspecs", "protocol"},
+    "scaffold/": {"errors", "hookspecs", "plugins"},
     "checking": CORE | {"testing/"},
     "cli": CORE
     | {
         "access_log",
         "application",
         "build",
-        "checking",
+        "scaffold/": {"errors", "hookspecs", "plugins"},
+    "checking",
         "plugins",
+        "scaffold/",
         "server",
         "signals",
         "__init__",

@@ -1,30 +1,17 @@
-"""A protocol in a distribution of its own, installed beside the wheel, is served.
-
-The environment is as clean as a user's, but for one thing: the dependencies are links to
-those that the tests run with, and the wheels are built with the hatchling that is
-installed here. So pip resolves and installs as usual, and needs no package index.
-"""
+"""A protocol in a distribution of its own, installed beside the wheel, is served."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
-import venv
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
+from environments import ROOT, Environment, build, run, serving, talk
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
-ROOT = Path(__file__).parent.parent.parent
 LINE_PLUGIN = ROOT / "examples" / "line_plugin"
 
 BROKEN = {
@@ -43,58 +30,6 @@ BROKEN = {
         """,
     "broken_protocol.py": "raise RuntimeError('this one is broken')\n",
 }
-
-
-def run(*command: str | Path, cwd: Path | None = None) -> str:
-    # What this process was given to find modules is not the environment's.
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PIP_"))}
-    done = subprocess.run(
-        command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def build(project: Path, into: Path) -> Path:
-    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", into, cwd=project)
-    (wheel,) = into.iterdir()
-    return wheel
-
-
-def dependencies(distribution: str) -> set[str]:
-    """The distributions that it needs to run, with theirs."""
-    found: set[str] = set()
-    for line in metadata.requires(distribution) or ():
-        requirement = Requirement(line)
-        # Without an extra: a requirement of one is not needed.
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            found |= {requirement.name} | dependencies(requirement.name)
-    return found
-
-
-def link(distribution: str, into: Path) -> None:
-    found = metadata.distribution(distribution)
-    for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
-        (into / top).symlink_to(Path(str(found.locate_file(top))))
-
-
-class Environment:
-    def __init__(self, folder: Path) -> None:
-        venv.create(folder, with_pip=True)
-        self.bin = folder / "bin"
-        (site,) = (folder / "lib").glob("python*/site-packages")
-        for dependency in dependencies("protoserve"):
-            link(dependency, site)
-
-    def install(self, wheel: Path) -> None:
-        run(self.bin / "pip", "install", "--no-index", "--disable-pip-version-check", wheel)
-
-    def plugins(self) -> list[dict[str, object]]:
-        listed: list[dict[str, object]] = json.loads(self.protoserve("plugins", "--json"))
-        return listed
-
-    def protoserve(self, *arguments: str) -> str:
-        return run(self.bin / "protoserve", *arguments, cwd=self.bin)
 
 
 @pytest.fixture(scope="module")
@@ -116,48 +51,10 @@ def with_broken(environment: Environment, tmp_path_factory: pytest.TempPathFacto
     return environment
 
 
-@contextmanager
-def serving(
-    environment: Environment, *arguments: str, cwd: Path, said: str = ""
-) -> Iterator[tuple[str, int]]:
-    """Where ``protoserve run`` with these arguments serves; ``said`` is on stderr at the end."""
-    program = subprocess.Popen(
-        [environment.bin / "protoserve", "run", *arguments, "--bind", "127.0.0.1:0"],
-        cwd=cwd,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    with program:
-        try:
-            assert program.stdout is not None
-            line = program.stdout.readline()
-            scheme = arguments[0]
-            found = re.fullmatch(rf"listening on {scheme}://127\.0\.0\.1:(\d+)\n", line)
-            assert found, program.communicate(timeout=20)
-            yield "127.0.0.1", int(found[1])
-            program.terminate()
-            assert program.communicate(timeout=30) == ("", said)
-            assert program.returncode == 0
-        finally:
-            program.kill()
-
-
 @pytest.fixture
 def served(environment: Environment) -> Iterator[tuple[str, int]]:
     with serving(environment, "line", "shout:process", cwd=LINE_PLUGIN) as address:
         yield address
-
-
-def talk(address: tuple[str, int], *pieces: bytes) -> bytes:
-    """What the server says to ``pieces``, sent one by one, until it closes."""
-    with socket.create_connection(address, timeout=20) as client:
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for piece in pieces:
-            client.sendall(piece)
-        client.shutdown(socket.SHUT_WR)
-        return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 DEMO = "protoserve_http.demo:process"
