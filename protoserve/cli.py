@@ -89,9 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises ``SystemExit`` where argparse does: for ``--help``, ``--version`` and options
     that cannot be parsed. Main thread only, because of signals.
     """
+    ours = _Logging()  # before a module of others is imported
     try:
         args = _parser(_params_of(sys.argv[1:] if argv is None else argv)).parse_args(argv)
-        with _Logging(args.log_level) as args.logging:
+        with ours.at(args.log_level) as args.logging:
             return _command(args)
     finally:
         with contextlib.suppress(OSError, ValueError):
@@ -181,6 +182,10 @@ class _Parser(argparse.ArgumentParser):
         return meant
 
 
+_PLACE: Final = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*\Z")
+"""``module:object``; no address with a port, nor an IPv6 one."""
+
+
 def _params_of(words: Sequence[str]) -> ServerParams:
     """The parameters of the protocol that is to be run, where they may matter: an option is not
     one of everybody's, or help is asked for. Only then its plugin is imported so early."""
@@ -191,9 +196,9 @@ def _params_of(words: Sequence[str]) -> ServerParams:
     if all(option in known for option in options) and not {"-h", "--help"} & {*options}:
         return SERVER_PARAMS_DEFAULT
     for word in words[1:]:
-        if not word.startswith("-") and ":" not in word:
-            with contextlib.suppress(PluginError), _stdout_is_ours():
-                return load_protocol(word).params
+        if not word.startswith("-") and (":" not in word or _PLACE.match(word)):
+            with contextlib.suppress(PluginError, _CommandError), _stdout_is_ours():
+                return (_load_spec(word) if ":" in word else load_protocol(word)).params
     return SERVER_PARAMS_DEFAULT
 
 
@@ -238,12 +243,18 @@ def _add_run(commands: Any, common: _Parser, params: ServerParams) -> None:
         usage="protoserve run [options] PROTOCOL [MODULE:CALLABLE]",
         help="serve an application",
         description="Serve MODULE:CALLABLE, which is called with the task of each request; "
-        "without one, the protocol's demo where it has one. "
+        "without one, the protocol's demo where it has one. PROTOCOL is one that is installed, "
+        "or MODULE:SPEC, a ProtocolSpec that needs no distribution. "
         "The current directory is on the import path. SIGINT and SIGTERM stop gracefully; "
         "a second one cuts that short.",
         epilog="exit codes: 0 clean end, 2 wrong use, 3 could not start",
     )
-    run.add_argument("protocol", metavar="PROTOCOL", help="a name that `protoserve plugins` lists")
+    run.add_argument(
+        "protocol",
+        metavar="PROTOCOL",
+        help="a name that `protoserve plugins` lists, or MODULE:SPEC, "
+        "for example my_protocol:SPEC",
+    )
     run.add_argument(
         "application",
         nargs="?",
@@ -501,7 +512,7 @@ def _run(args: argparse.Namespace) -> int:
             raise _CommandError(
                 USAGE,
                 f"MODULE:CALLABLE is missing, and {spec.name} has no demo; "
-                f"for example: protoserve run {spec.name} my_app:process",
+                f"for example: protoserve run {args.protocol} my_app:process",
             )
         with contextlib.suppress(OSError):
             print(
@@ -541,17 +552,12 @@ def _run(args: argparse.Namespace) -> int:
 
 def _load_protocol(name: str, application: str | None) -> ProtocolSpec[Any, Any]:
     if ":" in name:
-        meant = name
-        if application is None:
-            application, name = name, "http"
-        elif ":" not in application:
-            application, name = name, application
-        else:
-            raise _CommandError(USAGE, f"{name!r}: expected the name of a protocol")
-        raise _CommandError(
-            USAGE,
-            f"{meant!r} is no protocol; did you mean: protoserve run {name} {application}",
-        )
+        if application is not None and ":" not in application:
+            raise _CommandError(
+                USAGE,
+                f"{name!r} is no protocol; did you mean: protoserve run {application} {name}",
+            )
+        return _load_spec(name, application)
     with _stdout_is_ours():
         try:
             return load_protocol(name)
@@ -561,6 +567,48 @@ def _load_protocol(name: str, application: str | None) -> ProtocolSpec[Any, Any]
             if name not in {plugin.name for plugin in plugins}:
                 hint = _other_protocol(name, [p for plugin in plugins for p in plugin.protocols])
             raise _CommandError(USAGE, f"{error}{hint}") from error
+
+
+def _load_spec(text: str, application: str | None = None) -> ProtocolSpec[Any, Any]:
+    """The ``ProtocolSpec`` that ``module:object`` names. ``application`` stands beside it."""
+    found, place = _find(text, "MODULE:SPEC, for example my_protocol:SPEC", _specs)
+    if isinstance(found, ProtocolSpec):
+        return found
+    what = "a class" if inspect.isclass(found) else f"of type {type(found).__name__}"
+    meant = _other_spec(text, found, application)
+    raise _CommandError(USAGE, f"{place!r} is {what}; expected a ProtocolSpec{meant}")
+
+
+def _other_spec(text: str, found: Any, application: str | None) -> str:
+    """What may have been meant by an object that is no ``ProtocolSpec``."""
+    if application is not None:
+        with contextlib.suppress(_CommandError):
+            if isinstance(_find(application, "", _specs)[0], ProtocolSpec):
+                return f"; did you mean: protoserve run {application} {text}"
+    if _takes_a_task(found):
+        return f"; did you mean: protoserve run http {text}" if application is None else ""
+    if callable(found):
+        module, _, name = text.partition(":")
+        return (
+            f"; where it makes one, write SPEC = {name}(...) in {module}, and give {module}:SPEC"
+        )
+    return ""
+
+
+def _takes_a_task(found: Any) -> bool:
+    """Whether it is called with one argument, and not with none."""
+    if not callable(found):
+        return False
+    try:
+        required = [
+            parameter
+            for parameter in inspect.signature(found).parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
+    except (TypeError, ValueError):  # it does not say
+        return False
+    return len(required) == 1 and required[0].kind is not required[0].KEYWORD_ONLY
 
 
 def _other_protocol(name: str, installed: Sequence[str]) -> str:
@@ -618,7 +666,7 @@ def _stdout_is_ours() -> Iterator[None]:
 
 
 def _load_application(text: str) -> Callable[[Any], object]:
-    found, place = _find_object(text, "MODULE:CALLABLE, for example my_site:process")
+    found, place = _find(text, "MODULE:CALLABLE, for example my_site:process", _callables)
     if not callable(found):
         raise _CommandError(
             USAGE,
@@ -629,8 +677,9 @@ def _load_application(text: str) -> Callable[[Any], object]:
     return process
 
 
-def _find_object(text: str, expected: str) -> tuple[Any, str]:
-    """What MODULE:NAME names, and how it is called in messages."""
+def _find(text: str, expected: str, listed: Callable[[Any], str]) -> tuple[Any, str]:
+    """What ``module:object`` names, and how it is called in messages. ``listed``: what else there
+    is, of a module or object."""
     name, _, attribute = text.partition(":")
     if not name or not attribute:
         raise _CommandError(USAGE, f"{text!r}: expected {expected}")
@@ -638,6 +687,12 @@ def _find_object(text: str, expected: str) -> tuple[Any, str]:
         dotted = name.removesuffix(".py").strip("./").replace(os.sep, ".")
         raise _CommandError(
             USAGE, f"{name!r} is a file name; give the module's name: {dotted}:{attribute}"
+        )
+    if "(" in attribute:
+        raise _CommandError(
+            USAGE,
+            f"{text!r}: nothing is called here; give what it returns a name in {name}, "
+            f"as in made = {attribute}, and say {name}:made",
         )
     _add_current_directory()
     found: Any = _import(name)
@@ -647,7 +702,7 @@ def _find_object(text: str, expected: str) -> tuple[Any, str]:
             found = getattr(found, part)
         except AttributeError:
             raise _CommandError(
-                USAGE, f"{kind_of(found)} {place!r} has no {part!r}; it has: {_callables(found)}"
+                USAGE, f"{kind_of(found)} {place!r} has no {part!r}; it has: {listed(found)}"
             ) from None
         except Exception as error:
             raise _CommandError(USAGE, f"{place}.{part} raised {describe(error)}") from error
@@ -685,6 +740,17 @@ def _looked_in(missing: str) -> str:
     if parent is not None and not hasattr(parent, "__path__"):
         return f"{parent.__name__}, which is a module, not a package"
     return ", ".join(sys.path if parent is None else parent.__path__)
+
+
+def _specs(owner: Any) -> str:
+    """The public ``ProtocolSpec`` objects of a module or object."""
+    names = [name for name in dir(owner) if not name.startswith("_")]
+    found = [
+        name
+        for name in names
+        if isinstance(inspect.getattr_static(owner, name, None), ProtocolSpec)
+    ]
+    return ", ".join(found) or "no ProtocolSpec"
 
 
 def _callables(owner: Any) -> str:
@@ -741,11 +807,7 @@ def _check(args: argparse.Namespace) -> int:
 
     if ":" in args.protocol:
         with _stdout_is_ours():
-            spec, place = _find_object(args.protocol, "MODULE:SPEC, for example my_proto:SPEC")
-        if not isinstance(spec, ProtocolSpec):
-            raise _CommandError(
-                USAGE, f"{place!r} is of type {type(spec).__name__}; expected a ProtocolSpec"
-            )
+            spec = _load_spec(args.protocol)
     else:
         spec = _load_protocol(args.protocol, None)
     try:
@@ -803,15 +865,19 @@ class _Logging:
     of the root logger does, WARNING unless the application sets it.
     """
 
-    def __init__(self, level: str | None) -> None:
-        self._level = level
+    def __init__(self) -> None:
+        self._level: str | None = None
         self._handler = logging.StreamHandler()
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-
-    def __enter__(self) -> _Logging:
         self._before = [(log, log.level, log.disabled) for log in (logger, access_logger)]
         self._propagated = logger.propagate
         self._others = self._other_handlers()
+
+    def at(self, level: str | None) -> _Logging:
+        self._level = level
+        return self
+
+    def __enter__(self) -> _Logging:
         logger.addHandler(self._handler)
         self._set_level()
         logger.propagate = False

@@ -569,9 +569,8 @@ def test_an_unknown_protocol_names_what_is_installed(capsys: pytest.CaptureFixtu
         (("https", ECHO), "; did you mean http? This version serves no TLS"),
         (("rediss", ECHO), "; did you mean redis? This version serves no TLS"),
         (("smtp", ECHO), "redis"),
-        (("app:process",), "; did you mean: protoserve run http app:process"),
+        (("examples.http_echo:process",), "; did you mean: protoserve run http " + ECHO),
         (("app:process", "redis"), "; did you mean: protoserve run redis app:process"),
-        (("app:process", "redis:x"), "'app:process': expected the name of a protocol"),
     ],
 )
 def test_a_protocol_that_was_meant(
@@ -694,6 +693,172 @@ def test_no_descriptor_to_start_with(
     monkeypatch.setattr(WFServerBase, "start", start)
     message = refused(capsys, "http", ANYTHING, code=3)
     assert "Too many open files" in message
+
+
+# -- a protocol that is just an object --------------------------------------------------
+
+OWN = """
+from dataclasses import dataclass
+
+from protoserve import ProtocolSpec, ServerParams
+from protoserve.framing import lines
+
+@dataclass
+class Reply:
+    text: str = ""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params(ServerParams):
+    mark: str = "!"
+
+def message_out(reply):
+    return reply.text.encode() + b"\\n"
+
+def make_spec(**more):
+    return ProtocolSpec(
+        name="own", message_in=lines(bytes.decode), message_out=message_out, response=Reply,
+        params=Params(), url_scheme="own", **more,
+    )
+
+class Holder:
+    spec = make_spec()
+
+SPEC = make_spec()
+WITH_DEMO = make_spec(demo="the_app:process")
+PORT = 80
+
+def process(task):
+    task.resp.text = task.req.upper() + task.server.params.mark
+"""
+
+
+@pytest.fixture
+def own(app: Path) -> Path:
+    """``the_app.py`` has a protocol."""
+    app.write_text(OWN)
+    return app
+
+
+@pytest.mark.parametrize(
+    ("words", "reply", "said"),
+    [
+        (("the_app:SPEC", "the_app:process"), b"HELLO!\n", ""),
+        (("the_app:Holder.spec", "the_app:process"), b"HELLO!\n", ""),
+        (("the_app:SPEC", "the_app:process", "--mark", "?"), b"HELLO?\n", ""),
+        (
+            ("--mark", "?", "the_app:WITH_DEMO"),
+            b"HELLO?\n",
+            "protoserve: without an application it serves the demo, the_app:process\n",
+        ),
+    ],
+)
+def test_a_spec_is_served(words: tuple[str, ...], reply: bytes, said: str, own: Path) -> None:
+    """Without a distribution."""
+    with running(*words, "--bind", "127.0.0.1:0", cwd=own.parent) as program:
+        place = url(program)
+        assert place.startswith("own://127.0.0.1:")
+        address = ("127.0.0.1", int(place.rpartition(":")[2]))
+        with socket.create_connection(address, timeout=20) as client:
+            client.sendall(b"hello\n")
+            client.shutdown(socket.SHUT_WR)
+            assert client.makefile("rb").read() == reply
+        assert end(program) == (0, "", said)
+
+
+def test_parameters_of_a_spec_are_options(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "--bind", "unix:here", "the_app:SPEC", "--help"])
+    assert caught.value.code == 0
+    assert "parameters of this protocol:\n  --mark TEXT" in capsys.readouterr().out
+    message = misused(capsys, "run", "the_app:SPEC", "the_app:process", "--marc", "?")
+    assert message.endswith("unrecognized arguments: --marc; did you mean --mark?")
+
+
+@pytest.mark.parametrize("option", [(), ("--mark", "?")])
+def test_a_set_up_of_logging_beside_a_spec_holds(option: tuple[str, ...], own: Path) -> None:
+    """Also where an option makes its module be imported early."""
+    own.write_text(f"{BASIC}{OWN}    raise ValueError('a fault')\n")
+    words = ("the_app:SPEC", "the_app:process", *option, "--bind", "127.0.0.1:0")
+    with running(*words, cwd=own.parent) as program:
+        with socket.create_connection(("127.0.0.1", port(program)), timeout=20) as client:
+            client.sendall(b"hello\n")
+            assert client.recv(100) == b""
+        text = end(program)[2]
+    assert text.count("MINE ERROR protoserve ") == 1
+    assert text.count("ValueError: a fault") == 1
+
+
+NAME_IT = "where it makes one, write SPEC = {0}(...) in the_app, and give the_app:SPEC"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("no_such:SPEC", "the_app:process"), "no module 'no_such'; looked in: "),
+        (
+            ("the_app:SPCE", "the_app:process"),
+            "module 'the_app' has no 'SPCE'; it has: SPEC, WITH_DEMO",
+        ),
+        (
+            ("the_app:PORT.SPEC", "the_app:process"),
+            "int 'the_app:PORT' has no 'SPEC'; it has: no ProtocolSpec",
+        ),
+        (
+            ("the_app:PORT", "the_app:process"),
+            "'the_app:PORT' is of type int; expected a ProtocolSpec",
+        ),
+        (
+            ("the_app:make_spec", "the_app:process"),
+            "'the_app:make_spec' is of type function; expected a ProtocolSpec; "
+            + NAME_IT.format("make_spec"),
+        ),
+        (("the_app:make_spec",), NAME_IT.format("make_spec")),
+        (
+            ("the_app:make_spec()", "the_app:process"),
+            "'the_app:make_spec()': nothing is called here; give what it returns a name in "
+            "the_app, as in made = make_spec(), and say the_app:made",
+        ),
+        (("the_app:SPEC", "the_app:make_process(1)"), "as in made = make_process(1), and say"),
+        (
+            ("the_app:ProtocolSpec", "the_app:process"),
+            "'the_app:ProtocolSpec' is a class; expected a ProtocolSpec; "
+            + NAME_IT.format("ProtocolSpec"),
+        ),
+        (
+            ("the_app:process", "the_app:SPEC"),
+            "'the_app:process' is of type function; expected a ProtocolSpec; "
+            "did you mean: protoserve run the_app:SPEC the_app:process",
+        ),
+        (("the_app:process",), "; did you mean: protoserve run http the_app:process"),
+        (
+            ("the_app:process", "the_app:process"),
+            "'the_app:process' is of type function; expected a ProtocolSpec",
+        ),
+        (("the_app:", "the_app:process"), "'the_app:': expected MODULE:SPEC, for example my_"),
+        ((":SPEC", "the_app:process"), "':SPEC': expected MODULE:SPEC, for example my_protocol:S"),
+        (("./the_app.py:SPEC",), "'./the_app.py' is a file name; give the module's name: the_app"),
+        (
+            ("the_app:SPEC",),
+            "MODULE:CALLABLE is missing, and own has no demo; "
+            "for example: protoserve run the_app:SPEC my_app:process",
+        ),
+        (
+            ("the_app:SPEC", "the_app:SPEC"),
+            "'the_app:SPEC' is of type ProtocolSpec and cannot be called; expected a function",
+        ),
+    ],
+)
+def test_what_is_no_spec(
+    words: tuple[str, ...], message: str, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(capsys, *words)
+
+
+def test_a_spec_that_cannot_be_made(app: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    app.write_text(OWN.replace('name="own"', 'name="Own"'))
+    line = refused(capsys, "the_app:SPEC", "the_app:process")
+    assert line.startswith("importing 'the_app' raised ConfigError: protocol name 'Own': ")
+    assert "the_app.py:" in line
 
 
 # -- options ---------------------------------------------------------------------------
