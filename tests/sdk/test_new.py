@@ -184,7 +184,7 @@ as_made = [pytest.mark.slow, pytest.mark.timeout(600)]
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """With what the distribution needs to be built and checked."""
-    tools = ("hatchling", "mypy", "pytest", "ruff")
+    tools = ("hatchling", "hypothesis", "mypy", "pytest", "ruff")
     environment = Environment(tmp_path_factory.mktemp("environment"), *tools)
     environment.install(build(ROOT, tmp_path_factory.mktemp("protoserve")))
     return environment
