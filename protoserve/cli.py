@@ -805,10 +805,7 @@ def _check(args: argparse.Namespace) -> int:
     # It brings the tests' tools, which nothing else here needs.
     from protoserve.checking import check_lines, read_samples
 
-    if ":" in args.protocol:
-        with _stdout_is_ours():
-            spec = _load_spec(args.protocol)
-    else:
+    with _stdout_is_ours():
         spec = _load_protocol(args.protocol, None)
     try:
         samples = read_samples(args.sample or (), args.samples or ())
