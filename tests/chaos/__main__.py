@@ -19,8 +19,8 @@ import time
 
 from clients import MANNERS, STEPS
 from ledger import Ledger, resident_bytes, use_one_heap
+from names import NAMES
 from run import STOPS, Run
-from servers import NAMES
 from work import KINDS
 
 RUNS = 200

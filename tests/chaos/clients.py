@@ -10,7 +10,6 @@ import time
 from typing import TYPE_CHECKING
 
 from dialogues import (
-    DIALOGUES,
     SMALL,
     Abandoned,
     Dialogue,
@@ -21,12 +20,13 @@ from dialogues import (
     RedisDialogue,
     WrongAnswer,
 )
-from servers import Served
+from served import Served
 from work import ANSWERED, DROPS, LARGE, LAST, NO_ANSWER, STREAMS
 
 if TYPE_CHECKING:
     from run import Run
 
+FAREWELLS = ("NO_REQUEST", "IDLE", "REQUEST_TOO_SLOW", "MADE_ROOM")
 _RESET = struct.pack("ii", 1, 0)
 
 STEPS = ("end", "before", "request", "asked", "reply", "in-stream", "pushed", "pipeline", "unread")
@@ -45,11 +45,8 @@ class Client:
         self._run = run
         self._served = served
         self.rng = rng = random.Random(seed)
-        steps = [step for step in STEPS if step not in run.without]
-        if served.name != "lines" and served.name != "redis":
-            steps = [step for step in steps if step != "pushed"]
-        if served.name == "redis":
-            steps = [step for step in steps if step not in ("in-stream", "unread")]
+        lacks = {*run.without, *served.speech.dialogue.lacks}
+        steps = [step for step in STEPS if step not in lacks]
         # Most play to the end: they are the ones who would notice.
         self.step = "end" if rng.random() < 0.4 else rng.choice(steps)
         if run.favourite in steps and rng.random() < 0.5:
@@ -82,7 +79,7 @@ class Client:
             return False
         with sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            dialogue = DIALOGUES[self._served.name](sock, run.abandoned.is_set)
+            dialogue = self._served.speech.dialogue(sock, run.abandoned.is_set)
             try:
                 self._play(dialogue)
             except Hanging as hanging:
@@ -103,7 +100,10 @@ class Client:
         run = self._run
         ahead = self.exchanges[self._told :]
         kind = ahead[0].kind if ahead else "nothing"
-        refused = self._served.name == "lines" and run.refuses and not dialogue.heard
+        refused = isinstance(dialogue, LineDialogue) and run.refuses and not dialogue.heard
+        if dialogue.farewell and not self._may_hear(dialogue.farewell):
+            run.fault(f"{self}: {end}")
+            return
         if run.forgiving or refused:
             return
         if any(exchange.kind in DROPS for exchange in self.exchanges):
@@ -115,8 +115,23 @@ class Client:
         if not ahead and not end.partial and self._expects_end:
             return
         if run.stopping.is_set() and not end.partial:
+            if dialogue.parts and end.how == "EOF" and not self._parted_first:
+                run.fault_unless_cut(f"{self}: no farewell")
             return
         run.fault_unless_cut(f"{self}: {end}, instead of {kind!r}")
+
+    def _may_hear(self, reason: str) -> bool:
+        """Whether this reason for an end may be true."""
+        if reason == "SERVER_STOPPED":
+            return self._run.stopping.is_set()
+        return self._run.tight and reason in FAREWELLS
+
+    @property
+    def _parted_first(self) -> bool:
+        """Whether it was the client, or a handler, that ended the connection."""
+        if self.manner == "half-close":
+            return True
+        return any(exchange.kind not in ANSWERED for exchange in self.exchanges)
 
     @property
     def _expects_end(self) -> bool:
@@ -128,21 +143,18 @@ class Client:
         if isinstance(dialogue, RedisDialogue) and (self.step == "pushed" or rng.random() < 0.1):
             self._subscribe(dialogue)
             return
+        greets = dialogue.greeted and (self._run.greets or dialogue.parts)
         if self.step == "before":
             time.sleep(rng.choice((0, 0, 0.001, 0.01)))
-            if self._leave(dialogue) and not (
-                isinstance(dialogue, LineDialogue) and self._run.greets
-            ):
-                dialogue.end()
-            elif self.manner == "half-close":
-                dialogue.greeting()
+            if self._leave(dialogue):
+                if greets:
+                    dialogue.greeting()
                 dialogue.end()
             return
-        if isinstance(dialogue, LineDialogue) and self._run.greets and rng.random() < 0.8:
+        greeted = not greets
+        if greets and rng.random() < 0.8:
             dialogue.greeting()
             greeted = True
-        else:
-            greeted = not (isinstance(dialogue, LineDialogue) and self._run.greets)
         if self.step == "pushed":
             assert isinstance(dialogue, LineDialogue)
             if not greeted:

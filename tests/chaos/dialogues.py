@@ -32,6 +32,7 @@ class Ended(Exception):  # noqa: N818
 
     def __init__(self, how: str, partial: bool) -> None:
         super().__init__(f"{how}{' within an answer' if partial else ''}")
+        self.how = how
         self.partial = partial
 
 
@@ -52,6 +53,12 @@ class Dialogue:
     """One connection of a client: bytes out, and answers that are read one by one."""
 
     kinds: tuple[str, ...] = KINDS
+    lacks: tuple[str, ...] = ("pushed",)
+    """Steps that it does not have."""
+    greeted = False
+    """Whether its server speaks first."""
+    parts = False
+    """Whether its server speaks last."""
 
     def __init__(self, sock: socket.socket, abandoned: Callable[[], bool]) -> None:
         self.sock = sock
@@ -60,6 +67,8 @@ class Dialogue:
         self._begun = False
         self.heard = False
         """Whether the server said anything."""
+        self.farewell = ""
+        """The reason for the end, where the server told it."""
 
     # -- bytes -------------------------------------------------------------------------
 
@@ -226,6 +235,9 @@ class HttpDialogue(Dialogue):
 class LineDialogue(Dialogue):
     """Lines, with numbered ones that are pushed in between."""
 
+    lacks = ()
+    greeted = True
+
     def __init__(self, sock: socket.socket, abandoned: Callable[[], bool]) -> None:
         super().__init__(sock, abandoned)
         self.pushed = 0
@@ -277,6 +289,7 @@ class RedisDialogue(Dialogue):
     """RESP2."""
 
     kinds = tuple(kind for kind in KINDS if kind not in ("push", "flood", *STREAMS))
+    lacks = ("in-stream", "unread")
 
     def exchange(self, rng: random.Random, kinds: tuple[str, ...]) -> Exchange:
         kind, token = rng.choice(kinds), new_token()
@@ -348,11 +361,4 @@ def command(*words: bytes) -> bytes:
     return b"".join(parts)
 
 
-DIALOGUES: dict[str, type[Dialogue]] = {
-    "http": HttpDialogue,
-    "async": HttpDialogue,
-    "loop": HttpDialogue,
-    "lines": LineDialogue,
-    "redis": RedisDialogue,
-}
 SMALL = tuple(kind for kind in ANSWERED if kind != "big")

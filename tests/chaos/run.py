@@ -12,7 +12,9 @@ from collections.abc import Set
 
 from clients import STEPS, Client
 from ledger import Ledger, Leftovers
-from servers import NAMES, LineServer, Served
+from names import NAMES
+from served import Served
+from servers import LineServer
 from work import Foreign, Work
 
 STOPS = ("quiet", "busy", "cut", "twice", "together", "handler", "again")

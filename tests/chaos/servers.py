@@ -1,13 +1,9 @@
-"""The servers of a run: HTTP, with functions and with coroutines, Redis, and lines."""
+"""Servers of the plain contract: HTTP, with functions and with coroutines, Redis, and lines."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import itertools
-import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -21,7 +17,6 @@ from protoserve import (
     ProtocolSpec,
     ServerParams,
     WFServer,
-    WFServerBase,
 )
 from protoserve_http import HTTP_SPEC, WFHttpServer
 from protoserve_redis import REDIS_SPEC, CommandTable, WFRedisServer
@@ -103,7 +98,15 @@ class Answer:
 def _encode(answer: Answer) -> Any:
     if isinstance(answer.data, bytes):
         return [answer.data, b"\n"]
+    if isinstance(answer.data, AsyncIterator):
+        return _with_end(answer.data)
     return itertools.chain(answer.data, [b"\n"])
+
+
+async def _with_end(data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for piece in data:
+        yield piece
+    yield b"\n"
 
 
 def _error(request: object, error: BaseException) -> Answer:
@@ -135,7 +138,7 @@ class LineManner:
         return [b"~%b\n" % chunk for chunk in _chunks(answer("flood", token))]
 
 
-class _Pushed:
+class Pushed:
     """How many lines were pushed on a connection: the next one's number."""
 
     def __init__(self) -> None:
@@ -155,11 +158,15 @@ class LineServer(WFServer[bytes, Answer]):
         self._accepted += 1
         if self.refuses and self._accepted % 4 == 0:
             conn.close()
-            return conn
-        conn.context = _Pushed()
+        else:
+            self.welcome(conn)
+        return conn
+
+    def welcome(self, conn: CommConnection) -> None:
+        """What it says to one that it takes."""
+        conn.context = Pushed()
         if self.greets:
             conn.push(b"HELLO\n")
-        return conn
 
     def push_to_all(self) -> None:
         """The next numbered line to every connection."""
@@ -217,104 +224,3 @@ def redis_server(work: Work, params: dict[str, Any]) -> WFRedisServer:
         return answer(kind.decode(), token)
 
     return WFRedisServer(commands, REDIS_SPEC.params.replace(**params))
-
-
-# -- all of them -------------------------------------------------------------------------
-
-NAMES = ("http", "async", "loop", "lines", "redis")
-"""``async`` has coroutines in a loop of the engine's, ``loop`` in one of the user's."""
-
-
-class Served:
-    """One server of a run, and what pushes to its clients."""
-
-    def __init__(self, name: str, work: Work, params: dict[str, Any]) -> None:
-        self.name = name
-        self.server: WFServerBase
-        if name == "lines":
-            self.server = line_server(work, params)
-        elif name == "redis":
-            self.server = redis_server(work, params)
-        else:
-            self.server = http_server(work, params, coroutines=name != "http")
-        self.address: Any = None
-        self._pusher: threading.Thread | None = None
-        self._quiet = threading.Event()
-        self._ready = threading.Event()
-        self._leave: asyncio.Event | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._cut = 0
-        self._adopts = False
-        self._joining = threading.Lock()
-
-    def start(self, *, adopts: bool) -> None:
-        """Listen on a free port; ``adopts``: on a socket of ours, whose connections have
-        little room for what is sent."""
-        self._adopts = adopts
-        if self.name == "loop":
-            self._ready.clear()
-            self._thread = threading.Thread(target=asyncio.run, args=(self._main(),), name="loop")
-            self._thread.start()
-            self._ready.wait()
-        else:
-            self._listen()
-        self.address = self.server.address
-        if self.name in ("lines", "redis"):
-            self._quiet.clear()
-            self._pusher = threading.Thread(target=self._push, name="pusher")
-            self._pusher.start()
-
-    def _listen(self) -> None:
-        if not self._adopts:
-            self.server.start("127.0.0.1", 0)
-            return
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
-            sock.bind(("127.0.0.1", 0))
-            sock.listen(100)
-            self.server.serve(sock)
-
-    async def _main(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._leave = asyncio.Event()
-        self._listen()
-        self._ready.set()
-        await self._leave.wait()
-        self._cut = await self.server.aclose()
-
-    def _push(self) -> None:
-        number = 0
-        while not self._quiet.is_set():
-            if isinstance(self.server, LineServer):
-                self.server.push_to_all()
-            else:
-                assert isinstance(self.server, WFRedisServer)
-                table: Any = self.server.process
-                table.publish(CHANNEL, b"%d" % number)
-                number += 1
-            time.sleep(0.002)
-
-    def stop(self) -> int:
-        """Stop it, and what pushes; how much had to be cut. Any thread; a loop's from one."""
-        if self._thread is None:
-            cut = self.server.stop()
-        else:
-            assert self._loop is not None
-            assert self._leave is not None
-            self._loop.call_soon_threadsafe(self._leave.set)
-            self._thread.join()
-            self._thread = self._loop = self._leave = None
-            cut = self._cut
-        with self._joining:  # Thread.join() is not made for two callers at once
-            self._quiet.set()
-            if self._pusher is not None:
-                self._pusher.join()
-                self._pusher = None
-        return cut
-
-    def ended(self) -> bool:
-        """Whether it has ended, although nobody asked for it."""
-        with contextlib.suppress(Exception):
-            return self.server.wait_finish(0)
-        return False

@@ -139,6 +139,7 @@ class Work:
     """The handlers of one run."""
 
     def __init__(self, ledger: Ledger, foreign: Foreign) -> None:
+        self.ledger = ledger
         self.foreign = foreign
         self.callbacks = Watched("a task's callback", ledger)
         self.closings = Watched("on_close", ledger)
