@@ -21,7 +21,7 @@ from dialogues import (
     WrongAnswer,
 )
 from served import Served
-from work import ANSWERED, DROPS, LARGE, LAST, NO_ANSWER, STREAMS
+from work import ANSWERED, CUTS, DROPS, LARGE, LAST, NO_ANSWER, STREAMS
 
 if TYPE_CHECKING:
     from run import Run
@@ -54,7 +54,10 @@ class Client:
         manners = [how for how in MANNERS if how not in run.without] or ["close"]
         self.manner = "close" if self.step == "end" else rng.choice(manners)
         self.exchanges: list[Exchange] = []
+        self._due: list[Exchange] = []
+        """Asked, and not answered."""
         self._told = 0
+        self._heard_last = False
 
     def __str__(self) -> str:
         kinds = " ".join(exchange.kind for exchange in self.exchanges[: self._told + 3][-12:])
@@ -98,7 +101,7 @@ class Client:
     def _judge(self, end: Ended, dialogue: Dialogue) -> None:
         """Whether the connection may have ended there."""
         run = self._run
-        ahead = self.exchanges[self._told :]
+        ahead = self._due
         kind = ahead[0].kind if ahead else "nothing"
         refused = isinstance(dialogue, LineDialogue) and run.refuses and not dialogue.heard
         if dialogue.farewell and not self._may_hear(dialogue.farewell):
@@ -107,6 +110,8 @@ class Client:
         if run.forgiving or refused:
             return
         if any(exchange.kind in DROPS for exchange in self.exchanges):
+            return
+        if dialogue.shares and any(exchange.kind in CUTS for exchange in ahead):
             return
         if kind in NO_ANSWER:
             if end.partial and kind != "broken-stream":
@@ -135,8 +140,7 @@ class Client:
 
     @property
     def _expects_end(self) -> bool:
-        last = self.exchanges[self._told - 1].kind if self._told else ""
-        return last in LAST or self.manner == "half-close"
+        return self._heard_last or self.manner == "half-close"
 
     def _play(self, dialogue: Dialogue) -> None:
         rng = self.rng
@@ -164,7 +168,7 @@ class Client:
                 dialogue.end()
             return
         self._choose(dialogue)
-        asked = self._ask(dialogue)
+        self._ask(dialogue)
         if self.step == "unread":
             time.sleep(rng.choice((0.05, 0.3)))
         if self.step in ("request", "asked", "unread") and not self._leave(dialogue):
@@ -173,11 +177,11 @@ class Client:
             dialogue.greeting()
         if self.step in ("reply", "in-stream", "pipeline"):
             if self.step == "pipeline":
-                asked = self._take(dialogue, asked, rng.randrange(len(asked)))
+                self._take(dialogue, rng.randrange(len(self._due)))
             dialogue.peek()
             if not self._leave(dialogue):
                 return
-        asked = self._take(dialogue, asked, len(asked))
+        self._take(dialogue, len(self._due))
         if self.step == "end" and rng.random() < 0.5:
             self.manner = "half-close"
             self._leave(dialogue)
@@ -205,34 +209,34 @@ class Client:
             if self.exchanges[-1].kind in LAST:
                 break
 
-    def _ask(self, dialogue: Dialogue) -> list[Exchange]:
-        """Send, in pieces; the exchanges that were sent whole."""
+    def _ask(self, dialogue: Dialogue) -> None:
+        """Send, in pieces; what was sent whole is due."""
         rng = self.rng
-        asked = list(self.exchanges)
-        data = b"".join(exchange.request for exchange in asked)
+        data = b"".join(exchange.request for exchange in self.exchanges)
         if self.step == "request":
-            last = asked.pop()
+            last = self.exchanges.pop()
             data = data[: len(data) - rng.randrange(1, len(last.request))]
-            self.exchanges = asked
+        self._due = list(self.exchanges)
         while data:
             size = rng.choice((1, 10, 100, len(data), len(data)))
             dialogue.send(data[:size])
             data = data[size:]
             if rng.random() < 0.1:
                 time.sleep(0.001)
-        return asked
 
-    def _take(self, dialogue: Dialogue, asked: list[Exchange], number: int) -> list[Exchange]:
-        """Read so many answers; what is left."""
-        for exchange in asked[:number]:
-            if exchange.kind in ("big", "flood") and self.rng.random() < 0.3:
+    def _take(self, dialogue: Dialogue, number: int) -> None:
+        """Read so many answers."""
+        for _ in range(number):
+            large = self._due[0].kind in ("big", "flood")
+            if large and self.rng.random() < 0.3:
                 time.sleep(self.rng.choice((0.01, 0.3)))  # the server's output waits
-            dialogue.answer(exchange)
+            exchange = dialogue.answer(self._due)
+            self._due.remove(exchange)
             self._told += 1
+            self._heard_last |= exchange.kind in LAST
             self._run.ledger.count(f"answers of {self._served.name}")
             if exchange.kind in NO_ANSWER:
                 raise WrongAnswer("an answer, although the connection should have ended")
-        return asked[number:]
 
     def _leave(self, dialogue: Dialogue) -> bool:
         """Whether there is something to read yet."""

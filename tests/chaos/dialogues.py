@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -59,6 +59,8 @@ class Dialogue:
     """Whether its server speaks first."""
     parts = False
     """Whether its server speaks last."""
+    shares = False
+    """Whether several requests are in flight."""
 
     def __init__(self, sock: socket.socket, abandoned: Callable[[], bool]) -> None:
         self.sock = sock
@@ -144,11 +146,16 @@ class Dialogue:
     def greeting(self) -> None:
         """What the server says first."""
 
-    def answer(self, exchange: Exchange) -> None:
-        """Read one answer, and what may precede it."""
+    def answer(self, asked: Sequence[Exchange]) -> Exchange:
+        """Read one answer, and what may precede it; whose it was of those that wait."""
         self._begun = False
-        self._answer(exchange)
+        exchange = self._next(asked)
         self._begun = False
+        return exchange
+
+    def _next(self, asked: Sequence[Exchange]) -> Exchange:
+        self._answer(asked[0])
+        return asked[0]
 
     def _answer(self, exchange: Exchange) -> None:
         raise NotImplementedError
@@ -275,6 +282,10 @@ class LineDialogue(Dialogue):
                 interim += line[1:]
             else:
                 break
+        self.judge(exchange, line, interim)
+
+    def judge(self, exchange: Exchange, line: bytes, interim: bytes) -> None:
+        """Raises ``WrongAnswer`` unless it is the answer, with what came before."""
         wanted = answer(exchange.kind, exchange.token)
         special = {"flood": exchange.token, "raise": b"ERR"}
         self.expect(line, special.get(exchange.kind, wanted), "line")

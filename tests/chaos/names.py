@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from calling import CallDialogue, call_server
 from dialogues import Dialogue, HttpDialogue, LineDialogue, RedisDialogue
 from servers import http_server, line_server, redis_server
 from talking import TalkDialogue, talk_server
@@ -29,8 +30,11 @@ SPEECHES = {
     "redis": Speech(redis_server, RedisDialogue),
     "talk": Speech(partial(talk_server, coroutines=False), TalkDialogue),
     "talk-async": Speech(partial(talk_server, coroutines=True), TalkDialogue),
+    "calls": Speech(partial(call_server, coroutines=False), CallDialogue),
+    "calls-async": Speech(partial(call_server, coroutines=True), CallDialogue),
 }
 """``async`` has coroutines in a loop of the engine's, ``loop`` in one of the user's; ``talk``
-has a greeting, a farewell, and requests after which the rest is read as the reply says."""
+has a greeting, a farewell, and requests after which the rest is read as the reply says; ``calls``
+has several requests of a connection in flight."""
 
 NAMES = tuple(SPEECHES)

@@ -25,7 +25,7 @@ CHANNEL = "news"
 CHUNK = 65_536
 
 
-def _chunks(data: bytes) -> list[bytes]:
+def chunks(data: bytes) -> list[bytes]:
     return [data[i : i + CHUNK] for i in range(0, len(data), CHUNK)]
 
 
@@ -47,7 +47,7 @@ class HttpManner:
     def flood(self, task: Any, token: bytes) -> list[bytes]:
         body = answer("flood", token)
         task.noreply()
-        return [b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body), *_chunks(body)]
+        return [b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body), *chunks(body)]
 
 
 def http_server(work: Work, params: dict[str, Any], *, coroutines: bool) -> WFHttpServer:
@@ -135,7 +135,7 @@ class LineManner:
     def flood(self, task: Any, token: bytes) -> list[bytes]:
         task.set_keep_alive(0)
         task.resp.data = token
-        return [b"~%b\n" % chunk for chunk in _chunks(answer("flood", token))]
+        return [b"~%b\n" % chunk for chunk in chunks(answer("flood", token))]
 
 
 class Pushed:

@@ -39,6 +39,9 @@ DROPS = ("close", "late-close", "late-cancel")
 """What was not yet sent may be lost, answers to earlier requests included, and the end may
 come late: a cancelled reply that is under way closes the connection."""
 
+CUTS = ("cancel", "broken-stream")
+"""Others that are in flight may be lost with it."""
+
 STREAMS = ("stream", "patient-stream", "broken-stream")
 LARGE = ("big", "flood")
 
