@@ -473,7 +473,8 @@ class Communicator:
                 entry.lock.release()
                 raise UsageError("the reply is on its way already; push before it")
             exchanges.pushed_for = exchanges.seq
-        if entry.life.rung >= LAST:
+        # What awaits its reply is still answered, though another's reply was the last.
+        if entry.life.cut or (session is None and entry.life.rung >= LAST):
             entry.lock.release()
             return False
         try:

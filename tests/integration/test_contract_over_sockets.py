@@ -634,6 +634,23 @@ def test_a_close_waits_for_those_in_flight(loop: bool, how: str) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("how", ["last", "noreply"])
+def test_those_in_flight_may_push_when_another_was_the_last(loop: bool, how: str) -> None:
+    gate = Gate()
+    with (
+        Server(gate.handler(loop), in_flight=2).here() as server,
+        RawClient(server.address) as client,
+    ):
+        client.send(b"a\n%b\n" % how.encode())
+        gate.await_begun("a", how)
+        gate.open(how)
+        eventually(lambda: server.connections()[0].closing)
+        gate.begun["a"].push(b"first\n")
+        gate.open("a")
+        assert client.rest() == (b"last\n" if how == "last" else b"") + b"first\na\n"
+
+
+@BOTH
 def test_a_failure_among_those_in_flight(loop: bool) -> None:
     gate = Gate()
     with (
