@@ -73,6 +73,7 @@ class IncomingStream:
         "collecting",
         "heard",
         "interim",
+        "last",
         "limit",
         "over",
         "received",
@@ -93,6 +94,9 @@ class IncomingStream:
         """Somebody has begun to read, or it is collected."""
         self.collecting = False
         """All of it is kept until it is whole, and its handler is called then."""
+        self.last = False
+        """The head of the reply, which comes in pieces, says that the connection ends with it,
+        even where the body comes to its end meanwhile. Set by the protocol, in a piece."""
         self.session: CommSession | None = None
         """Whose body it is, once its settings are known."""
         self.limit: int | None = None

@@ -43,13 +43,16 @@ class Stream(ABC):
     still reply otherwise.
     """
 
-    __slots__ = ("begun", "busy", "entry", "habit", "keep_alive", "session")
+    __slots__ = ("begun", "body", "busy", "entry", "habit", "keep_alive", "session")
 
     def __init__(self, session: CommSession, keep_alive: float | None) -> None:
         self.session = session
         self.entry = session.connection.entry
         self.keep_alive = keep_alive
         """The session's, when it replied."""
+        arriving = self.entry.intake.arriving
+        self.body = arriving if arriving is not None and arriving.session is session else None
+        """The request's, where it is on its way."""
         self.busy = True
         self.begun = False
         self.habit: Habit | None = None
@@ -214,7 +217,8 @@ class Stream(ABC):
         entry = self.entry
         entry.output.marks.append((self.session, entry.output.end))
         self._leave()
-        entry.answered(self.session, self.keep_alive)
+        last = self.body is not None and self.body.last
+        entry.answered(self.session, 0.0 if last else self.keep_alive)
 
     def _leave(self) -> None:
         """It is not under way any more: what was pushed meanwhile follows, and what others

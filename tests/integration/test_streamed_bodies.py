@@ -456,6 +456,46 @@ def test_a_body_is_sent_back_as_it_comes(process: Any) -> None:
         assert client.open
 
 
+@pytest.mark.parametrize("loop", [False, True], ids=["function", "coroutine"])
+def test_a_reply_that_says_it_is_the_last_is(loop: bool) -> None:
+    """Even where the request's body comes to its end before the reply does."""
+    bodies: list[Any] = []
+    arrived = threading.Event()
+
+    def process(task: WFHttpTask) -> None:
+        def pieces() -> Iterator[bytes]:
+            yield b"one"
+            bodies.append(task.req.stream)
+            assert arrived.wait(PATIENCE)
+            yield b"two"
+
+        task.resp.body = pieces()
+
+    async def in_loop(task: WFHttpTask) -> None:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"one"
+            bodies.append(task.req.stream)
+            while not arrived.is_set():
+                await asyncio.sleep(0.001)
+            yield b"two"
+
+        task.resp.body = pieces()
+
+    with (
+        WFHttpServer(in_loop if loop else process, STREAMED).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as client,
+    ):
+        client.send(upload("/", 5))
+        eventually(lambda: len(bodies) == 1)
+        client.send(b"12345" + get("/"))
+        eventually(lambda: bodies[0].over)
+        arrived.set()
+        answer = client.rest()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"Connection: close" in head
+    assert body == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
+
+
 def test_a_client_that_does_not_read_is_not_read() -> None:
     with (
         WFHttpServer(echo_pieces, STREAMED.replace(request_size_limit=None)).start(

@@ -283,6 +283,7 @@ class _Framer:
             self._body = None
             # Whoever has begun to read it may yet come to its end, as one that echoes does.
             if not (body.over or body.begun):
+                body.last = True
                 return closing(head)
         return head
 
@@ -390,6 +391,7 @@ def encode_stream(
     head, length = _stream_head(response, connection, chunked)
     if without_body:
         if body is not None:
+            body.last = True
             head = closing(head)
         if isinstance(pieces, AsyncIterator):
             return _HeadOnly(head, pieces) if hasattr(pieces, "aclose") else head
