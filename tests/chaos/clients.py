@@ -60,7 +60,7 @@ class Client:
         self._heard_last = False
 
     def __str__(self) -> str:
-        kinds = " ".join(exchange.kind for exchange in self.exchanges[: self._told + 3][-12:])
+        kinds = " ".join(str(exchange) for exchange in self.exchanges[: self._told + 3][-12:])
         if len(self.exchanges) > 12:
             kinds = f"... {kinds} ... of {len(self.exchanges)}"
         leaves = "" if self.step == "end" else f", {self.manner} at {self.step!r}"
@@ -104,10 +104,10 @@ class Client:
         ahead = self._due
         kind = ahead[0].kind if ahead else "nothing"
         refused = isinstance(dialogue, LineDialogue) and run.refuses and not dialogue.heard
-        if dialogue.farewell and not self._may_hear(dialogue.farewell):
+        if dialogue.speaker.farewell and not self._may_hear(dialogue.speaker.farewell):
             run.fault(f"{self}: {end}")
             return
-        if run.forgiving or refused:
+        if run.forgiving or refused or dialogue.may_end:
             return
         if any(exchange.kind in DROPS for exchange in self.exchanges):
             return
@@ -120,7 +120,7 @@ class Client:
         if not ahead and not end.partial and self._expects_end:
             return
         if run.stopping.is_set() and not end.partial:
-            if dialogue.parts and end.how == "EOF" and not self._parted_first:
+            if dialogue.speaker.parts and end.how == "EOF" and not self._parted_first:
                 run.fault_unless_cut(f"{self}: no farewell")
             return
         run.fault_unless_cut(f"{self}: {end}, instead of {kind!r}")
@@ -206,7 +206,7 @@ class Client:
             kinds = tuple(kind for kind in ANSWERED if kind in kinds)
         for _ in range(number):
             self.exchanges.append(dialogue.exchange(rng, kinds))
-            if self.exchanges[-1].kind in LAST:
+            if dialogue.is_last(self.exchanges[-1]):
                 break
 
     def _ask(self, dialogue: Dialogue) -> None:
@@ -214,7 +214,7 @@ class Client:
         rng = self.rng
         data = b"".join(exchange.request for exchange in self.exchanges)
         if self.step == "request":
-            last = self.exchanges.pop()
+            dialogue.unfinished = last = self.exchanges.pop()
             data = data[: len(data) - rng.randrange(1, len(last.request))]
         self._due = list(self.exchanges)
         while data:
@@ -241,6 +241,7 @@ class Client:
     def _leave(self, dialogue: Dialogue) -> bool:
         """Whether there is something to read yet."""
         if self.manner == "half-close":
+            dialogue.ended = True
             with contextlib.suppress(OSError):  # the server's side may be gone already
                 dialogue.sock.shutdown(socket.SHUT_WR)
             return True

@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any
 
 from servers import CHANNEL
-from work import ANSWERED, KINDS, STREAMS, answer
+from work import ANSWERED, KINDS, LAST, STREAMS, answer
 
 PATIENCE = 20.0
 """Seconds without a byte after which a client counts as hanging."""
@@ -48,6 +48,9 @@ class Exchange:
     token: bytes
     request: bytes
 
+    def __str__(self) -> str:
+        return self.kind
+
 
 class Dialogue:
     """One connection of a client: bytes out, and answers that are read one by one."""
@@ -71,6 +74,12 @@ class Dialogue:
         """Whether the server said anything."""
         self.farewell = ""
         """The reason for the end, where the server told it."""
+        self.ended = False
+        """Whether we have ended our side."""
+        self.unfinished: Exchange | None = None
+        """What was not sent to its end."""
+        self.may_end = False
+        """Whether the connection may end here, whatever waits for an answer."""
 
     # -- bytes -------------------------------------------------------------------------
 
@@ -137,11 +146,20 @@ class Dialogue:
         if got != wanted:
             raise WrongAnswer(f"{what}: {_short(got)} instead of {_short(wanted)}")
 
+    @property
+    def speaker(self) -> Dialogue:
+        """What knows how the connection stands."""
+        return self
+
     # -- the protocol ------------------------------------------------------------------
 
     def exchange(self, rng: random.Random, kinds: tuple[str, ...]) -> Exchange:
         """A request of one of the kinds."""
         raise NotImplementedError
+
+    def is_last(self, exchange: Exchange) -> bool:
+        """Whether nothing may be asked after it."""
+        return exchange.kind in LAST
 
     def greeting(self) -> None:
         """What the server says first."""
@@ -195,19 +213,42 @@ class HttpDialogue(Dialogue):
         return Exchange(kind, token, request)
 
     def _answer(self, exchange: Exchange) -> None:
-        status, fields = self._head()
+        self.judge(exchange, *self._head())
+
+    def judge(
+        self, exchange: Exchange, status: int, fields: dict[bytes, bytes]
+    ) -> dict[bytes, bytes]:
+        """Read the rest; its fields. Raises ``WrongAnswer`` unless it is the answer."""
         if exchange.kind == "push" and status == 103:
             self.expect(fields.get(b"x-token"), exchange.token, "token of the early hints")
             status, fields = self._head()
         if status == 408:
             raise Ended("408", False)
         body = self._body(fields)
+        wanted: tuple[int, bytes] = (200, answer(exchange.kind, exchange.token))
         if exchange.kind == "raise":
-            self.expect((status, body), (500, b"Internal Server Error\n"), "status and body")
-            return
-        self.expect(
-            (status, body), (200, answer(exchange.kind, exchange.token)), "status and body"
-        )
+            wanted = (500, b"Internal Server Error\n")
+        self.expect((status, body), wanted, "status and body")
+        return fields
+
+    def switch(self, exchange: Exchange) -> bool:
+        """Read the reply to a request for another protocol; False when it is refused, since
+        the reply is the last."""
+        self._begun = False
+        status, fields = self._head()
+        if exchange.kind == "push" and status == 103:
+            self.expect(fields.get(b"x-token"), exchange.token, "token of the early hints")
+            status, fields = self._head()
+        if status == 503 and exchange.kind in LAST:
+            self._body(fields)
+            self._begun = False
+            return False
+        if status in (408, 503):
+            raise Ended(str(status), False)
+        got = (status, fields.get(b"x-token"))
+        self.expect(got, (101, exchange.token), "status and token of the upgrade")
+        self._begun = False
+        return True
 
     def _head(self) -> tuple[int, dict[bytes, bytes]]:
         line = self.line()

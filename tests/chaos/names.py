@@ -10,6 +10,8 @@ from calling import CallDialogue, call_server
 from dialogues import Dialogue, HttpDialogue, LineDialogue, RedisDialogue
 from servers import http_server, line_server, redis_server
 from talking import TalkDialogue, talk_server
+from upgrading import UpgradeDialogue, upgrade_server
+from uploading import UploadDialogue, upload_server
 from work import Work
 
 from protoserve import WFServerBase
@@ -32,9 +34,14 @@ SPEECHES = {
     "talk-async": Speech(partial(talk_server, coroutines=True), TalkDialogue),
     "calls": Speech(partial(call_server, coroutines=False), CallDialogue),
     "calls-async": Speech(partial(call_server, coroutines=True), CallDialogue),
+    "upload": Speech(partial(upload_server, coroutines=False), UploadDialogue),
+    "upload-async": Speech(partial(upload_server, coroutines=True), UploadDialogue),
+    "upgrade": Speech(partial(upgrade_server, coroutines=False), UpgradeDialogue),
+    "upgrade-async": Speech(partial(upgrade_server, coroutines=True), UpgradeDialogue),
 }
 """``async`` has coroutines in a loop of the engine's, ``loop`` in one of the user's; ``talk``
-has a greeting, a farewell, and requests after which the rest is read as the reply says; ``calls``
-has several requests of a connection in flight."""
+has a greeting, a farewell, and requests after which the rest is read as the reply says;
+``calls`` has several requests of a connection in flight; ``upload`` handles requests while
+their bodies arrive; ``upgrade`` goes on from HTTP as ``talk``."""
 
 NAMES = tuple(SPEECHES)
