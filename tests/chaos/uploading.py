@@ -11,7 +11,7 @@ from zlib import crc32
 
 from dialogues import Ended, Exchange, HttpDialogue, WrongAnswer, new_token
 from servers import HttpManner
-from work import Work
+from work import STREAMS, Work
 
 from protoserve import go
 from protoserve_http import HTTP_SPEC, WFHttpServer
@@ -170,6 +170,8 @@ class UploadDialogue(HttpDialogue):
             self.expect(self._body(fields), exchange.body, "body")
         else:
             fields = self.judge(exchange, status, fields)
+        # Who has begun to read the body might have come to its end: the head did not say it.
+        self.may_end = exchange.how == "part" and exchange.kind in STREAMS
         if exchange.how in EARLY and fields.get(b"connection") == b"close":
             self.may_end = True
             self._begun = False
