@@ -226,7 +226,7 @@ def _measure(
             if after > _MOST_TIMES * before:
                 raise ConformanceError(
                     fault,
-                    fed=[*fed[:-1], *fed[-1:] * 3],
+                    fed=[*filter(None, fed[:-1]), *fed[-1:] * 3],
                     details=[
                         "and so on: "
                         f"{size // 4} bytes took {before * 1000:.1f} ms of CPU time, {size} bytes "

@@ -154,7 +154,9 @@ class Run:
     # -- what the engine does --------------------------------------------------------------
 
     def feed(self, data: bytes) -> None:
-        """Bytes come in, and all messages are taken out."""
+        """Bytes come in, at least one, and all messages are taken out."""
+        if not data:
+            return
         self.fed.append(data)
         self._size += len(data)
         try:
