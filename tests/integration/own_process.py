@@ -18,7 +18,7 @@ LIMIT = 25.0
 _PROLOGUE = f"""\
 import faulthandler, sys
 faulthandler.dump_traceback_later({LIMIT - 3}, exit=True)
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parent.parent)]!r}
 """
 
 

@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from test_third_party import build, dependencies, link
+from environments import build, dependencies, link
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
