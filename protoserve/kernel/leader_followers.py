@@ -233,13 +233,8 @@ class LeaderFollowers:
                 leads = self._follow(worker)
         finally:
             with self.mutex:
-                self._workers.discard(worker)
-                self._leaving = self._joiner.alive(self._leaving)
-                if worker.thread is not None:
-                    self._leaving.append(worker.thread)
                 self._idents.discard(ident)
-                self._count_locked()
-                last = not self._workers
+                last = self._leave_locked(worker) and not self._workers
             if last and self.stopping:
                 self.poller.close()
 
@@ -312,7 +307,11 @@ class LeaderFollowers:
                     if self.stopping:
                         return False
                     if len(self._workers) > self._most:
-                        return False  # one that was hired while others waited
+                        # One that was hired while others waited. It is none of us from now
+                        # on: else more would leave than are too many, and, counted as busy
+                        # meanwhile, have what comes wait for threads that are gone then.
+                        self._leave_locked(worker)
+                        return False
                     self._idle.append(worker)
                     self._count_locked()
                     job = None
@@ -330,6 +329,17 @@ class LeaderFollowers:
             if self._awake(worker):
                 return True  # with the baton held on our behalf
             # Woken for what waits, or to end; or it is not needed any more.
+
+    def _leave_locked(self, worker: Worker) -> bool:
+        """It is no worker any more; False when it was none."""
+        if worker not in self._workers:
+            return False
+        self._workers.discard(worker)
+        self._leaving = self._joiner.alive(self._leaving)
+        if worker.thread is not None:
+            self._leaving.append(worker.thread)
+        self._count_locked()
+        return True
 
     def _promote_locked(self, *, beyond: bool = False) -> bool:
         """Hand the baton, which the caller holds, to a follower or a new thread; ``beyond``:

@@ -399,6 +399,39 @@ def test_lending_lets_others_run_and_the_hired_leave(pools: Callable[..., Pool])
     wait_until(lambda: len(pool.threads._workers) <= 3)
 
 
+def test_the_hired_that_leave_do_not_count_as_busy(
+    pools: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do all of them leave, for what waits then would wait for ever."""
+    gate, go = threading.Event(), threading.Event()
+    leaving: list[object] = []
+    follow = LeaderFollowers._follow
+
+    def follow_and_dawdle(threads: LeaderFollowers, worker: module.Worker) -> bool:
+        leads = follow(threads, worker)
+        if not leads and not threads.stopping:
+            leaving.append(worker)
+            go.wait(PATIENCE)
+        return leads
+
+    monkeypatch.setattr(LeaderFollowers, "_follow", follow_and_dawdle)
+    pool = pools(1)
+
+    def wait() -> None:
+        with pool.threads.lend():
+            gate.wait(PATIENCE)
+
+    waiting = [pool.call(wait) for _ in range(4)]
+    assert all(call.began.wait(PATIENCE) for call in waiting)
+    gate.set()
+    wait_until(lambda: len(leaving) + len(pool.threads._idle) == 4)
+    late = pool.call(nothing)
+    wait_until(lambda: late.ended.is_set() or pool.threads._queue)
+    go.set()
+    assert late.ended.wait(PATIENCE)
+    wait_until(lambda: len(pool.threads._workers) == 2)
+
+
 def without_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens next is not the monitor's doing."""
     monkeypatch.setattr(LeaderFollowers, "take_over", lambda threads, mark, waits: False)
