@@ -10,7 +10,7 @@ BUILT_FROM = pyproject.toml $(shell find protoserve plugins hatch_*.py -name '*.
 # Tests wait more than they compute.
 WORKERS ?= 4
 
-.PHONY: run test test-compiled check bench chaos chaos-compiled clean
+.PHONY: run test test-compiled check docs bench chaos chaos-compiled clean
 
 run: $(VENV)/.installed  ## serve the HTTP echo example
 	$(BIN)/protoserve run http examples.http_echo:process --bind $(BIND)
@@ -27,6 +27,9 @@ check: $(VENV)/.installed-dev  ## lint, format, types
 	$(BIN)/mypy
 	$(BIN)/mypy --platform darwin
 
+docs: $(VENV)/.installed-docs  ## build the site into site/; a link that leads nowhere fails
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet -d $(VENV)/doctrees docs site
+
 bench: $(VENV)-bench/.installed $(VENV)-bench-pure/.installed  ## measure against other servers; needs wrk, h2load
 	$(VENV)-bench/bin/python -m benchmarks $(BENCH)
 
@@ -37,7 +40,7 @@ chaos-compiled: $(COMPILED)/.installed  ## the same on the compiled build
 	cd $(COMPILED) && .venv/bin/python tests/chaos $(CHAOS)
 
 clean:  ## remove what the other targets made
-	rm -rf build $(VENV) $(VENV)-bench $(VENV)-bench-pure .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build $(VENV) $(VENV)-bench $(VENV)-bench-pure .mypy_cache .ruff_cache .pytest_cache .hypothesis site
 
 # Compiled where there is a C compiler.
 $(WHEEL): $(BUILT_FROM)
@@ -66,6 +69,10 @@ $(COMPILED)/.installed: $(BUILT_FROM) $(shell git ls-files tests examples docs 2
 	test -x $(COMPILED)/.venv/bin/python || $(PYTHON) -m venv $(COMPILED)/.venv
 	cd $(COMPILED) && PROTOSERVE_COMPILE=1 .venv/bin/python -m pip --disable-pip-version-check --quiet \
 	  install --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed-dev
+	PROTOSERVE_PURE=1 $(PIP) install --editable '.[docs]'
 	touch $@
 
 # A peer that cannot be installed is named as missing in the report.

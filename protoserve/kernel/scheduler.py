@@ -234,7 +234,7 @@ class CommScheduler:
         service: CommService | None = None,
     ) -> Callable[[], object]:
         """Run ``coro`` in the loop that is ours, which starts if it has to; see
-        :meth:`Engine.run_coroutine`."""
+        :meth:`~protoserve.kernel.engine.Engine.run_coroutine`."""
         engine = self.acquire(OWN_LOOP)
         with self._lock:
             # What coroutines make, queues and pools, belongs to their loop: it stays as long

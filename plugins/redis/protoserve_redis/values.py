@@ -28,8 +28,13 @@ class SimpleString(str):
 
 
 OK: Final = SimpleString("OK")
+"""What Redis' commands answer that have been done."""
+
 PONG: Final = SimpleString("PONG")
+"""What ``PING`` answers."""
+
 QUEUED: Final = SimpleString("QUEUED")
+"""What a command answers that waits for ``EXEC``."""
 
 
 class RedisError(Exception):
