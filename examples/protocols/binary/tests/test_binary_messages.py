@@ -6,6 +6,7 @@ import pytest
 from binary_protocol import BINARY_SPEC, Message
 
 from protoserve import NEED_DATA, ProtocolError
+from protoserve.testing import check_protocol
 
 # Each is one whole request on the wire.
 SAMPLES: list[bytes] = [
@@ -39,3 +40,7 @@ def test_a_length_above_the_limit_is_refused_without_its_body() -> None:
     assert parser.next_message() == bytes(96)
     with pytest.raises(ProtocolError, match="more than 100 bytes"):
         parser.next_message()
+
+
+def test_it_keeps_the_contract() -> None:
+    check_protocol(BINARY_SPEC, SAMPLES)

@@ -7,6 +7,7 @@ from memcached_protocol import MEMCACHED_SPEC, Reply, Request
 from memcached_protocol.store import MONTH, Store
 
 from protoserve import NEED_DATA, MessageParser, ProtocolError
+from protoserve.testing import check_protocol
 
 # Each is one whole request on the wire.
 SAMPLES: list[bytes] = [
@@ -148,3 +149,7 @@ def test_what_was_not_used_for_longest_makes_room() -> None:
     assert [store.get(b"%d" % number) is None for number in range(6)] == [0, 1, 0, 0, 0, 0]
     assert store.evictions == 1
     assert store.size <= 10_000
+
+
+def test_it_keeps_the_contract() -> None:
+    check_protocol(MEMCACHED_SPEC, SAMPLES)

@@ -20,6 +20,7 @@ from mqtt_protocol.packets import (
 )
 
 from protoserve import NEED_DATA, ProtocolError
+from protoserve.testing import check_protocol
 
 CONNECTION = b"\x10\x0d\0\4MQTT\4\2\0\x3c\0\1a"
 
@@ -149,3 +150,7 @@ def test_another_version_is_told(start: bytes) -> None:
 )
 def test_filters(pattern: str, yes: list[str], no: list[str]) -> None:
     assert [topic for topic in yes + no if matches(pattern, topic)] == yes
+
+
+def test_it_keeps_the_contract() -> None:
+    check_protocol(MQTT_SPEC, [wire for wire, _ in PACKETS], before=CONNECTION)

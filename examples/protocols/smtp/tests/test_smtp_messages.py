@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from smtp_protocol import Command, Message, SmtpParser
+from smtp_protocol import SMTP_SPEC, Command, Message, SmtpParser
 
 from protoserve import HOLD, NEED_DATA, ProtocolError, ServerParams
+from protoserve.testing import check_protocol
 
 # Each is one whole request on the wire, where no message was asked for.
 SAMPLES: list[bytes] = [
@@ -89,3 +90,7 @@ def test_limits() -> None:
     with pytest.raises(ProtocolError) as caught:
         parser.next_message()
     assert caught.value.reply == b"500 5.5.2 Line too long\r\n"
+
+
+def test_it_keeps_the_contract() -> None:
+    check_protocol(SMTP_SPEC, SAMPLES)
