@@ -550,7 +550,7 @@ def _run(args: argparse.Namespace) -> int:
     return CLEAN
 
 
-def _load_protocol(name: str, application: str | None) -> ProtocolSpec[Any, Any]:
+def _load_protocol(name: str, application: str | None) -> ProtocolSpec[Any, Any, Any]:
     if ":" in name:
         if application is not None and ":" not in application:
             raise _CommandError(

@@ -62,7 +62,7 @@ class InstalledPlugin:
     has failed, too."""
 
 
-def load_protocol(name: str) -> ProtocolSpec[Any, Any]:
+def load_protocol(name: str) -> ProtocolSpec[Any, Any, Any]:
     """The protocol that an installed plugin registers as ``name``.
 
     Imports the plugin whose entry point has that name, and the others only when it does
@@ -150,7 +150,7 @@ class PluginRegistry:
         self._owners: dict[str, _Entry] | None = None
         self._loading = False
 
-    def load_protocol(self, name: str) -> ProtocolSpec[Any, Any]:
+    def load_protocol(self, name: str) -> ProtocolSpec[Any, Any, Any]:
         """See :func:`protoserve.plugins.load_protocol`."""
         with self._lock:
             if self._owners is None:

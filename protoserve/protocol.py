@@ -12,20 +12,33 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias
 
 from protoserve.errors import ConfigError, ProtocolError
 from protoserve.params import ServerParams
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
     from protoserve.events import CloseReason
     from protoserve.kernel.connection import CommConnection
     from protoserve.kernel.incoming import IncomingStream
     from protoserve.server import WFServer
     from protoserve.tasks.network import WFServerTask
+else:
+    from typing import TypeVar
 
 REQ = TypeVar("REQ")
 RESP = TypeVar("RESP")
+if TYPE_CHECKING:
+    TASK_co = TypeVar(
+        "TASK_co",
+        bound=WFServerTask[Any, Any],
+        default=WFServerTask[REQ, RESP],  # before Python 3.13 for type checkers only
+        covariant=True,
+    )
+else:
+    TASK_co = TypeVar("TASK_co", covariant=True)
 REQ_co = TypeVar("REQ_co", covariant=True)
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -171,8 +184,12 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_.+-]*\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProtocolSpec(Generic[REQ, RESP]):
+class ProtocolSpec(Generic[REQ, RESP, TASK_co]):
     """Everything the engine needs to know of a protocol.
+
+    For type checkers ``ProtocolSpec[REQ, RESP]`` is a protocol of these requests and responses,
+    whose handlers get a ``WFServerTask[REQ, RESP]``. One with a ``task`` class of its own is a
+    ``ProtocolSpec[REQ, RESP, TASK]``; without brackets it is inferred.
 
     Raises :class:`~protoserve.errors.ConfigError` when a field is unusable. Its fields:
 
@@ -234,19 +251,29 @@ class ProtocolSpec(Generic[REQ, RESP]):
     message_in: Callable[[ServerParams], MessageParser[REQ]]
     message_out: Callable[[RESP], MessageOut]
     response: Callable[[], RESP]
-    task: type[WFServerTask[Any, Any]] | None = None
+    task: type[TASK_co] | None = None
     error_response: Callable[[REQ, BaseException], RESP] | None = None
     greeting: Callable[[CommConnection], Piece | Hold] | None = None
     farewell: Callable[[CommConnection, CloseReason], bytes | ProtocolError] | None = None
     in_flight: int = 1
     summary: Callable[[REQ, RESP], Mapping[str, object]] | None = None
     handler_key: Callable[[REQ], Hashable] | None = None
-    server: Callable[[Callable[[Any], object], ServerParams], WFServer[REQ, RESP]] | None = None
+    server: Callable[[Callable[[TASK_co], object], ServerParams], WFServer[REQ, RESP]] | None = (
+        None
+    )
     demo: str | None = None
     params: ServerParams = field(default_factory=ServerParams)
     samples: Sequence[bytes] = ()
     url_scheme: str = "tcp"
     url_scheme_tls: str = "tls"
+
+    if not TYPE_CHECKING:
+
+        def __class_getitem__(cls, kinds: Any) -> Any:
+            # The default of the third, which Python's own variables have from 3.13 on.
+            if cls is ProtocolSpec and isinstance(kinds, tuple) and len(kinds) == 2:
+                kinds = (*kinds, Any)
+            return super().__class_getitem__(kinds)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.match(self.name):

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 
 ServerT = TypeVar("ServerT", bound="WFServerBase")
+TASK = TypeVar("TASK", bound=WFServerTask[Any, Any])
 
 _NEW, _STARTING, _RUNNING, _STOPPED = "new", "starting", "running", "stopped"
 
@@ -849,6 +850,7 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
     ``process(task)`` is called for each request with the protocol's task: a function on a
     handler thread, a coroutine function in an asyncio loop: the running one where ``start``
     is called in one, else a loop of the scheduler's (uvloop's where that is installed).
+    Type checkers hold it to the task of ``spec``, and so to its requests and responses.
     ``params`` defaults to the protocol's.
 
     ``on_start(server)`` is called when the server has its address, before the first
@@ -863,8 +865,8 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
 
     def __init__(
         self,
-        spec: ProtocolSpec[REQ, RESP],
-        process: Callable[[Any], object],
+        spec: ProtocolSpec[REQ, RESP, TASK],
+        process: Callable[[TASK], object],
         params: ServerParams | None = None,
         *,
         on_start: Hook | None = None,
@@ -874,8 +876,8 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
             raise ConfigError(f"spec must be a ProtocolSpec, not {type(spec).__name__}")
         look_at_handler(process)
         super().__init__(params if params is not None else spec.params)
-        self.spec = spec
-        self.process = process
+        self.spec: ProtocolSpec[REQ, RESP] = spec
+        self.process: Callable[[Any], object] = process
         self.variables = contextvars.copy_context()
         """The context variables that each request gets a copy of."""
         self.in_flight = spec.in_flight

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 
 from mypy_extensions import mypyc_attr
 
@@ -48,6 +48,8 @@ def _look_at_result(handler: CoroutineTask[object]) -> None:
     if handler.result is not None:
         raise returned(handler.result)
 
+
+TASK = TypeVar("TASK", bound="WFServerTask[Any, Any]")
 
 _series_lock = threading.Lock()  # series are made rarely; one lock serves all tasks
 
@@ -509,8 +511,8 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
 
     def upgrade(
         self,
-        spec: ProtocolSpec[Any, Any],
-        process: Callable[[Any], object],
+        spec: ProtocolSpec[Any, Any, TASK],
+        process: Callable[[TASK], object],
         params: ServerParams | None = None,
     ) -> None:
         """After this reply the connection speaks another protocol, with another handler:

@@ -132,7 +132,7 @@ def make_server(process: Callable[[LineTask], object], params: ServerParams) -> 
     return LineServer(process, params)
 
 
-SPEC = ProtocolSpec[str, Answer](
+SPEC = ProtocolSpec[str, Answer, LineTask](
     name="line",
     message_in=Lines,
     message_out=whole,

@@ -1,13 +1,16 @@
 """``mypy --strict`` agrees with what authors write: the files of this folder and
 ``examples/line_plugin`` and of ``examples/protocols`` are checked as a user's own, against the
-installed package."""
+installed package. So does pyright, where it is installed (``pip install pyright``, which needs
+node)."""
 
 from __future__ import annotations
 
 import ast
 import enum
 import importlib
+import importlib.util
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -60,6 +63,167 @@ def test_the_example_of_a_plugin(mypy: Mypy) -> None:
 def test_the_examples_of_protocols(mypy: Mypy, package: Path) -> None:
     code, text = mypy(f"{package.name}_protocol", cwd=package)
     assert code == 0, text
+
+
+def pyright(*paths: Path | str, cwd: Path) -> list[tuple[str, str]]:
+    """The file name and message of each error."""
+    if importlib.util.find_spec("pyright") is None:
+        pytest.skip("pyright is not installed: pip install pyright")
+    (cwd / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard"}')
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, *paths],
+        cwd=cwd, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode in (0, 1), f"pyright did not run\n{done.stdout}\n{done.stderr}"
+    found = json.loads(done.stdout)
+    assert found["summary"]["filesAnalyzed"] > 0
+    return [
+        (Path(item["file"]).name, item["message"])
+        for item in found["generalDiagnostics"]
+        if item["severity"] == "error"
+    ]
+
+
+HANDLERS = ("own_handlers.py", "own_protocol.py")
+
+
+def test_handlers_in_pyright(tmp_path: Path) -> None:
+    for name in HANDLERS:
+        (tmp_path / name).write_text((HERE / name).read_text())
+    assert pyright(*HANDLERS, cwd=tmp_path) == []
+
+
+# What each of the next begins with.
+_LINES = """
+from own_protocol import Answer, Lines, LineTask, whole
+from protoserve import ProtocolSpec, WFServer, WFServerTask
+SPEC = ProtocolSpec[str, Answer](
+    name="plain", message_in=Lines, message_out=whole, response=Answer)
+TASKS = ProtocolSpec(
+    name="tasks", message_in=Lines, message_out=whole, response=Answer, task=LineTask)
+"""
+
+WRONG_HANDLERS = {
+    "a function for other requests": (
+        """
+        def process(task: WFServerTask[bytes, Answer]) -> None: ...
+        WFServer(SPEC, process)
+        """,
+        'expected "Callable[[WFServerTask[str, Answer]], object]"',
+    ),
+    "a coroutine function for other requests": (
+        """
+        async def process(task: WFServerTask[bytes, Answer]) -> None: ...
+        WFServer(SPEC, process)
+        """,
+        'expected "Callable[[WFServerTask[str, Answer]], object]"',
+    ),
+    "a function for other responses": (
+        """
+        def process(task: WFServerTask[str, str]) -> None: ...
+        WFServer(SPEC, process)
+        """,
+        'expected "Callable[[WFServerTask[str, Answer]], object]"',
+    ),
+    "a coroutine function for other responses": (
+        """
+        async def process(task: WFServerTask[str, str]) -> None: ...
+        WFServer(SPEC, process)
+        """,
+        'expected "Callable[[WFServerTask[str, Answer]], object]"',
+    ),
+    "a task class that the spec has not": (
+        """
+        def process(task: LineTask) -> None: ...
+        WFServer(SPEC, process)
+        """,
+        'expected "Callable[[WFServerTask[str, Answer]], object]"',
+    ),
+    "other requests than those of the spec's task class": (
+        """
+        async def process(task: WFServerTask[bytes, Answer]) -> None: ...
+        WFServer(TASKS, process)
+        """,
+        'expected "Callable[[LineTask], object]"',
+    ),
+    "a lambda that takes the request for something else": (
+        "WFServer(SPEC, lambda task: task.req.no_such_method())",
+        '"str" has no attribute "no_such_method"',
+    ),
+    "a lambda that takes the response for something else": (
+        "WFServer(SPEC, lambda task: task.resp.no_such_method())",
+        '"Answer" has no attribute "no_such_method"',
+    ),
+    "a function that takes the request for something else": (
+        """
+        def process(task: WFServerTask[str, Answer]) -> None:
+            task.resp.lines.append(task.req.encode())
+        """,
+        'incompatible type "bytes"; expected "str"',
+    ),
+    "a coroutine that takes the response for something else": (
+        """
+        async def process(task: LineTask) -> None:
+            task.resp.text = task.words
+        """,
+        'expression has type "list[str]", variable has type "str"',
+    ),
+    "a server of another protocol": (
+        """
+        class Server(WFServer[bytes, Answer]):
+            def __init__(self) -> None:
+                super().__init__(SPEC, lambda task: None)
+        """,
+        'incompatible type "ProtocolSpec[str, Answer',
+    ),
+    "a task class for other requests": (
+        """
+        class Task(WFServerTask[bytes, Answer]): ...
+        ProtocolSpec[str, Answer](
+            name="plain", message_in=Lines, message_out=whole, response=Answer, task=Task)
+        """,
+        'expected "type[WFServerTask[str, Answer]] | None"',
+    ),
+    "a parser of other requests": (
+        """
+        ProtocolSpec[bytes, Answer](
+            name="plain", message_in=Lines, message_out=whole, response=Answer)
+        """,
+        'expected "Callable[[ServerParams], MessageParser[bytes]]"',
+    ),
+    "an upgrade to a handler of another protocol": (
+        """
+        from protoserve_http import WFHttpTask
+        def process(task: WFHttpTask) -> None:
+            task.upgrade(SPEC, process)
+        """,
+        'expected "Callable[[WFServerTask[str, Answer]], object]"',
+    ),
+}
+
+
+def write_wrong_handlers(folder: Path) -> None:
+    (folder / "own_protocol.py").write_text((HERE / "own_protocol.py").read_text())
+    for number, (source, _) in enumerate(WRONG_HANDLERS.values()):
+        (folder / f"wrong_{number}.py").write_text(_LINES + textwrap.dedent(source))
+
+
+def test_wrong_handlers_are_found(mypy: Mypy, tmp_path: Path) -> None:
+    write_wrong_handlers(tmp_path)
+    code, text = mypy(".", cwd=tmp_path)
+    assert code == 1
+    errors = [line for line in text.splitlines() if ": error: " in line]
+    for number, (kind, (_, message)) in enumerate(WRONG_HANDLERS.items()):
+        found = [line for line in errors if line.startswith(f"wrong_{number}.py:")]
+        assert len(found) == 1, (kind, text)
+        assert message in found[0], (kind, found)
+    assert len(errors) == len(WRONG_HANDLERS), text
+
+
+def test_wrong_handlers_in_pyright(tmp_path: Path) -> None:
+    write_wrong_handlers(tmp_path)
+    names = {name for name, _ in pyright(".", cwd=tmp_path)}
+    assert names == {f"wrong_{number}.py" for number in range(len(WRONG_HANDLERS))}
 
 
 WRONG = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from mypy_extensions import mypyc_attr
 
@@ -34,6 +34,8 @@ from protoserve_http.serialiser import (
     wants_close,
 )
 from protoserve_http.streaming import new_parser
+
+TASK = TypeVar("TASK", bound=WFServerTask[Any, Any])
 
 _DESCRIBED: Final = 200
 """Characters of a target that log lines show."""
@@ -65,8 +67,8 @@ class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
 
     def upgrade(
         self,
-        spec: ProtocolSpec[Any, Any],
-        process: Callable[[Any], object],
+        spec: ProtocolSpec[Any, Any, TASK],
+        process: Callable[[TASK], object],
         params: ServerParams | None = None,
     ) -> None:
         """Reply ``101 Switching Protocols``, with the first protocol that the client offered
@@ -224,7 +226,7 @@ _SAMPLES: Final = (
     b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\n",
 )
 
-HTTP_SPEC: Final = ProtocolSpec[HttpRequest, HttpResponse](
+HTTP_SPEC: Final = ProtocolSpec[HttpRequest, HttpResponse, HttpServerTask](
     name="http",
     message_in=new_parser,
     message_out=serialise,

@@ -104,7 +104,7 @@ _SAMPLES: Final = (
     b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$6\r\nv\r\n*1\r\r\n",
 )
 
-REDIS_SPEC: Final = ProtocolSpec[RedisRequest, RedisResponse](
+REDIS_SPEC: Final = ProtocolSpec[RedisRequest, RedisResponse, RedisServerTask](
     name="redis",
     message_in=RedisParser,
     message_out=message_out,
