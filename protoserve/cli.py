@@ -21,17 +21,25 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, get_args, get_type_hints
+from typing import Any, Final
 
 from protoserve.access_log import access_logger, log_access
 from protoserve.application import SharedHooks
 from protoserve.build import BUILD
 from protoserve.errors import BindError, ConfigError, PluginError
+from protoserve.options import Option, base_options, own_options
 from protoserve.params import SERVER_PARAMS_DEFAULT, ServerParams
-from protoserve.plugins import describe, installed_plugins, kind_of, load_protocol
+from protoserve.plugins import (
+    PluginHooks,
+    describe,
+    installed_plugins,
+    kind_of,
+    load_hooks,
+    load_protocol,
+    own_version,
+)
 from protoserve.protocol import ProtocolSpec
 from protoserve.scaffold import FRAMINGS, new_distribution
 from protoserve.server import WFServer
@@ -111,6 +119,9 @@ def _command(args: argparse.Namespace) -> int:
         return _INTERRUPTED
     except BrokenPipeError:  # `protoserve plugins | head -1`
         return _NO_READER
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            _say()
 
 
 def _say(text: str = "") -> None:
@@ -196,9 +207,19 @@ def _params_of(words: Sequence[str]) -> ServerParams:
     if all(option in known for option in options) and not {"-h", "--help"} & {*options}:
         return SERVER_PARAMS_DEFAULT
     for word in words[1:]:
-        if not word.startswith("-") and (":" not in word or _PLACE.match(word)):
-            with contextlib.suppress(PluginError, _CommandError), _stdout_is_ours():
-                return (_load_spec(word) if ":" in word else load_protocol(word)).params
+        if word.startswith("-") or (":" in word and not _PLACE.match(word)):
+            continue
+        with _stdout_is_ours():
+            if ":" in word:
+                with contextlib.suppress(_CommandError):
+                    return _load_spec(word).params
+                continue
+            try:
+                return load_protocol(word).params
+            except PluginError as error:
+                # Nobody knows its options; any other word may be the value of one.
+                if any(p.name == word and p.status == "failed" for p in installed_plugins()):
+                    raise _CommandError(USAGE, str(error)) from error
     return SERVER_PARAMS_DEFAULT
 
 
@@ -210,7 +231,7 @@ def _parser(params: ServerParams = SERVER_PARAMS_DEFAULT) -> argparse.ArgumentPa
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--version", action="version", version=f"protoserve {_version()} ({BUILD})"
+        "--version", action="version", version=f"protoserve {own_version()} ({BUILD})"
     )
     common = _Parser(add_help=False)
     common.add_argument(
@@ -226,7 +247,8 @@ def _parser(params: ServerParams = SERVER_PARAMS_DEFAULT) -> argparse.ArgumentPa
         parents=[common],
         allow_abbrev=False,
         help="list the installed plugins",
-        description="List the installed plugins, usable or not.",
+        description="List the installed plugins, usable or not, and what to do about those that "
+        "are not.",
     )
     plugins.add_argument("--json", action="store_true", help="print JSON instead of a table")
     plugins.set_defaults(command=_plugins, parser=plugins)
@@ -272,24 +294,27 @@ def _add_run(commands: Any, common: _Parser, params: ServerParams) -> None:
     run.add_argument(
         "--access-log", action="store_true", help="log one line to stderr for each request"
     )
+    run.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        dest="plugins",
+        metavar="NAME",
+        help="let this plugin take part, too: watch the servers, do something when they start "
+        "and stop; may be given several times",
+    )
     group = run.add_argument_group(
         "parameters",
         "Where a protocol has a default of its own, that holds instead of the one shown. "
         "Sizes may end in KiB, MiB or GiB.",
     )
-    hints = get_type_hints(type(params))
-    for field in fields(ServerParams):
-        _add_parameter(
-            group, field.name, hints[field.name], field.default, _PARAMETERS[field.name]
-        )
-    own = [field for field in fields(params) if field.name not in _PARAMETERS]
+    for option in base_options(_PARAMETERS):
+        _add_parameter(group, option)
+    own = own_options(params)
     if own:
         group = run.add_argument_group("parameters of this protocol")
-    for field in own:
-        default = getattr(params, field.name)
-        _add_parameter(
-            group, field.name, hints[field.name], default, field.metadata.get("help", "")
-        )
+    for option in own:
+        _add_parameter(group, option)
     run.set_defaults(command=_run, parser=run)
 
 
@@ -362,43 +387,37 @@ def _add_new(commands: Any, common: _Parser) -> None:
     new.set_defaults(command=_new, parser=new)
 
 
-def _add_parameter(group: Any, name: str, hint: Any, default: object, meaning: str) -> None:
+def _add_parameter(group: Any, option: Option) -> None:
     """The option of a parameter. Only what was given overrides the protocol's default."""
-    option = f"--{name.replace('_', '-')}"
-    kinds = get_args(hint) or (hint,)
-    optional = type(None) in kinds
-    if bool in kinds:
+    meaning = option.help.replace("%", "%%")  # argparse fills in what is behind one
+    if option.kind is bool:
         group.add_argument(
-            option,
+            option.flag,
             action=argparse.BooleanOptionalAction,
             default=argparse.SUPPRESS,
-            help=f"{meaning} (default: {'yes' if default is True else 'no'})",
+            help=f"{meaning} (default: {'yes' if option.default is True else 'no'})",
         )
         return
     read: Callable[[str], object]
-    if float in kinds:
+    if option.choices:
+        read, metavar = functools.partial(_choice, option.choices), "|".join(option.choices)
+    elif option.kind is float:
         read, metavar = _seconds, "SECONDS"
-    elif str in kinds:
+    elif option.kind is str:
         read, metavar = str, "TEXT"
-    elif "size" in name:
+    elif "size" in option.name:
         read, metavar = _size, "SIZE"
     else:
         read, metavar = _count, "N"
     group.add_argument(
-        option,
-        type=functools.partial(_optional, read) if optional else read,
+        option.flag,
+        type=functools.partial(_optional, read) if option.optional else read,
         default=argparse.SUPPRESS,
+        dest=option.name,
         metavar=metavar,
-        help=f"{meaning}{'; none for no limit' if optional else ''} "
-        f"(default: {_shown(default, metavar)})",
+        help=f"{meaning}{'; none for no limit' if option.optional else ''} "
+        f"(default: {_shown(option.default, metavar).replace('%', '%%')})",
     )
-
-
-def _version() -> str:
-    try:
-        return metadata.version("protoserve")
-    except metadata.PackageNotFoundError:  # a source tree on the path
-        return "(not installed)"
 
 
 def _shown(value: Any, metavar: str) -> str:
@@ -470,6 +489,12 @@ def _optional(read: Callable[[str], Any], text: str) -> Any:
     return None if text.lower() == "none" else read(text)
 
 
+def _choice(choices: Sequence[str], text: str) -> str:
+    if text not in choices:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected one of {', '.join(choices)}")
+    return text
+
+
 def _seconds(text: str) -> float:
     try:
         return float(text)
@@ -519,6 +544,7 @@ def _run(args: argparse.Namespace) -> int:
                 f"protoserve: without an application it serves the demo, {application}",
                 file=sys.stderr,
             )
+    hooks = _load_hooks(spec.name, args.plugins)
     process = _load_application(application)
     args.logging.leave_to_application()
     with contextlib.ExitStack() as running:
@@ -538,7 +564,12 @@ def _run(args: argparse.Namespace) -> int:
                     # One application starts once, and stops when the last has ended.
                     shared = shared or SharedHooks(*server.hooks)
                     server.set_hooks(shared.on_start, shared.on_stop)
-                servers.append(running.enter_context(server.start(*where)))
+                hooks.observe(server)
+                server.start(*where)
+                # Once it has stopped, whatever comes in between.
+                running.callback(hooks.stopped, server)
+                servers.append(running.enter_context(server))
+                hooks.started(server)
         except ConfigError as error:
             raise _CommandError(USAGE, str(error)) from error
         except BindError as error:
@@ -609,6 +640,14 @@ def _takes_a_task(found: Any) -> bool:
     except (TypeError, ValueError):  # it does not say
         return False
     return len(required) == 1 and required[0].kind is not required[0].KEYWORD_ONLY
+
+
+def _load_hooks(protocol: str, names: Sequence[str]) -> PluginHooks:
+    with _stdout_is_ours():
+        try:
+            return load_hooks(protocol, names)
+        except PluginError as error:
+            raise _CommandError(USAGE, f"--plugin: {error}") from error
 
 
 def _other_protocol(name: str, installed: Sequence[str]) -> str:
@@ -783,6 +822,7 @@ def _plugins(args: argparse.Namespace) -> int:
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines += [f"{p.name} of {p.distribution} {p.version}: {p.remedy}" for p in plugins if p.remedy]
     # A plugin's words may not be in the terminal's character set.
     encoding = sys.stdout.encoding or "utf-8"
     _print("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))

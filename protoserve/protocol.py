@@ -326,3 +326,31 @@ class ProtocolSpec(Generic[REQ, RESP, TASK_co]):
                 f"protocol {self.name!r}: samples={self.samples!r}: expected a list of bytes, "
                 "each a request as it comes over the wire"
             )
+
+
+def try_parser(name: str, make: Callable[[], MessageParser[Any]]) -> None:
+    """Make a parser of protocol ``name`` as for a connection, and look at it.
+
+    Raises :class:`~protoserve.errors.ConfigError` for what would fail with the first
+    connection; its ``__cause__`` is what ``make`` raised, if that is what is wrong.
+    """
+    try:
+        parser = make()
+    except Exception as error:
+        raise ConfigError(
+            f"protocol {name!r}: message_in raised {error!r}; it is called with the "
+            "server's parameters for each new connection and must return a parser"
+        ) from error
+    for method in ("feed", "next_message", "feed_eof", "close", "leftover"):
+        if not callable(getattr(parser, method, None)):
+            raise ConfigError(
+                f"protocol {name!r}: message_in made a {type(parser).__name__}, which has "
+                f"no method {method}(); derive it from MessageParser"
+            )
+    if callable(getattr(parser, "partial", True)):
+        raise ConfigError(
+            f"protocol {name!r}: {type(parser).__name__}.partial must be a property that "
+            "is true or false, not a method, which always counts as true: put @property "
+            "above it"
+        )
+    parser.close()

@@ -41,7 +41,15 @@ from protoserve.kernel.waiting import stop_connection
 from protoserve.kernel.wakeup import Wakeup
 from protoserve.log import logger
 from protoserve.params import ServerParams
-from protoserve.protocol import REQ, RESP, Hold, MessageParser, Piece, ProtocolSpec
+from protoserve.protocol import (
+    REQ,
+    RESP,
+    Hold,
+    MessageParser,
+    Piece,
+    ProtocolSpec,
+    try_parser,
+)
 from protoserve.run import Run
 from protoserve.signals import wait_for_signal
 from protoserve.stopping import StopNotice
@@ -900,27 +908,7 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
 
     def check(self) -> None:
         """Make a parser as for a connection, and look at it."""
-        name = self.spec.name
-        try:
-            parser = self.new_parser()
-        except Exception as error:
-            raise ConfigError(
-                f"protocol {name!r}: message_in raised {error!r}; it is called with the "
-                "server's parameters for each new connection and must return a parser"
-            ) from error
-        for method in ("feed", "next_message", "feed_eof", "close", "leftover"):
-            if not callable(getattr(parser, method, None)):
-                raise ConfigError(
-                    f"protocol {name!r}: message_in made a {type(parser).__name__}, which has "
-                    f"no method {method}(); derive it from MessageParser"
-                )
-        if callable(getattr(parser, "partial", True)):
-            raise ConfigError(
-                f"protocol {name!r}: {type(parser).__name__}.partial must be a property that "
-                "is true or false, not a method, which always counts as true: put @property "
-                "above it"
-            )
-        parser.close()
+        try_parser(self.spec.name, self.new_parser)
 
     def greeting(self, conn: CommConnection) -> Piece | Hold:
         """The protocol's: see ``ProtocolSpec.greeting``."""

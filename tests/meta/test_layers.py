@@ -34,7 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": CORE | {"kernel/", "tasks/", "application", "run", "signals", "stopping", "upgrade"},
     "testing/": CORE | {"kernel/", "testing/", "server"},
     "hookspecs": {"protocol"},
-    "plugins": {"errors", "hookspecs", "protocol"},
+    "options": {"errors", "params"},
+    "plugins": {"errors", "hookspecs", "options", "protocol"},
     "scaffold/": {"errors", "hookspecs", "plugins"},
     "checking": CORE | {"testing/"},
     "cli": CORE
@@ -43,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "application",
         "build",
         "checking",
+        "options",
         "plugins",
         "scaffold/",
         "server",
@@ -64,6 +66,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "server": {"mypy_extensions"},
     "framing": {"typing_extensions"},  # type checkers only
     "testing/": {"hypothesis"},  # protoserve[testing], when check_protocol is called
+    "protocol": {"typing_extensions"},  # likewise
     "hookspecs": {"pluggy"},
     "plugins": {"pluggy"},
     "protoserve_http": {"httptools", "multidict", "mypy_extensions"},

@@ -1153,6 +1153,8 @@ def test_the_plugins_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         "protocols": ["http"],
         "status": "ok",
         "reason": "",
+        "remedy": "",
+        "hooks": [],
     }
     assert ill["status"] == "failed"
 

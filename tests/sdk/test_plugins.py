@@ -16,10 +16,11 @@ from protoserve import InstalledPlugin, PluginError, installed_plugins, load_pro
 from protoserve.plugins import PluginRegistry
 
 GOOD = """
-from protoserve import MessageParser, ProtocolSpec, hookimpl
+from protoserve import ProtocolSpec, hookimpl
+from protoserve.framing import lines
 
 def spec(name):
-    return ProtocolSpec(name=name, message_in=list, message_out=bytes, response=bytes)
+    return ProtocolSpec(name=name, message_in=lines(), message_out=bytes, response=bytes)
 
 @hookimpl
 def protoserve_register_protocols(register):
@@ -107,8 +108,9 @@ def test_the_bundled_plugins_are_found_through_their_entry_points() -> None:
 # -- broken plugins --------------------------------------------------------------------
 
 HOOK = "from protoserve import hookimpl\n@hookimpl\ndef protoserve_register_protocols"
-SPEC = "from protoserve import ProtocolSpec\nspec = ProtocolSpec(name='broken', "
-SPEC += "message_in=list, message_out=bytes, response=bytes)\n"
+SPEC = "from protoserve import ProtocolSpec\nfrom protoserve.framing import lines\n"
+SPEC += "spec = ProtocolSpec(name='broken', "
+SPEC += "message_in=lines(), message_out=bytes, response=bytes)\n"
 
 BROKEN = {
     "raises at import": ("1 / 0", "ZeroDivisionError: division by zero ("),
@@ -251,10 +253,7 @@ def test_where_a_plugin_failed_is_a_file(site: Site, kind: str) -> None:
 
 
 def test_an_entry_point_that_names_the_spec_itself(site: Site) -> None:
-    spec = "from protoserve import ProtocolSpec\n"
-    spec += (
-        "SPEC = ProtocolSpec(name='line', message_in=list, message_out=bytes, response=bytes)\n"
-    )
+    spec = SPEC.replace("spec =", "SPEC =").replace("broken", "line")
     module = site.module(spec)
     site.distribution("short", f"[protoserve]\nline = {module}:SPEC\n")
     newer = site.module(spec + "PROTOSERVE_API_VERSION = 2\n")

@@ -101,6 +101,8 @@ def test_it_is_listed(environment: Environment) -> None:
         "protocols": ["line"],
         "status": "ok",
         "reason": "",
+        "remedy": "",
+        "hooks": [],
     }
 
 
