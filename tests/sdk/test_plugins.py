@@ -3,77 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from importlib import metadata
-from pathlib import Path
-from textwrap import dedent
 
 import pytest
+from plugin_site import GOOD, Site
 
 from protoserve import InstalledPlugin, PluginError, installed_plugins, load_protocol, plugins
 from protoserve.plugins import PluginRegistry
-
-GOOD = """
-from protoserve import ProtocolSpec, hookimpl
-from protoserve.framing import lines
-
-def spec(name):
-    return ProtocolSpec(name=name, message_in=lines(), message_out=bytes, response=bytes)
-
-@hookimpl
-def protoserve_register_protocols(register):
-    for name in {names!r}:
-        register(spec(name))
-"""
-
-
-class Site:
-    """A folder of distributions, as pip leaves them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.modules: set[str] = set()
-
-    def module(self, source: str) -> str:
-        name = f"installed_plugin_{len(self.modules)}_{self.folder.name}"
-        (self.folder / f"{name}.py").write_text(dedent(source))
-        self.modules.add(name)
-        return name
-
-    def distribution(self, name: str, entry_points: str, version: str = "1.0") -> None:
-        info = self.folder / f"{name}-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        )
-        (info / "entry_points.txt").write_text(entry_points)
-
-    def install(self, distribution: str, name: str, source: str) -> str:
-        module = self.module(source)
-        self.distribution(distribution, f"[protoserve]\n{name} = {module}\n")
-        return module
-
-    def serve(self, distribution: str, name: str, *protocols: str) -> str:
-        return self.install(distribution, name, GOOD.format(names=protocols or (name,)))
-
-    def registry(self) -> PluginRegistry:
-        return PluginRegistry(lambda: metadata.distributions(path=[str(self.folder)]))
-
-    @property
-    def imported(self) -> set[str]:
-        return self.modules & set(sys.modules)
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    site = Site(tmp_path)
-    yield site
-    for name in site.imported:
-        del sys.modules[name]
 
 
 def owner(registry: PluginRegistry, protocol: str) -> str | None:
@@ -145,7 +85,70 @@ BROKEN = {
     ),
     "newer API": (
         "PROTOSERVE_API_VERSION = 2\n" + HOOK + "(register): ...",
-        "built for version 2 of the plugin API; this protoserve has version 1",
+        "broken-one 1.0 was built for version 2 of the plugin API; "
+        f"this protoserve has version 1 (it is protoserve {metadata.version('protoserve')}) (",
+    ),
+    "older API": (
+        "PROTOSERVE_API_VERSION = 0\n" + HOOK + "(register): ...",
+        "broken-one 1.0 was built for version 0 of the plugin API; "
+        f"this protoserve has version 1 (it is protoserve {metadata.version('protoserve')}) (",
+    ),
+    "no number for the API": (
+        "PROTOSERVE_API_VERSION = '1'\n" + HOOK + "(register): ...",
+        "PROTOSERVE_API_VERSION is '1' (",
+    ),
+    "a name that this protoserve has not": (
+        "from protoserve import FromTheFuture",
+        "ImportError: cannot import name 'FromTheFuture' from 'protoserve'",
+    ),
+    "one of its hooks without a mark": (
+        SPEC + HOOK + "(register): register(spec)\ndef protoserve_server_started(server): ...",
+        "protoserve_server_started is not marked with protoserve.hookimpl (",
+    ),
+    "a parser that raises in its constructor": (
+        "from protoserve import ProtocolSpec, hookimpl\nclass Parser:\n"
+        "  def __init__(self, params):\n    1 / 0\n"
+        "@hookimpl\ndef protoserve_register_protocols(register):\n"
+        "  register(ProtocolSpec(name='broken', message_in=Parser, message_out=bytes,"
+        " response=bytes))",
+        "protocol 'broken': message_in raised ZeroDivisionError('division by zero')",
+    ),
+    "a parser of the wrong type": (
+        "from protoserve import ProtocolSpec, hookimpl\nclass Parser:\n"
+        "  def __init__(self, params): ...\n"
+        "@hookimpl\ndef protoserve_register_protocols(register):\n"
+        "  register(ProtocolSpec(name='broken', message_in=Parser, message_out=bytes,"
+        " response=bytes))",
+        "message_in made a Parser, which has no method feed()",
+    ),
+    "wrong types in the spec": (
+        "from protoserve import ProtocolSpec\nx = 1\n"
+        "ProtocolSpec(name='broken', message_in=1, message_out=bytes, response=bytes)",
+        "protocol 'broken': message_in must be callable, not int (",
+    ),
+    "an option that is taken": (
+        "from dataclasses import dataclass\n"
+        "from protoserve import ProtocolSpec, ServerParams, hookimpl\n"
+        "from protoserve.framing import lines\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Params(ServerParams):\n  bind: int = 1\n"
+        "@hookimpl\ndef protoserve_register_protocols(register):\n"
+        "  register(ProtocolSpec(name='broken', message_in=lines(), message_out=bytes,"
+        " response=bytes, params=Params()))",
+        "protocol 'broken': Params.bind: --bind is protoserve's own; give the field another name",
+    ),
+    "a hook that blocks": (
+        "import threading\ncome_on = threading.Event()\n"
+        + HOOK
+        + "(register):\n  come_on.wait()\n  register(None)",
+        "protoserve_register_protocols still runs after",
+    ),
+    "registers in a thread that is late": (
+        "import threading\n"
+        + SPEC
+        + HOOK
+        + "(register):\n  global later\n  later = threading.Thread(target=register, args=[spec])",
+        "it registered no protocol: call register",
     ),
     "hook raises": (HOOK + "(register): raise KeyError('k')", "KeyError: 'k' ("),
     "hook exits": (HOOK + "(register): raise SystemExit", "SystemExit ("),
@@ -184,7 +187,7 @@ def test_a_broken_plugin_changes_nothing_but_its_own_line(site: Site, kind: str)
     site.serve("z-bystander", "zero")
     before = site.registry().installed_plugins()
     source, reason = BROKEN[kind]
-    site.install("broken-one", "broken", source)
+    module = site.install("broken-one", "broken", source)
 
     registry = site.registry()
     listed = registry.installed_plugins()
@@ -194,12 +197,98 @@ def test_a_broken_plugin_changes_nothing_but_its_own_line(site: Site, kind: str)
     assert broken.protocols == ()
     assert reason in broken.reason
     assert broken.reason.isprintable()
+    # ... and says where, and what to do.
+    assert re.search(rf"\({re.escape(str(site.folder / module))}\.py:\d+\)", broken.reason), broken
+    assert broken.remedy
+    assert broken.remedy.isprintable()
     assert registry.load_protocol("zero").name == "zero"
 
     with pytest.raises(PluginError) as caught:
         site.registry().load_protocol("broken")
     assert reason in str(caught.value)
+    assert broken.remedy in str(caught.value)
     assert "broken-one 1.0" in str(caught.value)
+
+
+REMEDIES = {
+    "raises at import": "tell the authors of broken-one",
+    "misses a dependency": "install what has the module 'no_such_module_here'",
+    "misspelt hook": "did you mean protoserve_register_protocols?",
+    "misspelt argument": "its arguments are register",
+    "forgotten mark": "put @hookimpl above it",
+    "newer API": "pip install --upgrade protoserve), or install an older release of broken-one",
+    "older API": "pip install --upgrade broken-one",
+    "no number for the API": f"that of protoserve {metadata.version('protoserve')} is 1",
+    "a name that this protoserve has not": (
+        f"broken-one 1.0 does not fit protoserve {metadata.version('protoserve')}, "
+        "which has version 1 of the plugin API"
+    ),
+    "a hook that blocks": "do that later, in a thread of the plugin's own",
+    "registers in a thread that is late": "before the hook returns, not in a thread",
+    "returns": "a plain function that returns nothing",
+    "empty": "let the entry point name a ProtocolSpec",
+}
+
+
+@pytest.mark.parametrize("kind", REMEDIES)
+def test_what_to_do_about_a_broken_plugin(site: Site, kind: str) -> None:
+    site.install("broken-one", "broken", BROKEN[kind][0])
+    registry = site.registry()
+    assert REMEDIES[kind] in only(registry, "broken-one").remedy
+
+
+LINES = {
+    "misspelt hook": 2,
+    "misspelt argument": 2,
+    "forgotten mark": 1,
+    "newer API": 1,
+    "hook raises": 3,
+    "a parser that raises in its constructor": 4,
+    "a parser of the wrong type": 2,
+    "wrong types in the spec": 3,
+    "an option that is taken": 4,
+    "a hook that blocks": 6,
+    "empty": 1,
+}
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_the_line_of_a_broken_plugin(site: Site, kind: str) -> None:
+    module = site.install("broken-one", "broken", BROKEN[kind][0])
+    reason = only(site.registry(), "broken-one").reason
+    assert f"({site.folder / module}.py:{LINES[kind]})" in reason
+
+
+def test_all_the_broken_ones_at_once_cost_the_others_nothing(site: Site) -> None:
+    """Beside them everything that works works, whoever is asked for first."""
+    for number, (source, _) in enumerate(BROKEN.values()):
+        site.install(f"broken-{number}", f"broken{number}", source)
+    site.serve("good-line", "line")
+    site.serve("family", "family", "uncle", "aunt")
+    registry = site.registry()
+    assert registry.load_protocol("aunt").name == "aunt"
+    assert registry.load_protocol("line").name == "line"
+    listed = registry.installed_plugins()
+    assert {p.distribution for p in listed if p.status == "ok"} == {"good-line", "family"}
+    assert len(listed) == len(BROKEN) + 2
+    assert all(p.remedy for p in listed if p.status == "failed")
+
+
+def test_a_protocol_that_needs_a_setting_is_no_broken_one(site: Site) -> None:
+    """It says itself what is missing, to who starts it."""
+    source = """
+    from protoserve import ConfigError, ProtocolSpec, hookimpl
+
+    class Parser:
+        def __init__(self, params):
+            raise ConfigError("give --secret a value")
+
+    @hookimpl
+    def protoserve_register_protocols(register):
+        register(ProtocolSpec(name="line", message_in=Parser, message_out=bytes, response=bytes))
+    """
+    site.install("needy", "line", source)
+    assert only(site.registry(), "needy").status == "ok"
 
 
 @pytest.mark.parametrize(
@@ -214,7 +303,10 @@ def test_an_entry_point_that_leads_nowhere(site: Site, value: str, reason: str) 
     site.serve("good-line", "line")
     site.distribution("lost", f"[protoserve]\nlost = {value}\n")
     registry = site.registry()
-    assert reason in only(registry, "lost").reason
+    lost = only(registry, "lost")
+    assert reason in lost.reason
+    assert str(site.folder) in lost.remedy
+    assert f"lost = {value!r} of [project.entry-points.protoserve]" in lost.remedy
     assert owner(registry, "line") == "good-line"
 
 
@@ -223,7 +315,10 @@ def test_a_malformed_entry_points_file(site: Site) -> None:
     site.distribution("malformed", "[protoserve]\nno equals sign\n")
     site.distribution("elsewhere", "[console_scripts]\nno equals sign\n")
     registry = site.registry()
-    assert "malformed" in only(registry, "malformed").reason
+    assert f"its entry_points.txt in {site.folder} is malformed" in (
+        only(registry, "malformed").reason
+    )
+    assert "pip install --force-reinstall malformed" in only(registry, "malformed").remedy
     assert [p.distribution for p in registry.installed_plugins()] == ["malformed", "good-line"]
 
 
@@ -334,6 +429,8 @@ def test_two_distributions_with_one_entry_point_name(site: Site) -> None:
         assert (winner.distribution, winner.protocols) == ("aardvark", ("line",))
         assert (loser.distribution, loser.protocols) == ("zebra", ())
         assert loser.reason == "protocol 'line' is taken by plugin 'line' of aardvark 1.0"
+        assert loser.remedy.startswith("uninstall one of the two")
+        assert re.search(r"\.py:\d+\)$", loser.remedy), "where it registers it"
 
 
 def find(site: Site) -> Iterator[metadata.Distribution]:
