@@ -76,7 +76,7 @@ class CallTask(WFServerTask[Call, Answer]):
         return [ANSWER.pack(length, self.req.number, self.resp.status), content]
 
 
-ID_SPEC = ProtocolSpec[Call, Answer](
+ID_SPEC = ProtocolSpec[Call, Answer, CallTask](
     name="id",
     message_in=CallParser,
     message_out=lambda answer: answer.content,  # CallTask's is asked

@@ -128,7 +128,9 @@ def test_a_broken_one_changes_nothing_but_its_own_line(
     assert [p for p in environment.plugins() if p != broken] == before
     assert (broken["distribution"], broken["version"]) == ("protoserve-broken", "0.3")
     assert (broken["status"], broken["protocols"]) == ("failed", [])
-    assert "RuntimeError: this one is broken" in str(broken["reason"])
+    assert "RuntimeError: this one is broken (" in str(broken["reason"])
+    assert str(broken["reason"]).endswith("broken_protocol.py:1)")
+    assert "pip uninstall protoserve-broken" in str(broken["remedy"])
     # The columns are wider now; the words are the same.
     words = [line.split() for line in environment.protoserve("plugins").splitlines()]
     assert [line for line in words if line[0] != "broken"] == [line.split() for line in table]
