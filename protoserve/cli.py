@@ -101,16 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser(_params_of(sys.argv[1:] if argv is None else argv)).parse_args(argv)
         with ours.at(args.log_level) as args.logging:
-            return _command(args)
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            _say()
-
-
-def _command(args: argparse.Namespace) -> int:
-    command: Callable[[argparse.Namespace], int] = args.command
-    try:
-        return command(args)
+            code: int = args.command(args)
+        return code
     except _CommandError as error:
         with contextlib.suppress(OSError):
             print(f"protoserve: {error}", file=sys.stderr)
@@ -544,7 +536,7 @@ def _run(args: argparse.Namespace) -> int:
                 f"protoserve: without an application it serves the demo, {application}",
                 file=sys.stderr,
             )
-    hooks = _load_hooks(spec.name, args.plugins)
+    hooks = _load_hooks(None if ":" in args.protocol else spec.name, args.plugins)
     process = _load_application(application)
     args.logging.leave_to_application()
     with contextlib.ExitStack() as running:
@@ -642,7 +634,7 @@ def _takes_a_task(found: Any) -> bool:
     return len(required) == 1 and required[0].kind is not required[0].KEYWORD_ONLY
 
 
-def _load_hooks(protocol: str, names: Sequence[str]) -> PluginHooks:
+def _load_hooks(protocol: str | None, names: Sequence[str]) -> PluginHooks:
     with _stdout_is_ours():
         try:
             return load_hooks(protocol, names)

@@ -251,9 +251,9 @@ class PluginHooks:
         return False
 
 
-def load_hooks(protocol: str, names: Iterable[str] = ()) -> PluginHooks:
+def load_hooks(protocol: str | None, names: Iterable[str] = ()) -> PluginHooks:
     """What the plugin that serves ``protocol`` does beside a server, and then the plugins of
-    these names, which are those of entry points.
+    these names, which are those of entry points. ``None``: a protocol that is of no plugin.
 
     Imports these plugins, and others as ``load_protocol`` does. Any thread, but not while a
     plugin is being imported. Raises :class:`~protoserve.errors.PluginError` for a name that is
@@ -294,11 +294,12 @@ class PluginRegistry:
             owner = self._owner(name)
             return next(spec for spec in owner.specs if spec.name == name)
 
-    def load_hooks(self, protocol: str, names: Iterable[str] = ()) -> PluginHooks:
+    def load_hooks(self, protocol: str | None, names: Iterable[str] = ()) -> PluginHooks:
         """See :func:`protoserve.plugins.load_hooks`."""
         _refuse_while_loading()
         with self._lock:
-            entries = [self._owner(protocol), *(self._named(name) for name in names)]
+            entries = [] if protocol is None else [self._owner(protocol)]
+            entries += [self._named(name) for name in names]
         return PluginHooks(dict.fromkeys(entries), self._patience)
 
     def installed_plugins(self) -> list[InstalledPlugin]:

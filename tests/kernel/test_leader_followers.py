@@ -28,14 +28,14 @@ PATIENCE = 10.0
 class Pool:
     """Handler threads on a poller of their own, and what they reported."""
 
-    def __init__(self, threads: int = 4) -> None:
+    def __init__(self, threads: int = 4, kind: type[LeaderFollowers] = LeaderFollowers) -> None:
         self.poller = Poller()
         self.blocked: list[Any] = []
         self.waiting: list[bool] = []
         self.exhausted: list[int] = []
         self.refused: list[str] = []
         self.errors: list[str] = []
-        self.threads = LeaderFollowers(
+        self.threads = kind(
             self.poller,
             threads=threads,
             on_blocked=self.note_blocked,
@@ -87,8 +87,8 @@ def wait_until(condition: Callable[[], object]) -> None:
 def pools() -> Iterator[Callable[..., Pool]]:
     made: list[Pool] = []
 
-    def make(threads: int = 4) -> Pool:
-        made.append(Pool(threads))
+    def make(threads: int = 4, kind: type[LeaderFollowers] = LeaderFollowers) -> Pool:
+        made.append(Pool(threads, kind))
         return made[-1]
 
     yield make
@@ -399,23 +399,20 @@ def test_lending_lets_others_run_and_the_hired_leave(pools: Callable[..., Pool])
     wait_until(lambda: len(pool.threads._workers) <= 3)
 
 
-def test_the_hired_that_leave_do_not_count_as_busy(
-    pools: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hired_that_leave_do_not_count_as_busy(pools: Callable[..., Pool]) -> None:
     """Nor do all of them leave, for what waits then would wait for ever."""
     gate, go = threading.Event(), threading.Event()
     leaving: list[object] = []
-    follow = LeaderFollowers._follow
 
-    def follow_and_dawdle(threads: LeaderFollowers, worker: module.Worker) -> bool:
-        leads = follow(threads, worker)
-        if not leads and not threads.stopping:
-            leaving.append(worker)
-            go.wait(PATIENCE)
-        return leads
+    class Dawdlers(LeaderFollowers):
+        def _follow(self, worker: module.Worker) -> bool:
+            leads = super()._follow(worker)
+            if not leads and not self.stopping:
+                leaving.append(worker)
+                go.wait(PATIENCE)
+            return leads
 
-    monkeypatch.setattr(LeaderFollowers, "_follow", follow_and_dawdle)
-    pool = pools(1)
+    pool = pools(1, Dawdlers)
 
     def wait() -> None:
         with pool.threads.lend():
