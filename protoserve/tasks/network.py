@@ -118,6 +118,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         "_cancel",
         "_failure",
         "_handles",
+        "_intercept",
         "_process",
         "_pushed",
         "_stage",
@@ -161,6 +162,10 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         self.resp = spec.response()
         self.keep_alive = connection.entry.deadline.keep_alive_limit
         self._process = process
+        # The protocol's own server decides, not the one whose connection it is after an upgrade.
+        self._intercept: Callable[[Any], bool] | None = None
+        if server.intercepts:
+            self._intercept = server.intercept
         self._stage = PROCESSING
         self._failure: BaseException | None = None
         self._started = 0.0
@@ -203,7 +208,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             if self._series is not None:  # somebody asked for it before
                 self._series.variables = variables
             try:
-                if server.intercepts and variables.run(server.intercept, self):
+                if self._intercept is not None and variables.run(self._intercept, self):
                     outcome = None
                 else:
                     outcome = variables.run(self._process, self)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from example_modules import load
 from loopback import PATIENCE, RawClient, eventually, get, post
 
-from protoserve import ConfigError, UsageError, WFServerTask
+from protoserve import ConfigError, UsageError, WFServer, WFServerTask
 from protoserve.events import CloseReason, ConnectionClosed, RequestFinished
 from protoserve_http import WFHttpServer, WFHttpTask
 from protoserve_redis import REDIS_SPEC
@@ -276,6 +277,40 @@ def greets(task: WFHttpTask) -> None:
 
 async def greets_later(task: WFHttpTask) -> None:
     task.resp.write("welcome")
+
+
+def goes_on(task: WFHttpTask) -> None:
+    task.upgrade(example.LINES, example.answer)
+
+
+class Polite(WFServer[str, Any]):
+    """Answers what does not say please."""
+
+    def intercept(self, task: Any) -> bool:
+        task.resp.text = "say please"
+        return "please" not in task.req
+
+
+def goes_on_politely(task: WFHttpTask) -> None:
+    spec = replace(
+        example.LINES, server=lambda process, params: Polite(example.LINES, process, params)
+    )
+    task.upgrade(spec, example.answer)
+
+
+@pytest.mark.parametrize(
+    ("process", "heard"),
+    [(goes_on, [b"cba", b"esaelp"]), (goes_on_politely, [b"say please", b"esaelp"])],
+)
+def test_who_answers_before_the_handler_is_the_server_of_the_protocol(
+    process: Callable[[WFHttpTask], object], heard: list[bytes]
+) -> None:
+    with started(Guarded(process)) as server, RawClient(server.address) as client:
+        client.send(get("/", "X-Key: a", "Connection: upgrade", "Upgrade: lines"))
+        read_until(client, b"hello\n")
+        for word, answer in zip((b"abc", b"please"), heard, strict=True):
+            client.send(word + b"\n")
+            assert read_until(client, b"\n") == answer + b"\n"
 
 
 @pytest.mark.parametrize("process", [greets, greets_later])

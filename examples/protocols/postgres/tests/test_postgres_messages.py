@@ -21,6 +21,7 @@ from postgres_protocol.requests import (
 from postgres_protocol.sql import split
 
 from protoserve import NEED_DATA, Feedback, MessageParser, ProtocolError, ServerParams
+from protoserve.testing import check_protocol
 
 
 def packet(code: int, content: bytes = b"") -> bytes:
@@ -207,3 +208,7 @@ def test_what_a_statement_is(text: str, tag: str, has_rows: bool) -> None:
 def test_the_parameters_of_a_statement() -> None:
     (statement,) = split("SELECT $2, '$9', \"$8\" -- $7\n, $1")
     assert statement.parameters == 2
+
+
+def test_it_keeps_the_contract() -> None:
+    check_protocol(POSTGRES_SPEC, SAMPLES, before=BEFORE, refused=REFUSED)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 from websocket_protocol import WEBSOCKET_SPEC, Close, Ping, Reply, WebSocketParser
+from websocket_protocol.upgrade import FRAMES
 
 from protoserve import NEED_DATA, ProtocolError, ServerParams
+from protoserve.testing import check_protocol
 
 MASK = b"\x11\x22\x33\x44"
 TEXT, BINARY, CLOSE, PING, PONG = 0x81, 0x82, 0x88, 0x89, 0x8A
@@ -177,3 +179,7 @@ def test_replies() -> None:
     assert reply.data == b"\x81\x02\xc3\xbc\x82\x7e\0\xc8" + b"x" * 200 + b"\x88\x05\x0b\xb8bye"
     with pytest.raises(RuntimeError):
         reply.send("more")
+
+
+def test_it_keeps_the_contract() -> None:
+    check_protocol(FRAMES, SAMPLES, last=LAST, refused=REFUSED)
