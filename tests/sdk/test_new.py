@@ -235,6 +235,8 @@ class TestAsMade:
             "protocols": [name],
             "status": "ok",
             "reason": "",
+            "remedy": "",
+            "hooks": [],
         }
 
     def test_it_is_served_as_its_readme_says(
