@@ -13,7 +13,7 @@ from protoserve.kernel.entry import CommConnEntry
 from protoserve.kernel.life import LAST, SHUT, TOLD, CallbackHandle
 from protoserve.kernel.output import PUSH_LIMIT
 from protoserve.kernel.states import state_of
-from protoserve.kernel.wakeup import NO_WAIT, Wakeup
+from protoserve.kernel.wakeup import NO_WAIT, Wakeup, block
 from protoserve.params import YEAR
 from protoserve.protocol import UNSET, Arriving, Buffer, Unset
 
@@ -140,11 +140,7 @@ class CommConnection:
             return self._pending(level)
         there = threading.Event()
         if entry.wait_for_room(level, there.set):
-            engine = entry.communicator.engine
-            if engine is None:
-                there.wait()
-            else:
-                engine.block(there)
+            block(entry.communicator.engine, there)
         return NO_WAIT
 
     async def _pending(self, level: int) -> None:

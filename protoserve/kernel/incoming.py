@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from protoserve.errors import ProtocolError, UsageError
-from protoserve.kernel.wakeup import Wakeup
+from protoserve.kernel.wakeup import Wakeup, block
 
 if TYPE_CHECKING:
     from protoserve.kernel.entry import CommConnEntry
@@ -263,14 +263,12 @@ class IncomingStream:
         """Another thread reads meanwhile; and a handler thread lends its place, so that slow
         peers do not keep others from being served."""
         entry = self._entry
-        threads = engine = None
-        if entry is not None:
-            threads, engine = entry.communicator.threads, entry.communicator.engine
+        if entry is None:
+            there.wait()
+            return
+        threads = entry.communicator.threads
         with contextlib.nullcontext() if threads is None else threads.lend():
-            if engine is None:
-                there.wait()
-            else:
-                engine.block(there)
+            block(entry.communicator.engine, there)
 
     def __aiter__(self) -> IncomingStream:
         return self

@@ -1,11 +1,16 @@
-"""How any thread wakes a coroutine that waits, and what one awaits that need not."""
+"""How any thread wakes a coroutine, or a function, that waits, and what one awaits that need
+not."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Generator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from protoserve.kernel.engine import Engine
 
 
 class Wakeup:
@@ -45,3 +50,11 @@ class _NoWait:
 
 
 NO_WAIT: Final = _NoWait()
+
+
+def block(engine: Engine | None, there: threading.Event) -> None:
+    """Wait for ``there``, in a handler that is a function; see ``Engine.block``."""
+    if engine is None:
+        there.wait()
+    else:
+        engine.block(there)
