@@ -58,12 +58,8 @@ class GoTask(ResultTask[T], Generic[T]):
             if self.completed:  # cancelled this moment
                 self._timer.cancel()
         try:
-            if engine is None:
-                engine = get_scheduler().engine_here()
-            if engine is None:
-                get_scheduler().executor.submit(self.queue, self._run)
-            else:
-                engine.submit(self.queue, self._run)
+            computes = engine or get_scheduler().engine_here() or get_scheduler().executor
+            computes.submit(self.queue, self._run)
         except (RuntimeError, MemoryError) as error:  # the system has no thread for it
             self._call = None
             self.complete(exception=error)
