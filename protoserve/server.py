@@ -829,9 +829,13 @@ class WFServerBase(CommService):
         if start is not None:
             try:
                 await start.until_over()
-            except BaseException:
-                await self.aclose()
-                raise
+            except BaseException as error:
+                failure = error
+            else:
+                return self
+            # Not while it is handled: compiled coroutines would mix it with others'.
+            await self.aclose()
+            raise failure
         return self
 
     async def __aexit__(
