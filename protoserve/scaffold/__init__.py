@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -107,14 +107,7 @@ def new_distribution(name: str, framing: Framing, folder: Path) -> list[Path]:
         "package": f"{name.replace('-', '_')}_protocol",
         "scheme": name.replace("_", "-"),  # which has no _, by RFC 3986 3.1
         "api_version": str(API_VERSION),
-        "summary": framing.summary,
-        "framing_names": framing.names,
-        "constants": framing.constants,
-        "message_in": framing.message_in,
-        "message_out": framing.message_out,
-        "frame": framing.frame,
-        "hello": framing.hello,
-        "hello_reply": framing.hello_reply,
+        **asdict(framing),
     }
     templates = resources.files(__name__) / "templates"
     files: dict[Path, str] = {}
