@@ -4,38 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from protoserve import (
-    NEED_DATA,
-    MessageParser,
-    NeedData,
-    ProtocolError,
-    ProtocolSpec,
-    ServerParams,
-    WFServerTask,
-)
-
-
-class Lines(MessageParser[bytes]):
-    """Lines of up to 1000 bytes."""
-
-    def __init__(self, params: ServerParams) -> None:
-        self.held = b""
-
-    def feed(self, data: bytes) -> None:
-        self.held += data
-
-    def next_message(self) -> bytes | NeedData:
-        line, newline, rest = self.held.partition(b"\n")
-        if len(line) > 1000:
-            raise ProtocolError("the line is too long", reply=b"TOO LONG\n")
-        if not newline:
-            return NEED_DATA
-        self.held = rest
-        return line
-
-    @property
-    def partial(self) -> bool:
-        return bool(self.held)
+from protoserve import ProtocolSpec, WFServerTask
+from protoserve.framing import delimited
 
 
 class Answer:
@@ -47,7 +17,7 @@ class Answer:
 
 SHOUT: ProtocolSpec[bytes, Answer] = ProtocolSpec(
     name="shout",
-    message_in=Lines,
+    message_in=delimited(b"\n", limit=1001, farewell=b"TOO LONG\n"),
     message_out=lambda answer: answer.data,
     response=Answer,
     greeting=lambda conn: b"hello\n",
