@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BIND ?= 127.0.0.1:8888
 COMPILED := build/compiled
 WHEEL := build/wheel/.built
-BUILT_FROM = pyproject.toml $(shell find protoserve plugins hatch_*.py -name '*.py')
+BUILT_FROM = pyproject.toml $(shell find protoserve protoserve_pytest plugins hatch_*.py -name '*.py' -o -name '*.in')
 # Tests wait more than they compute.
 WORKERS ?= 4
 
@@ -85,8 +85,10 @@ $(VENV)-bench/.installed-peers: benchmarks/requirements.txt
 
 # Not editable: what is measured does not change meanwhile. This one is compiled; where it cannot
 # be, the report says so.
-$(VENV)-bench/.installed: $(VENV)-bench/.installed-peers $(BUILT_FROM)
-	$(VENV)-bench/bin/python -m pip --disable-pip-version-check --quiet install '.[uvloop]'
+$(VENV)-bench/.installed: $(VENV)-bench/.installed-peers $(WHEEL)
+	$(VENV)-bench/bin/python -m pip --disable-pip-version-check --quiet install uvloop build/wheel/*.whl
+	$(VENV)-bench/bin/python -m pip --disable-pip-version-check --quiet install \
+	  --no-deps --force-reinstall build/wheel/*.whl
 	touch $@
 
 $(VENV)-bench-pure/.installed: $(BUILT_FROM)
