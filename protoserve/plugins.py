@@ -549,19 +549,21 @@ def _look_at_version(entry: _Entry, plugin: object) -> None:
             f"for; that of protoserve {own_version()} is {API_VERSION}",
         )
     if built_for != API_VERSION:
-        release = (
-            "upgrade protoserve (pip install --upgrade protoserve), or install an older release "
-            f"of {entry.distribution}"
-            if built_for > API_VERSION
-            else f"upgrade {entry.distribution} (pip install --upgrade {entry.distribution})"
-        )
+        if built_for > API_VERSION:
+            remedy = (
+                "upgrade protoserve (pip install --upgrade protoserve), or install an older "
+                f"release of {entry.distribution} that is for version {API_VERSION}"
+            )
+        else:
+            remedy = (
+                f"upgrade {entry.distribution} (pip install --upgrade {entry.distribution}), "
+                f"one that is for version {API_VERSION}"
+            )
         raise _UnusableError(
             f"{entry.distribution} {entry.version} was built for version {built_for} of the "
             f"plugin API; this protoserve has version {API_VERSION} (it is protoserve "
             f"{own_version()}){where}",
-            f"{release}, one that is for version {API_VERSION}"
-            if built_for < API_VERSION
-            else f"{release} that is for version {API_VERSION}",
+            remedy,
         )
 
 
