@@ -142,7 +142,8 @@ class Intake:
         if self.queue and self.queue[0] is not HOLD:
             return True
         try:
-            if self.readable and self.recv(RECEIVE_SIZE):
+            # Also where the last read took all: something may have come since.
+            if self.recv(RECEIVE_SIZE):
                 return True
         except OSError:  # nothing, or nobody
             self.readable = False

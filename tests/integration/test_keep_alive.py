@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loopback import RawClient, get, post
 
 from protoserve import CommConnection, CommSession, TaskState, WFServerTask
+from protoserve.testing import MemoryPeer, memory_server
 from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 if TYPE_CHECKING:
@@ -244,3 +245,23 @@ def test_noreply_closes_after_what_was_answered() -> None:
         assert c.reply().body == b"x"
         assert c.rest() == b""
     assert sorted(states) == [TaskState.SUCCESS, TaskState.NOREPLY]
+
+
+def test_what_comes_while_the_last_reply_is_made_costs_no_reset() -> None:
+    """It would be one where the server closed over what it has not read."""
+    clients: list[MemoryPeer] = []
+
+    def process(task: WFHttpTask) -> None:
+        clients[0].send(get("/never"))
+        task.set_keep_alive(0)
+
+    with memory_server(HTTP_SPEC, process) as memory:
+        clients.append(memory.connect())
+        clients[0].send(get())
+        assert clients[0].receive().startswith(b"HTTP/1.1 200 OK\r\n")
+        # Our side has ended; what the client sends is taken in until it ends its own.
+        assert clients[0].eof
+        assert not clients[0].closed
+        clients[0].half_close()
+        assert clients[0].closed
+        assert clients[0].receive() == b""
