@@ -742,7 +742,7 @@ def tracking(port: int, options: str = "") -> Iterator[Wire]:
 @pytest.mark.parametrize("options", ["", "BCAST", "NOLOOP", "BCAST NOLOOP"])
 def test_who_tracks_is_told_of_what_expires(port: int, options: str) -> None:
     with tracking(port, options) as wire:
-        wire.sock.sendall(packed("SET", "k", "v", "PX", "20") + packed("GET", "k"))
+        wire.sock.sendall(packed("SET", "k", "v", "PX", "300") + packed("GET", "k"))
         told = [] if options != "BCAST" else [INVALIDATED % b"k"]  # of its own change
         assert wire.answer(2 + len(told)) == b"+OK\r\n" + b"".join(told) + b"$1\r\nv\r\n"
         # Nobody asks for it.
@@ -755,9 +755,9 @@ def test_keys_vanish_when_their_time_has_come(client: Any) -> None:
     client.set("later", 1, ex=1000)
     client.set("soon", 1, px=30)
     client.set("sooner", 1, px=10)
-    client.set("spared", 1, px=20)
+    client.set("spared", 1, px=300)
     client.persist("spared")
-    client.set("last", 1, px=60)
+    client.set("last", 1, px=400)
     eventually(lambda: sorted(keys) == [b"later", b"spared"])
     assert client.info("stats")["expired_keys"] == before + 3
 
