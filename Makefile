@@ -7,6 +7,8 @@ BIND ?= 127.0.0.1:8888
 COMPILED := build/compiled
 WHEEL := build/wheel/.built
 BUILT_FROM = pyproject.toml $(shell find protoserve protoserve_pytest plugins hatch_*.py -name '*.py' -o -name '*.in')
+COPY = mkdir -p $(COMPILED) && \
+  git ls-files -z --cached --others --exclude-standard | xargs -0 tar -cf - | tar -xf - -C $(COMPILED)
 # Tests wait more than they compute.
 WORKERS ?= 4
 
@@ -19,6 +21,7 @@ test: $(VENV)/.installed-dev  ## run the tests; WORKERS=0 in one process
 	$(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 test-compiled: $(COMPILED)/.installed  ## run the tests on the compiled build, in a copy of the tree
+	$(COPY)
 	cd $(COMPILED) && .venv/bin/python -m pytest --numprocesses $(WORKERS)
 
 check: $(VENV)/.installed-dev  ## lint, format, types
@@ -37,6 +40,7 @@ chaos: $(VENV)/.installed-dev  ## races, resets and hangs, for five minutes; CHA
 	$(BIN)/python tests/chaos $(CHAOS)
 
 chaos-compiled: $(COMPILED)/.installed  ## the same on the compiled build
+	$(COPY)
 	cd $(COMPILED) && .venv/bin/python tests/chaos $(CHAOS)
 
 clean:  ## remove what the other targets made
@@ -63,9 +67,8 @@ $(VENV)/.installed-dev: pyproject.toml
 	touch $@
 
 # A copy, so that the sources here stay what is tested as pure Python.
-$(COMPILED)/.installed: $(BUILT_FROM) $(shell git ls-files tests examples docs 2>/dev/null)
-	mkdir -p $(COMPILED)
-	git ls-files -z --cached --others --exclude-standard | xargs -0 tar -cf - | tar -xf - -C $(COMPILED)
+$(COMPILED)/.installed: $(BUILT_FROM)
+	$(COPY)
 	test -x $(COMPILED)/.venv/bin/python || $(PYTHON) -m venv $(COMPILED)/.venv
 	cd $(COMPILED) && PROTOSERVE_COMPILE=1 .venv/bin/python -m pip --disable-pip-version-check --quiet \
 	  install --editable '.[dev]'
