@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from protoserve.errors import UsageError
 from protoserve.events import CloseReason, ConnectionOpened
 from protoserve.kernel.connection import CommConnection
+from protoserve.kernel.corked import Corked
 from protoserve.kernel.ending import (
-    LOOK_AGAIN,
     TURN_READS,
     break_off,
     broken,
@@ -33,11 +33,10 @@ from protoserve.kernel.reading import look_at_body, read_ahead
 from protoserve.kernel.session import CommSession
 from protoserve.kernel.stream import open_stream, reply_of
 from protoserve.kernel.waiting import (
-    arrived_late,
     await_body,
     await_greeting,
     begin,
-    expire,
+    due,
     flush_aside,
     settle,
     stop_connection,
@@ -77,12 +76,13 @@ class Communicator:
     that is public may be called from any thread.
     """
 
-    __slots__ = ("clock", "engine", "poller", "threads")
+    __slots__ = ("clock", "corked", "engine", "poller", "threads")
 
     def __init__(self, poller: Poller, engine: Engine | None = None) -> None:
         self.poller = poller
         self.clock = poller.clock
         self.engine = engine
+        self.corked = Corked(self)
         self.threads: LeaderFollowers | None = None
         """The handler threads; ``None`` where handlers run in a loop."""
 
@@ -176,18 +176,8 @@ class Communicator:
         if not deadline.fired(now) or entry.life.rung >= SHUT:
             entry.lock.release()
             return
-        exchanges = entry.exchanges
         try:
-            if deadline.at > now:
-                deadline.arm(deadline.limit, deadline.at)
-            elif (
-                (exchanges.pumping or exchanges.deferred)
-                and not entry.output.buffers
-                and entry.intake.arriving is None
-            ):
-                deadline.arm(deadline.limit, now + LOOK_AGAIN)
-            elif not arrived_late(entry, now, self._pump):
-                expire(entry)
+            due(entry, now, self._pump)
         except BaseException:
             broken(entry)
         entry.release()
@@ -217,6 +207,8 @@ class Communicator:
             # A fault of ours, or of a plugin in a place where it must not raise.
             broken(entry)
         entry.release()
+        if self.corked.overdue:
+            self.corked.send()
 
     def _pump(self, entry: CommConnEntry) -> None:
         """The lane of the requests: one thread at a time, the one that set ``pumping``."""
@@ -328,6 +320,8 @@ class Communicator:
         exchanges.pumping = False
         if life.rung < SHUT:
             if output.buffers or output.marks:
+                if requests and self.corked.take(entry, now):
+                    return
                 full = output.size >= limit
                 output.flush(entry)
                 if full and not output.buffers and intake.more:

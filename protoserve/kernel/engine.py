@@ -232,6 +232,7 @@ class ThreadEngine(Engine):
         return self.scheduler.run_coroutine(coro, ended, service)
 
     def _on_blocked(self, argument: Any, waits: bool) -> None:
+        self.communicator.corked.send()
         if isinstance(argument, CommConnEntry):
             keeps_its_thread(argument, waits)
 

@@ -177,6 +177,7 @@ def handle_watched(entry: CommConnEntry, session: CommSession) -> float:
     if habit is not None and habit.blocks:
         if entry.exchanges.others is not None:
             entry.resume_reading()
+        entry.communicator.corked.send()  # who leads next has a turn of its own
         threads.promote()
     watch = Watch(entry.communicator.clock)
     session.handle(TOREPLY, 0)

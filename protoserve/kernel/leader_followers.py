@@ -149,6 +149,13 @@ class LeaderFollowers:
             threads.append(self._monitor.thread)
         return self._joiner.join(threads, timeout)
 
+    @property
+    def led_here(self) -> bool:
+        """Whether the calling thread leads. Another may take its place at any time, but while
+        it holds the baton."""
+        leader = self.leader
+        return leader is not None and leader.ident == threading.get_ident()
+
     # -- for who is about to run a handler ---------------------------------------------
 
     def promote(self) -> None:
@@ -156,8 +163,7 @@ class LeaderFollowers:
         block. Harmless elsewhere."""
         exhausted = False
         with self.mutex:
-            leader = self.leader
-            if leader is None or leader.ident != threading.get_ident() or self.stopping:
+            if not self.led_here or self.stopping:
                 return
             # Free while a handler of the leader's runs: who takes it holds the mutex.
             if not self.baton.acquire(False):

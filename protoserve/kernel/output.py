@@ -75,6 +75,7 @@ class OutputBuffer:
         "_sendmsg",
         "acked",
         "buffers",
+        "corked",
         "end",
         "limit",
         "marks",
@@ -104,6 +105,8 @@ class OutputBuffer:
         """``sent`` when the time of a step was last given to the peer..."""
         self.acked = 0
         """... and how many of these had reached it then."""
+        self.corked = False
+        """It waits for the end of the poller's turn."""
         self.told_full = False
         """It was told that reading stopped because of the limit."""
 

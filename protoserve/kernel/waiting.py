@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from protoserve.events import CloseReason, LimitReached
 from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, NO_LIMIT, RECEIVE, TAKE
 from protoserve.kernel.ending import (
+    LOOK_AGAIN,
     body_failed,
     drop_announced,
     end,
@@ -237,6 +238,22 @@ def _await_peer(entry: CommConnEntry) -> None:
         deadline.send_by = inf if whole is None else now + whole
     peer = params.peer_response_timeout
     deadline.arm(TAKE, min(deadline.send_by, inf if peer is None else now + peer))
+
+
+def due(entry: CommConnEntry, now: float, pump: Callable[[CommConnEntry], object]) -> None:
+    """The timer of the deadline has fired, and the connection is open."""
+    deadline = entry.deadline
+    exchanges = entry.exchanges
+    if deadline.at > now:
+        deadline.arm(deadline.limit, deadline.at)
+    elif (
+        (exchanges.pumping or exchanges.deferred)
+        and not entry.output.buffers
+        and entry.intake.arriving is None
+    ):
+        deadline.arm(deadline.limit, now + LOOK_AGAIN)
+    elif not arrived_late(entry, now, pump):
+        expire(entry)
 
 
 def arrived_late(

@@ -1,0 +1,92 @@
+"""Corked: the replies of one turn of the poller, which are sent one after the other.
+
+A client that sleeps has to be woken by each reply that reaches it alone, and that costs more
+than the sending; of those that are sent together the first wakes it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from protoserve.kernel.ending import broken
+from protoserve.kernel.life import SHUT
+from protoserve.kernel.output import JOIN_SIZE
+from protoserve.kernel.waiting import settle
+
+if TYPE_CHECKING:
+    from protoserve.kernel.communicator import Communicator
+    from protoserve.kernel.entry import CommConnEntry
+
+PATIENCE: Final = 0.0005
+"""Seconds that a reply waits for others: a turn of a busy server is shorter."""
+
+
+class Corked:
+    """Connections of one communicator whose replies are given, and go out when the other events of
+    the turn have had theirs.
+
+    Filled by the thread that leads, emptied by any: by the leader at the end of the turn, or
+    as soon as a handler blocks it. The connections' locks are taken here one at a time, with
+    none held.
+    """
+
+    __slots__ = ("_communicator", "_entries", "_since", "overdue")
+
+    def __init__(self, communicator: Communicator) -> None:
+        self._communicator = communicator
+        self._entries: deque[CommConnEntry] = deque()
+        self._since = 0.0
+        self.overdue = False
+        """The first has waited long enough: ``send`` is to be called."""
+
+    def take(self, entry: CommConnEntry, now: float) -> bool:
+        """Let the output of a connection wait, whose requests were handled up to ``now``.
+        False when it should be sent at once: this is the turn's last event, or there is a
+        reason not to wait. With the connection's lock."""
+        output = entry.output
+        poller = self._communicator.poller
+        if (
+            not poller.ready
+            or entry.life.rung
+            or output.size >= JOIN_SIZE
+            or output.size >= output.limit
+            or entry.protocol.habits.known  # the next handler may be a slow one
+        ):
+            return False
+        if not output.corked:
+            threads = self._communicator.threads
+            if threads is not None and not threads.led_here:
+                return False
+            entries = self._entries
+            if not entries:
+                self._since = now
+                poller.ready.append((self.send, None, 0))
+            elif now - self._since > PATIENCE:
+                self.overdue = True
+            output.corked = True
+            entries.append(entry)
+            # Another thread may have become the leader this moment, and wait already.
+            if threads is not None and not threads.led_here:
+                poller.post(self.send, None)
+        return True
+
+    def send(self, _: object = None, __: int = 0) -> None:
+        """Send all that waits. Any thread, without a lock."""
+        self.overdue = False
+        entries = self._entries
+        while entries:
+            try:
+                entry = entries.popleft()
+            except IndexError:  # another thread is at it, too
+                return
+            entry.lock.acquire()
+            output = entry.output
+            output.corked = False
+            try:
+                if entry.life.rung < SHUT:
+                    output.flush(entry)
+                    settle(entry)
+            except BaseException:
+                broken(entry)
+            entry.release()
