@@ -11,14 +11,15 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from enum import Enum
 from http import HTTPStatus
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 from multidict import CIMultiDict, CIMultiDictProxy
+from mypy_extensions import mypyc_attr
 
 from protoserve import IncomingStream, UsageError
 from protoserve_http.fields import CONNECTION, HOST, UPGRADE, HeaderBlock, list_tokens
+from protoserve_http.sent import SENT_WHOLE, Counted, Sent, SentHeaders, lost
 
 HeadersInit: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 
@@ -34,6 +35,7 @@ _EMPTY: Final = b""
 _NO_TRAILERS: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class HttpRequest:
     """A complete request.
 
@@ -44,17 +46,27 @@ class HttpRequest:
     ``keep_alive`` tells whether the client lets the connection stay (RFC 9112, 9.3).
     """
 
-    __slots__ = ("_block", "_headers", "_trailers", "body", "keep_alive", "method", "target")
+    __slots__ = (
+        "_block",
+        "_headers",
+        "_trailers",
+        "body",
+        "keep_alive",
+        "method",
+        "stream",
+        "target",
+    )
 
     method: str
     target: str
     body: bytes
     keep_alive: bool
 
-    version: str = "1.1"
+    version: ClassVar[str] = "1.1"
 
-    stream: IncomingStream | None = None
-    """The body, where it is on its way: see ``HttpParams.stream_bodies``."""
+    stream: IncomingStream | None
+    """The body as it arrives, where it is on its way (see ``HttpParams.stream_bodies``); else
+    ``None``, also for one that was collected."""
 
     def __init__(
         self,
@@ -70,6 +82,7 @@ class HttpRequest:
         self._headers: CIMultiDictProxy[str] | None = None  # where they are not the block's
         self.keep_alive = keep_alive
         self.body = body
+        self.stream = None
         self._trailers: CIMultiDictProxy[str] | None = None
 
     def __repr__(self) -> str:
@@ -147,82 +160,16 @@ class HttpRequest:
         return rest if rest.startswith("/") else "/" + rest
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Http10Request(HttpRequest):
     """A request of an HTTP/1.0 client."""
 
     __slots__ = ()
 
-    version = "1.0"
+    version: ClassVar[str] = "1.0"
 
 
-class StreamedRequest(HttpRequest):
-    """A request that was announced by its head, with its body on its way."""
-
-    __slots__ = ("_body", "_stream")
-
-    def __init__(self, request: HttpRequest, stream: IncomingStream) -> None:
-        self._stream: IncomingStream | None = stream
-        super().__init__(request.method, request.target, request._block, request.keep_alive)
-        self._headers = request._headers
-
-    @property
-    def stream(self) -> IncomingStream | None:  # type: ignore[override]
-        """The body as it arrives; ``None`` for one that was collected."""
-        return self._stream
-
-    @property
-    def body(self) -> bytes:
-        """The body, where it was collected. Otherwise raises ``UsageError``."""
-        if self._stream is not None:
-            raise UsageError(
-                "the body of this request is on its way: read task.req.stream (for piece in "
-                "stream, async for, stream.read() or await stream.aread()); or override "
-                "new_session and set conn.arriving.streams = False to have it whole"
-            )
-        return self._body
-
-    @body.setter
-    def body(self, body: bytes) -> None:
-        self._body = body
-
-    def take(self, body: bytes) -> None:
-        """It was collected."""
-        self._body = body
-        self._stream = None
-
-
-class StreamedHttp10Request(StreamedRequest):
-    """The same of an HTTP/1.0 client."""
-
-    __slots__ = ()
-
-    version = "1.0"
-
-
-def streamed(request: HttpRequest, stream: IncomingStream) -> StreamedRequest:
-    """The request as one whose body is on its way."""
-    if isinstance(request, Http10Request):
-        return StreamedHttp10Request(request, stream)
-    return StreamedRequest(request, stream)
-
-
-class Sent(Enum):
-    """What a response that was given to the connection has in place of pieces."""
-
-    WHOLE = 1
-    PIECES = 2
-
-
-SENT_WHOLE: Final = Sent.WHOLE
-SENT_PIECES: Final = Sent.PIECES
-
-
-class Counted(Protocol):
-    """Knows how many bytes of a body were given out."""
-
-    sent: int
-
-
+@mypyc_attr(allow_interpreted_subclasses=True)
 class HttpResponse:
     """The reply to a request; ``process`` fills it in.
 
@@ -260,7 +207,7 @@ class HttpResponse:
         if headers is not None:
             self._headers = CIMultiDict(headers)
         if body is not _EMPTY:
-            self.body = body
+            self._set_body(body)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._status} {self.reason}>"
@@ -325,14 +272,7 @@ class HttpResponse:
     def body(self, body: Body) -> None:
         if self._stream is not None:
             self._refuse_when_sent("body")
-        if isinstance(body, _WHOLE):
-            self._stream = None
-            self._parts = []
-            self.write(body)
-            return
-        stream = pieces_of(body)
-        self._parts = []
-        self._stream = stream
+        self._set_body(body)
 
     def write(self, data: Data) -> None:
         """Append to the body; text as UTF-8. Raises ``TypeError`` for anything else, and
@@ -361,31 +301,19 @@ class HttpResponse:
         except AttributeError:
             return sum(map(len, self._parts))
 
+    def _set_body(self, body: Body) -> None:
+        if isinstance(body, _WHOLE):
+            self._stream = None
+            self._parts = []
+            self.write(body)
+            return
+        stream = pieces_of(body)
+        self._parts = []
+        self._stream = stream
+
     def _refuse_when_sent(self, what: str) -> None:
         if isinstance(self._stream, Sent):
-            raise UsageError(_lost(f"its {what}"))
-
-
-def _lost(what: str) -> str:
-    return (
-        f"the response is on its way already, and {what} cannot change; have what comes before "
-        "the reply on task.series, or yield from an iterator that is the body"
-    )
-
-
-class SentHeaders(CIMultiDict[str]):
-    """The header fields of a response that is on its way: to be read only."""
-
-    def _refuse(self, *args: object, **kwargs: object) -> Any:
-        raise UsageError(_lost("its headers"))
-
-    def copy(self) -> Any:
-        """The same fields, to be changed."""
-        return CIMultiDict(self)
-
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    add = extend = merge = update = setdefault = _refuse
-    pop = popone = popall = popitem = clear = _refuse
+            raise UsageError(lost(f"its {what}"))
 
 
 def pieces_of(body: object) -> Iterator[Data] | AsyncIterator[Data]:

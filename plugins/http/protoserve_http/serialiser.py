@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from protoserve import IncomingStream, MessageOut, Piece, UsageError
 from protoserve_http.fields import CONNECTION, list_tokens
-from protoserve_http.messages import SENT_WHOLE, Data, HttpResponse, Sent
+from protoserve_http.messages import Data, HttpResponse
+from protoserve_http.sent import SENT_WHOLE, Sent
 
 JOIN_SIZE: Final = 16 * 1024
 """Bodies up to this size are copied behind the head; larger ones are sent as they are."""

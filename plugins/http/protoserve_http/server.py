@@ -20,9 +20,10 @@ from protoserve import (
     WFServer,
     WFServerTask,
 )
-from protoserve_http.messages import SENT_PIECES, SENT_WHOLE, HttpRequest, HttpResponse, Sent
+from protoserve_http.messages import HttpRequest, HttpResponse
 from protoserve_http.params import HttpParams
 from protoserve_http.parser import HttpRequestParser
+from protoserve_http.sent import SENT_PIECES, SENT_WHOLE, Sent
 from protoserve_http.serialiser import (
     CLOSE,
     STAY,

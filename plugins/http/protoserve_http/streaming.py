@@ -8,9 +8,10 @@ from protoserve import Arriving, IncomingStream, ServerParams
 from protoserve_http.chunks import ChunkedBody
 from protoserve_http.faults import RequestError
 from protoserve_http.heads import Framing
-from protoserve_http.messages import HttpRequest, StreamedRequest, streamed
+from protoserve_http.messages import HttpRequest
 from protoserve_http.params import HttpParams
 from protoserve_http.parser import CONTINUE, HELD, HttpRequestParser, Message
+from protoserve_http.streamed import StreamedRequest, streamed
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
