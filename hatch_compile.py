@@ -29,6 +29,7 @@ MODULES = {
     "protoserve": ["server", "upgrade"],
     "protoserve/kernel": [
         "communicator",
+        "corked",
         "deadline",
         "ending",
         "entry",
@@ -53,12 +54,22 @@ MODULES = {
         "chunks",
         "fields",
         "heads",
+        "messages",
         "parser",
         "serialiser",
         "server",
         "streaming",
     ],
-    "plugins/redis/protoserve_redis": ["framing", "messages", "parser", "serialiser"],
+    "plugins/redis/protoserve_redis": [
+        "command",
+        "dispatch",
+        "framing",
+        "messages",
+        "parser",
+        "serialiser",
+        "server",
+        "session",
+    ],
 }
 """What is compiled. What is not is rarely passed, or is what the compiler does not carry: types
 derived from C types, data classes, what users refer to weakly, and coroutines that await where

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from functools import partial
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from protoserve import ConfigError
@@ -34,6 +33,7 @@ from protoserve_redis import (
 from protoserve_redis.addresses import peer_address
 from protoserve_redis.arguments import text_of
 from protoserve_redis.command import Changes, Command, Handler, check_hook, waits
+from protoserve_redis.dispatch import Dispatcher
 from protoserve_redis.serialiser import encode
 from protoserve_redis.session import RedisSession
 from protoserve_redis.values import NO_REPLY, NULL_ARRAY, QUEUED, RedisError, SimpleString, decoded
@@ -105,7 +105,7 @@ class Finishing(Coroutine[Any, Any, None]):
         return self._outer.__await__()
 
 
-class CommandTable:
+class CommandTable(Dispatcher):
     """The commands of a Redis server, and its ``process``.
 
     ``commands.command(name, arity)`` registers a function ``f(task, *arguments)``, which
@@ -157,25 +157,21 @@ class CommandTable:
             check_hook("authenticate=", authenticate, 2, later=True)
         if exists is not None:
             check_hook("exists=", exists, 2)
+        super().__init__(atomic=atomic)
         self.password = password.encode() if isinstance(password, str) else password
         self.authenticate = authenticate
         self.databases = databases
         self.server_version = server_version
-        self.lock: threading.RLock = threading.RLock()
-        """Held while a plain command, or a transaction of such, runs."""
         self.commands: dict[bytes, Command] = {}
         """The commands by their name in upper case."""
         self.long_doubles = _version(server_version) < (7, 2)
-        self._atomic = atomic
         self.may_block = not atomic
         """Whether commands may be expected to block, see ``WFServer``: those that wait for
         ``lock`` wait for moments."""
         self._guards: list[Guard] = []
         self._around: list[Around] = []
         self._lookup: dict[bytes, Command] = {}  # by the name as clients send it
-        # The same, or empty while somebody wants to see every command: so that it costs
-        # nothing that somebody might.
-        self._fast = self._lookup
+        self._fast = self._lookup  # or empty, see ``detour``
         self._detours: set[str] = set()
         self.changes = 0
         """How often a command was registered or removed."""
@@ -367,38 +363,6 @@ class CommandTable:
 
     # -- running -----------------------------------------------------------------------
 
-    def __call__(self, task: Any) -> Coroutine[Any, Any, None] | None:
-        """Run one command: the ``process`` of a server."""
-        session = task.connection.state
-        if session is None or session.last_command is None:
-            session = self._open(task.connection)
-        args = task.req.args
-        command = self._fast.get(args[0])
-        if command is None or session.special or command.subcommands is not None:
-            return self._run_checked(task, session, args)
-        session.last_command = command
-        session.used = time.monotonic()
-        if command.least <= len(args) <= command.most:
-            try:
-                if self._atomic:
-                    with self.lock:
-                        value = command.function(task, *args[1:])
-                else:
-                    value = command.function(task, *args[1:])
-            except BaseException as error:
-                value = self.error_value(task, command, error)
-            if value.__class__ is CoroutineType:
-                return Finishing(self._finish(task, session, command, value), value)
-            if session.special:
-                self._reply(task, session, value)
-                return None
-        else:
-            return self._run_checked(task, session, args)
-        resp = task.resp
-        resp.protocol = session.protocol
-        resp.value = value
-        return None
-
     def run(self, task: Any, session: RedisSession, command: Command, args: list[bytes]) -> Any:
         """Call a command whose line was checked; its value, error, or coroutine. Tells
         those who watch commands."""
@@ -511,7 +475,7 @@ class CommandTable:
         if tracked is not None and session.transaction is None:
             tracked.command_ended(command)
         if inspect.iscoroutine(value):
-            return Finishing(self._finish(task, session, command, value), value)
+            return self._finishing(task, session, command, value)
         self._reply(task, session, value)
         return None
 
@@ -557,6 +521,11 @@ class CommandTable:
             raise RedisError("ERR Replica can't interact with the keyspace")
         if session.transaction is not None and "no_multi" in command.flags:
             raise RedisError("ERR Command not allowed inside a transaction")
+
+    def _finishing(
+        self, task: Any, session: RedisSession, command: Command, value: Any
+    ) -> Coroutine[Any, Any, None]:
+        return Finishing(self._finish(task, session, command, value), value)
 
     async def _finish(
         self, task: Any, session: RedisSession, command: Command, value: Coroutine[Any, Any, Any]

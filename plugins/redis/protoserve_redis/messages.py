@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from mypy_extensions import mypyc_attr
 
+
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RedisRequest:
     """A command with its arguments, ``args``: at least one, the command as it was sent."""
 
@@ -25,6 +28,7 @@ class RedisRequest:
         return self.args[0].upper().decode("latin-1")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RedisResponse:
     """A reply: ``value``, and ``protocol``, the RESP version it is sent in, 2 or 3.
 

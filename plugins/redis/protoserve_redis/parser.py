@@ -92,16 +92,9 @@ class RedisParser(MessageParser[RedisRequest]):
             last = len(lines) - 1
             while pos < last:
                 end = pos + _COUNTS.get(lines[pos], last + 1)
-                if end > last:
+                if end > last or not _lengths_fit(lines, pos + 1, end):
                     break
-                args = lines[pos + 2 : end : 2]
-                heads = lines[pos + 1 : end : 2]
-                if [*map(_LENGTHS.get, heads)] != [*map(len, args)] and heads != [
-                    b"$%d" % len(arg)
-                    for arg in args  # longer than the table
-                ]:
-                    break
-                self._ready.append(RedisRequest(args))
+                self._ready.append(RedisRequest(lines[pos + 2 : end : 2]))
                 pos = end
             else:
                 return
@@ -190,3 +183,14 @@ class RedisParser(MessageParser[RedisRequest]):
                 piece.clear()
         args: list[bytes] = reader.gets()
         return args
+
+
+def _lengths_fit(lines: list[bytes], pos: int, end: int) -> bool:
+    """Whether each second line is as long as the line before it says."""
+    while pos < end:
+        length = _LENGTHS.get(lines[pos])
+        size = len(lines[pos + 1])
+        if length != size and (length is not None or lines[pos] != b"$%d" % size):
+            return False
+        pos += 2
+    return True

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Final, TypeAlias
 
+from mypy_extensions import mypyc_attr
+
 from protoserve import (
     Buffer,
     CommConnection,
@@ -26,6 +28,7 @@ from protoserve_redis.values import RedisError
 MIB: Final = 1024 * 1024
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RedisServerTask(WFServerTask[RedisRequest, RedisResponse]):
     """One command and its reply."""
 
@@ -133,6 +136,7 @@ REDIS_SPEC: Final = ProtocolSpec[RedisRequest, RedisResponse, RedisServerTask](
 use it."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class WFRedisServer(WFServer[RedisRequest, RedisResponse]):
     """A server that speaks Redis' protocol.
 

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from mypy_extensions import mypyc_attr
+
 from protoserve_redis.addresses import peer_address
 from protoserve_redis.values import RedisError
 
@@ -41,6 +43,7 @@ class Transaction:
         self.broken = False
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RedisSession:
     """One connection's state; ``connection.state`` holds it.
 
