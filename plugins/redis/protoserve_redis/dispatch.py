@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine
+from time import monotonic
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from protoserve_redis.session import RedisSession
 if TYPE_CHECKING:
     from protoserve import CommConnection
     from protoserve_redis.command import Command
+    from protoserve_redis.server import RedisServerTask
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -31,17 +32,17 @@ class Dispatcher(ABC):
         # command, so that it costs nothing that somebody might.
         self._fast: dict[bytes, Command] = {}
 
-    def __call__(self, task: Any) -> Coroutine[Any, Any, None] | None:
+    def __call__(self, task: RedisServerTask) -> Coroutine[Any, Any, None] | None:
         """Run one command: the ``process`` of a server."""
         session: RedisSession | None = task.connection.state
         if session is None or session.last_command is None:
             session = self._open(task.connection)
-        args: list[bytes] = task.req.args
+        args = task.req.args
         command = self._fast.get(args[0])
         if command is None or session.special or command.subcommands is not None:
             return self._run_checked(task, session, args)
         session.last_command = command
-        session.used = time.monotonic()
+        session.used = monotonic()
         if not command.least <= len(args) <= command.most:
             return self._run_checked(task, session, args)
         value: Any
@@ -56,7 +57,7 @@ class Dispatcher(ABC):
                 value = _call(command, task, args)
         except BaseException as error:
             value = self.error_value(task, command, error)
-        if value.__class__ is CoroutineType:
+        if type(value) is CoroutineType:
             return self._finishing(task, session, command, value)
         if session.special:
             self._reply(task, session, value)
@@ -91,7 +92,7 @@ class Dispatcher(ABC):
         """What the client gets for what a command raised."""
 
 
-def _call(command: Command, task: Any, args: list[bytes]) -> Any:
+def _call(command: Command, task: RedisServerTask, args: list[bytes]) -> Any:
     count = len(args)
     if count == 2:
         return command.function(task, args[1])
