@@ -168,7 +168,9 @@ def compile_modules(root: Path, work: Path) -> dict[str, Path]:
         )
         generated = sorted(work.glob("__native_*.c"))
         clear_weak_references(generated)
+        name_as_installed(generated)
         add_docstrings(generated, sources)
+        show_docstrings_of_coroutines(work / "function_wrapper.c")
         command = build_ext(Distribution({"name": GROUP, "ext_modules": extensions}))
         command.build_lib = str(work / "lib")
         command.build_temp = str(work / "objects")
@@ -213,7 +215,18 @@ def clear_weak_references(generated: list[Path]) -> None:
         raise RuntimeError("this mypyc frees objects in another way: look at what it generates")
 
 
+_SOURCE = re.compile(r'"plugins/\w+/(?=[\w/]+\.py")')
+
+
+def name_as_installed(generated: list[Path]) -> None:
+    """Tracebacks name the plugins' files as they are in a wheel, not in the source tree."""
+    for path in generated:
+        text = path.read_text(encoding="utf-8")
+        path.write_text(_SOURCE.sub('"', text), encoding="utf-8")
+
+
 _METHOD = re.compile(r'(\(PyCFunction\)CPyPy_(\w+),[^;{}]*?PyDoc_STR\("(?:[^"\\]|\\.)*)("\))')
+_NO_SIGNATURE = re.compile(r"(\(PyCFunction\)CPyPy_(\w+),[^;{}]*?PyDoc_STR\()NULL(\))")
 _CLASS = re.compile(
     r'(tp_name = "([\w.]+)".*?tp_doc = PyDoc_STR\("(?:[^"\\]|\\.)*)("\))', re.DOTALL
 )
@@ -237,6 +250,10 @@ def add_docstrings(generated: list[Path], sources: list[str]) -> None:
     def with_doc(match: re.Match[str]) -> str:
         return match[1] + c_text(docs.get(match[2], "")) + match[3]
 
+    def with_only_doc(match: re.Match[str]) -> str:
+        text = docs.get(match[2], "")
+        return f'{match[1]}"{c_text(text)}"{match[3]}' if text else match[0]
+
     def with_property_doc(match: re.Match[str]) -> str:
         owner, _, name = match[2].partition("_get_")
         text = docs.get(f"{owner}___{name}", "")
@@ -245,8 +262,26 @@ def add_docstrings(generated: list[Path], sources: list[str]) -> None:
     for path in generated:
         text = path.read_text(encoding="utf-8")
         text = _METHOD.sub(with_doc, text)
+        text = _NO_SIGNATURE.sub(with_only_doc, text)
         text = _CLASS.sub(with_doc, text)
         path.write_text(_PROPERTY.sub(with_property_doc, text), encoding="utf-8")
+
+
+_GETSETS = "static PyGetSetDef CPyFunction_getsets[] = {"
+_GET_DOC = """
+static PyObject *CPyFunction_get_doc(PyObject *function, void *context) {
+    const char *doc = ((PyCFunctionObject *)function)->m_ml->ml_doc;
+    const char *end = doc ? strstr(doc, "\\n--\\n\\n") : NULL;
+    return end && end[5] ? PyUnicode_FromString(end + 5) : Py_NewRef(Py_None);
+}
+"""
+
+
+def show_docstrings_of_coroutines(wrapper: Path) -> None:
+    """What mypyc 2.4 wraps coroutine functions in keeps their docstrings to itself."""
+    text = wrapper.read_text(encoding="utf-8")
+    table = _GETSETS + '\n    {"__doc__", (getter)CPyFunction_get_doc, NULL, NULL, NULL},'
+    wrapper.write_text(text.replace(_GETSETS, f"{_GET_DOC}\n{table}"), encoding="utf-8")
 
 
 def docstrings(tree: ast.Module | ast.ClassDef) -> Iterator[tuple[list[str], str]]:

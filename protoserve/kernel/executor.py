@@ -119,13 +119,18 @@ class Executor:
         with self._condition:
             return thread in self._threads
 
+    def _stays_idle(self) -> bool:
+        return not self._turns and self._linger and len(self._threads) <= self.max_threads
+
     def _run(self) -> None:
         while True:
             with self._condition:
                 if not self._turns and self._linger:
                     self._idle += 1
-                    self._condition.wait(IDLE_TIME)
+                    woken = self._condition.wait(IDLE_TIME)
                     self._idle -= 1
+                    if woken and self._stays_idle():
+                        continue  # another one had just ended a job, and took this one, too
                 if not self._turns or len(self._threads) > self.max_threads:
                     self._condition.notify()  # perhaps it was woken for a job
                     self._threads.discard(threading.current_thread())

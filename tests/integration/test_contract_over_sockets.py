@@ -522,12 +522,15 @@ def test_not_more_than_so_many(loop: bool) -> None:
 
 @BOTH
 def test_answers_come_as_they_are_there(loop: bool) -> None:
+    opened = {word: threading.Event() for word in ("0", "10", "20", "30")}
+
     def process(task: Task) -> None:
-        time.sleep(int(task.req) / 100)
+        assert opened[task.req].wait(PATIENCE)
         echo(task)
 
     async def in_loop(task: Task) -> None:
-        await asyncio.sleep(int(task.req) / 100)
+        while not opened[task.req].is_set():
+            await asyncio.sleep(0.001)
         echo(task)
 
     with (
@@ -535,7 +538,9 @@ def test_answers_come_as_they_are_there(loop: bool) -> None:
         RawClient(server.address) as client,
     ):
         client.send(b"30\n20\n10\n0\n")
-        assert lines(client, 4) == [b"0\n", b"10\n", b"20\n", b"30\n"]
+        for word, event in opened.items():
+            event.set()
+            assert lines(client, 1) == [f"{word}\n".encode()]
 
 
 class Gate:

@@ -273,7 +273,10 @@ def test_one_of_several_has_stopped_before() -> None:
 
 
 APPLICATION = """
-import asyncio, sys
+import asyncio, logging, sys
+
+# In debug mode it says what took long, as anything does on a busy machine.
+logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 def say(*words):
     print(*words, file=sys.stderr, flush=True)
@@ -359,7 +362,9 @@ def test_on_stop_comes_after_the_requests_of_all_addresses(
                 program.send_signal(signal.SIGTERM)
             _, log = program.communicate(timeout=30)
         assert program.returncode == 0
-        first, second, third = log.splitlines()
-        assert first == "handler ended"
-        assert f"{urls[which]}: cut 1 connections or requests" in second
-        assert third == f"on_stop {urls[0]}"
+        *before, last = log.splitlines()
+        # A busy machine may cut before it has let the handler end.
+        cut, ended = sorted(before)
+        assert ended == "handler ended"
+        assert f"{urls[which]}: cut 1 connections or requests" in cut
+        assert last == f"on_stop {urls[0]}"

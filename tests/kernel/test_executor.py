@@ -248,6 +248,28 @@ def test_an_idle_thread_that_is_too_many_passes_its_job_on() -> None:
     assert executor.join(PATIENCE)
 
 
+def test_threads_that_idle_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job may go to a thread that has just ended one, before the one that was woken for it."""
+    monkeypatch.setattr(module, "IDLE_TIME", 60.0)
+    executor = Executor(8)
+    executor.linger(True)
+    release(occupy(executor))
+    names: set[str] = set()
+    done = threading.Semaphore(0)
+
+    def job() -> None:
+        names.add(threading.current_thread().name)
+        done.release()
+
+    for _ in range(2000):
+        executor.submit("", job)
+        assert done.acquire(timeout=PATIENCE)
+    assert len(names) <= executor.max_threads
+    assert executor.threads == executor.max_threads
+    executor.linger(False)
+    assert executor.join(PATIENCE)
+
+
 # -- a system that refuses a thread --------------------------------------------------------
 
 
