@@ -119,6 +119,7 @@ class Run:
         self.messages: list[Any] = []
         self.count = 0
         """Messages so far."""
+        self._returned: list[tuple[Any, Any]] = []
         self.fault: ProtocolError | None = None
         self.held = False
         """``HOLD`` came, and with ``stays`` nothing was asked since."""
@@ -145,6 +146,7 @@ class Run:
                 )
             self.events.clear()
             self.messages.clear()
+            self._returned.clear()
             self.count = 0
 
     def broken(self, fault: str, remedy: str, *details: str) -> ConformanceError:
@@ -222,10 +224,30 @@ class Run:
             return data
         raise self.broken(f"leftover returned {type(data).__name__}", "It must return bytes.")
 
+    @property
+    def streaming(self) -> bool:
+        """Whether a body has not come to its end."""
+        return self._stream is not None
+
     def outcome(self, partial: bool | None) -> Outcome:
         """What came of it."""
         fault = None if self.fault is None else bytes(self.fault.reply)
         return Outcome(self.events, fault, partial)
+
+    def check_unchanged(self) -> None:
+        """Messages are still what they were when they came: their handlers may have them yet."""
+        if self._subject.same is not None:
+            return
+        for message, event in self._returned:
+            later = self._tell(message)
+            if event != later:
+                raise self.broken(
+                    "a message has changed after it was returned",
+                    "What a message holds must be its own, not what the next is made in: "
+                    "bytes(...), or a new list for each.",
+                    f"was: {event!r}",
+                    f"is:  {later!r}",
+                )
 
     def drain(self) -> None:
         """Take messages until there are none."""
@@ -310,7 +332,9 @@ class Run:
             request = message
             if self._record:
                 self.messages.append(message)
-                self._note(self._tell(message))
+                told = self._tell(message)
+                self._returned.append((message, told))
+                self._note(told)
         if self._subject.handle is not None:
             self._subject.handle(self.parser, request)
         self._pull()

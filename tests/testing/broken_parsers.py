@@ -265,6 +265,205 @@ class ChangesWhatItReturned(WordParser):
         return message
 
 
+class ErrorsAreEveryones(WordParser):
+    """The error of one connection is that of all."""
+
+    everybodys: list[ProtocolError]
+
+    def next_message(self) -> Word | NeedData | Hold:
+        if self.everybodys:
+            raise self.everybodys[0]
+        return super().next_message()
+
+    def refuse(self, text: str) -> ProtocolError:
+        self.everybodys.append(super().refuse(text))
+        return self.everybodys[0]
+
+
+class LeavesToTheNext(WordParser):
+    """What was held when a connection closed begins the next."""
+
+    left: bytearray
+
+    def __init__(self, params: ServerParams) -> None:
+        super().__init__(params)
+        self.held += self.left
+        self.left.clear()
+
+    def close(self) -> None:
+        if self.error is None:
+            self.left[:] = self.held
+
+
+class KeepsWhatItReturned(WordParser):
+    """A history that nobody reads."""
+
+    def __init__(self, params: ServerParams) -> None:
+        super().__init__(params)
+        self.history: list[object] = []
+
+    def next_message(self) -> Word | NeedData | Hold:
+        message = super().next_message()
+        if message is not NEED_DATA:
+            self.history.append(message)
+        return message
+
+
+class HangsAtTheEndOfTheSecond(WordParser):
+    """Nobody leaves in the middle who has sent a message before."""
+
+    count = 0
+
+    def next_message(self) -> Word | NeedData | Hold:
+        message = super().next_message()
+        if isinstance(message, Word):
+            self.count += 1
+        while self.ended and self.count and self.held:
+            pass
+        return message
+
+
+class SkipsSpaceAfterUp(WordParser):
+    """What stands between two words stands before the other protocol, too."""
+
+    def next_message(self) -> Word | NeedData | Hold:
+        if self.holds_back:
+            self.held = bytearray(self.held.lstrip())
+        return super().next_message()
+
+
+class LeavesSomeOver(WordParser):
+    """A buffer of fixed size for what is left."""
+
+    def leftover(self) -> bytes:
+        return super().leftover()[:64]
+
+
+HEADS = [b"a: 1\nb: 2\n\n", b"x: y\n\n", b"\n"]
+
+
+class HeadParser(MessageParser[list[bytes]]):
+    """Fields, each a line, up to an empty one."""
+
+    def __init__(self, params: ServerParams) -> None:
+        assert params.request_size_limit is not None
+        self.limit = params.request_size_limit
+        self.held = bytearray()
+        self.searched = 0
+        self.size = 0
+        self.fields: list[bytes] = []
+        self.error: ProtocolError | None = None
+
+    def feed(self, data: bytes) -> None:
+        if self.error is None:
+            self.held += data
+
+    def next_message(self) -> list[bytes] | NeedData:
+        if self.error is not None:
+            raise self.error
+        while True:
+            end = self.held.find(b"\n", self.searched)
+            size = len(self.held) if end < 0 else end + 1
+            if self.size + size > self.limit:
+                self.held.clear()
+                self.fields = []
+                self.error = ProtocolError("too long")
+                raise self.error
+            if end < 0:
+                self.searched = size
+                return NEED_DATA
+            line = bytes(self.held[:end])
+            del self.held[:size]
+            self.searched = 0
+            self.size += size
+            if not line:
+                self.size = 0
+                return self.made()
+            self.field(line)
+
+    def field(self, line: bytes) -> None:
+        self.fields.append(line)
+
+    def made(self) -> list[bytes]:
+        fields, self.fields = self.fields, []
+        return fields
+
+    @property
+    def partial(self) -> bool:
+        return bool(self.held or self.fields)
+
+
+class LimitsEachLine(HeadParser):
+    """And not all of them."""
+
+    def field(self, line: bytes) -> None:
+        super().field(line)
+        self.size = 0
+
+
+class IsQuadraticInLines(HeadParser):
+    """Looks at all of them for each."""
+
+    def field(self, line: bytes) -> None:
+        super().field(line)
+        b"\n".join(self.fields).find(b"::")
+
+
+class ClearsWhatItReturned(HeadParser):
+    """One list for all messages, empty again when the next begins."""
+
+    whole = False
+
+    def next_message(self) -> list[bytes] | NeedData:
+        if self.whole and self.held:
+            self.fields.clear()
+            self.whole = False
+        return super().next_message()
+
+    def made(self) -> list[bytes]:
+        self.whole = True
+        return self.fields
+
+    @property
+    def partial(self) -> bool:
+        return bool(self.held or (self.fields and not self.whole))
+
+
+class TakesMemoryFirst(MessageParser[bytes]):
+    """Makes room for a frame, and then looks whether it may be so long."""
+
+    def __init__(self, params: ServerParams) -> None:
+        assert params.request_size_limit is not None
+        self.limit = params.request_size_limit
+        self.held = bytearray()
+        self.error: ProtocolError | None = None
+
+    def feed(self, data: bytes) -> None:
+        if self.error is None:
+            self.held += data
+
+    def next_message(self) -> bytes | NeedData:
+        if self.error is not None:
+            raise self.error
+        if len(self.held) < 3:
+            return NEED_DATA
+        end = 3 + int.from_bytes(self.held[:3], "big")
+        frame = bytearray(end)
+        if end > self.limit:
+            self.held.clear()
+            self.error = ProtocolError("too long")
+            raise self.error
+        if len(self.held) < end:
+            return NEED_DATA
+        frame[:] = self.held[:end]
+        del self.held[:end]
+        return bytes(frame[3:])
+
+    @property
+    def partial(self) -> bool:
+        return bool(self.held)
+
+
 def words(message_in: Any = WordParser, **fields: Any) -> ProtocolSpec[Word, Reply]:
     """The protocol, with that parser."""
     return ProtocolSpec(

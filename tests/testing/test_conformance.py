@@ -9,25 +9,37 @@ from typing import Any
 
 import pytest
 from broken_parsers import (
+    HEADS,
     WORDS,
     AnswersOutOfOrder,
     ChangesWhatItReturned,
+    ClearsWhatItReturned,
+    ErrorsAreEveryones,
     FailsAtOddBytes,
     FailsAtTheEnd,
     ForgetsItsError,
     HangsAtTheEnd,
+    HangsAtTheEndOfTheSecond,
     HasAMethodPartial,
     HasNoLimit,
+    HeadParser,
     IsNeverPartial,
     IsPartialTooLong,
     IsQuadratic,
+    IsQuadraticInLines,
+    KeepsWhatItReturned,
+    LeavesSomeOver,
+    LeavesToTheNext,
+    LimitsEachLine,
     LimitsUnfinished,
     LosesAByte,
     NeverEnds,
     Reply,
     ReturnsNone,
     SharesState,
+    SkipsSpaceAfterUp,
     SwallowsTheRest,
+    TakesMemoryFirst,
     Word,
     WordParser,
     words,
@@ -163,11 +175,77 @@ def test_a_fault_is_named(message_in: Any, check: str, text: str) -> None:
     assert str(error).endswith(error.remedy)
 
 
+@pytest.mark.parametrize(
+    ("message_in", "check", "text"),
+    [
+        (KeepsWhatItReturned, "limit", "grows with the messages that it has returned"),
+        (SkipsSpaceAfterUp, "leftover", "leftover is b'\\x00' after HOLD, and must be b'\\r"),
+        (LeavesSomeOver, "leftover", "after HOLD, and must be b'\\x00\\x01"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_fault_that_shows_in_some_places_is_named(
+    message_in: Any, check: str, text: str
+) -> None:
+    error = fault_of(message_in)
+    assert error.check == check
+    assert text in error.fault
+
+
+@pytest.mark.parametrize("refused", [[], [b"a1;"]], ids=["not seen before", "seen before"])
+def test_an_error_that_all_connections_share(refused: list[bytes]) -> None:
+    class Here(ErrorsAreEveryones):
+        everybodys: list[ProtocolError] = []  # noqa: RUF012 - the fault
+
+    error = fault_of(Here, refused=refused)
+    assert error.check == "separate"
+    assert "connections share state" in error.fault
+
+
+def test_what_one_connection_leaves_to_the_next() -> None:
+    class Here(LeavesToTheNext):
+        left = bytearray()
+
+    error = fault_of(Here)
+    assert error.check == "separate"
+    assert "connections share state" in error.fault
+
+
+@pytest.mark.parametrize(
+    ("message_in", "check", "text"),
+    [
+        (LimitsEachLine, "limit", "no limit: "),
+        (IsQuadraticInLines, "linear", "grows with the square of its size"),
+        (ClearsWhatItReturned, "order", "has changed after it was returned"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_fault_in_messages_of_many_lines_is_named(
+    message_in: Any, check: str, text: str
+) -> None:
+    error = fault_of(message_in, HEADS)
+    assert error.check == check
+    assert text in error.fault
+
+
+def test_messages_of_many_lines_pass() -> None:
+    check_protocol(words(HeadParser), HEADS, examples=50)
+
+
+def test_memory_is_not_taken_before_the_limit_is_looked_at() -> None:
+    error = fault_of(TakesMemoryFirst, [b"\0\0\3abc", b"\0\0\0"])
+    assert error.check == "limit"
+    assert "bytes of memory were taken for a message" in error.fault
+
+
 def test_a_parser_that_hangs_is_ended() -> None:
     error = fault_of(HangsAtTheEnd, call_limit=0.5)
     assert error.check == "ends"
     assert error.fault.startswith("next_message hangs")
     assert error.fed == (b"a",)
+    error = fault_of(HangsAtTheEndOfTheSecond, call_limit=0.5)
+    assert error.check == "ends"
+    assert error.fed == (b";a",)
 
 
 def test_the_input_is_short_and_can_be_fed_again() -> None:
@@ -446,6 +524,12 @@ class BodyParser(MessageParser[str]):
 
 def test_bodies_that_stream_in_and_interim_answers() -> None:
     check_protocol(words(BodyParser), [b"3abc", b"1;"], refused=[b"a"], examples=50)
+
+
+def test_a_body_that_does_not_end_is_no_message() -> None:
+    error = fault_of(words(BodyParser).message_in, [b"3ab"])
+    assert error.check == "samples"
+    assert "a sample is no whole message: its body does not end" in error.fault
 
 
 def test_a_body_that_is_overtaken() -> None:
