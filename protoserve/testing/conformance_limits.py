@@ -45,12 +45,13 @@ _MANY: Final = 8192
 _MANY_BYTES: Final = 4 * 1024 * 1024
 
 _SMALL_PIECE: Final = 64
-_READ: Final = 64 * 1024
-"""What the engine reads at once."""
+_PIECE: Final = 4 * 1024
+"""Bytes of a pipeline that come at once."""
 _MEASURED: Final = 8
 """Unfinished messages of which the work is measured."""
 _MEASURED_PARTS: Final = 4
 """And of those that repeat a part."""
+_LEAST: Final = 4 * 1024
 _LARGEST: Final = 1024 * 1024
 _LONG_ENOUGH: Final = 0.03
 """Seconds: less is noise."""
@@ -240,7 +241,7 @@ def check_linear(suite: Suite) -> str:
     for beginning, filler in unfinished:
         _measure(
             lambda size, b=beginning, f=filler: _cost_unfinished(suite, params, b, f, size),  # type: ignore[misc]
-            4 * 1024,
+            _LEAST,
             "an unfinished message takes work that grows with the square of its size",
             [beginning, _repeated(filler, _SMALL_PIECE)],
             "Each byte is looked at once: search only what is new (from where the search before "
@@ -251,7 +252,7 @@ def check_linear(suite: Suite) -> str:
     if joined:
         _measure(
             lambda size: _cost_joined(suite, params, joined, size),
-            _READ,
+            _LEAST,
             "many messages take work that grows with the square of their number",
             [joined],
             "A message that was returned must leave nothing behind that is looked at again.",
@@ -311,7 +312,7 @@ def _cost_unfinished(
 
 def _cost_joined(suite: Suite, params: ServerParams, data: bytes, size: int) -> float | None:
     times = max(1, size // len(data))
-    pieces = slices(data * times, _READ)
+    pieces = slices(data * times, _PIECE)
     run = Run(suite.subject, params, record=False)
     begun = time.thread_time()
     for piece in pieces:

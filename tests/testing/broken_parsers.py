@@ -309,6 +309,26 @@ class KeepsWhatItReturned(WordParser):
         return message
 
 
+class IsQuadraticInMessages(WordParser):
+    """Goes through all that were, for each."""
+
+    count = 0
+
+    def next_message(self) -> Word | NeedData | Hold:
+        message = super().next_message()
+        if isinstance(message, Word):
+            self.count += 1
+            sum(range(self.count // 8))
+        return message
+
+
+class TakesSoMuchAtOnce(WordParser):
+    """A buffer of 16 KiB; who sends more than that at once?"""
+
+    def feed(self, data: bytes) -> None:
+        super().feed(data[: 16 * 1024])
+
+
 class HangsAtTheEndOfTheSecond(WordParser):
     """Nobody leaves in the middle who has sent a message before."""
 

@@ -27,6 +27,7 @@ from broken_parsers import (
     IsPartialTooLong,
     IsQuadratic,
     IsQuadraticInLines,
+    IsQuadraticInMessages,
     KeepsWhatItReturned,
     LeavesSomeOver,
     LeavesToTheNext,
@@ -40,6 +41,7 @@ from broken_parsers import (
     SkipsSpaceAfterUp,
     SwallowsTheRest,
     TakesMemoryFirst,
+    TakesSoMuchAtOnce,
     Word,
     WordParser,
     words,
@@ -179,6 +181,8 @@ def test_a_fault_is_named(message_in: Any, check: str, text: str) -> None:
     ("message_in", "check", "text"),
     [
         (KeepsWhatItReturned, "limit", "grows with the messages that it has returned"),
+        (IsQuadraticInMessages, "linear", "grows with the square of their number"),
+        (TakesSoMuchAtOnce, "order", "not those that they are alone"),
         (SkipsSpaceAfterUp, "leftover", "leftover is b'\\x00' after HOLD, and must be b'\\r"),
         (LeavesSomeOver, "leftover", "after HOLD, and must be b'\\x00\\x01"),
     ],
@@ -396,6 +400,33 @@ def test_requests_that_cannot_be_compared() -> None:
         return one._data == other._data
 
     check_protocol(words(lines(Odd)), [b"a\n", b"bc\n"], same=same, examples=50)
+
+
+class Branch:
+    """A tree whose leaves know what they are on: looked at without end, it has no end."""
+
+    def __init__(self, text: bytes, parent: Branch | None = None) -> None:
+        self.text = text
+        self.parent = parent
+        self.children = [Branch(text[i : i + 1], self) for i in range(len(text) - 1)]
+
+
+def test_requests_that_are_trees() -> None:
+    samples = [b"a\n", b"x" * 12 + b"\n"]
+    check_protocol(words(lines(Branch)), samples, examples=0)
+
+    class Numbered(Branch):
+        """The parser's fault shows in a leaf only."""
+
+        made = 0
+
+        def __init__(self, text: bytes) -> None:
+            super().__init__(text)
+            Numbered.made += 1
+            for child in self.children[-1:]:
+                child.text = b"%d" % Numbered.made
+
+    assert "connections share state" in fault_of(lines(Numbered), samples).fault
 
 
 def test_the_round_trip() -> None:
