@@ -603,7 +603,7 @@ def test_long_messages_are_not_shown_whole() -> None:
 
 
 def test_bytes_are_written_so_that_they_can_be_read() -> None:
-    from protoserve.testing.conformance_error import pieces_as_text
+    from protoserve.testing.conformance.error import pieces_as_text
 
     assert pieces_as_text([b"a", b"bc"]) == "b'a', b'bc'"
     assert pieces_as_text([b"a", *[b"x" * 1000] * 5]) == "b'a', 5 times b'x' * 1000"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from protoserve.protocol import HOLD, MessageParser
-from protoserve.testing.conformance_error import ConformanceError, NotTried
-from protoserve.testing.conformance_run import Outcome, Run, difference, drive, drive_run
-from protoserve.testing.conformance_suite import (
+from protoserve.testing.conformance.error import ConformanceError, NotTried
+from protoserve.testing.conformance.run import Outcome, Run, difference, drive, drive_run
+from protoserve.testing.conformance.suite import (
     Sample,
     Suite,
     cut,

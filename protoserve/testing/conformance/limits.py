@@ -15,9 +15,9 @@ from typing import Final
 from protoserve.errors import ProtocolError
 from protoserve.params import ServerParams
 from protoserve.protocol import NEED_DATA
-from protoserve.testing.conformance_error import ConformanceError, NotTried
-from protoserve.testing.conformance_run import Run, compared, drive
-from protoserve.testing.conformance_suite import Suite, places, slices
+from protoserve.testing.conformance.error import ConformanceError, NotTried
+from protoserve.testing.conformance.run import Run, compared, drive
+from protoserve.testing.conformance.suite import Suite, places, slices
 
 FILLERS: Final = (b"a", b"0", b" ", b"\0", b"\x80")
 """Endless messages go on with one of these."""

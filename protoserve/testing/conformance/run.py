@@ -12,9 +12,9 @@ from protoserve.errors import ProtocolError
 from protoserve.kernel.incoming import IncomingStream
 from protoserve.params import ServerParams
 from protoserve.protocol import HOLD, NEED_DATA, Arriving, Feedback, MessageParser, ProtocolSpec
-from protoserve.testing.conformance_error import ConformanceError
-from protoserve.testing.conformance_messages import Judged, Seen, seen
-from protoserve.testing.conformance_watch import Watch
+from protoserve.testing.conformance.error import ConformanceError
+from protoserve.testing.conformance.messages import Judged, Seen, seen
+from protoserve.testing.conformance.watch import Watch
 
 _BUFFERS: Final = (bytes, bytearray, memoryview)
 _TRIES: Final = 3

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any, Final
 
 from protoserve.kernel.incoming import IncomingStream
-from protoserve.testing.conformance_error import ConformanceError
+from protoserve.testing.conformance.error import ConformanceError
 
 _DEEPEST: Final = 8
 

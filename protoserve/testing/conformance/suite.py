@@ -10,8 +10,8 @@ from typing import Any, Final
 from protoserve.errors import ConfigError
 from protoserve.params import ServerParams
 from protoserve.protocol import HOLD, ProtocolSpec
-from protoserve.testing.conformance_error import ConformanceError
-from protoserve.testing.conformance_run import Outcome, Run, Subject, compared, difference, drive
+from protoserve.testing.conformance.error import ConformanceError
+from protoserve.testing.conformance.run import Outcome, Run, Subject, compared, difference, drive
 
 _SEED: Final = 1
 
