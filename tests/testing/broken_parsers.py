@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -280,6 +281,26 @@ class ErrorsAreEveryones(WordParser):
         return self.everybodys[0]
 
 
+class SharesWhatIsReady(WordParser):
+    """Messages wait in a queue of the class."""
+
+    ready: deque[object]
+
+    def feed(self, data: bytes) -> None:
+        super().feed(data)
+        if self.error is None:
+            try:
+                while (message := super().next_message()) is not NEED_DATA:
+                    self.ready.append(message)
+            except ProtocolError:
+                pass
+
+    def next_message(self) -> Any:
+        if self.ready:
+            return self.ready.popleft()
+        return super().next_message()
+
+
 class LeavesToTheNext(WordParser):
     """What was held when a connection closed begins the next."""
 
@@ -478,6 +499,39 @@ class TakesMemoryFirst(MessageParser[bytes]):
         frame[:] = self.held[:end]
         del self.held[:end]
         return bytes(frame[3:])
+
+    @property
+    def partial(self) -> bool:
+        return bool(self.held)
+
+
+class LengthIsQuadratic(MessageParser[bytes]):
+    """A length in digits, a colon, and so many bytes, which are copied whenever some come."""
+
+    def __init__(self, params: ServerParams) -> None:
+        assert params.request_size_limit is not None
+        self.limit = params.request_size_limit
+        self.held = b""
+        self.error: ProtocolError | None = None
+
+    def feed(self, data: bytes) -> None:
+        if self.error is None:
+            self.held += data
+
+    def next_message(self) -> bytes | NeedData:
+        if self.error is not None:
+            raise self.error
+        digits, colon, _ = self.held[:9].partition(b":")
+        bad = not digits.isdigit() if digits or colon else False
+        if bad or (not colon and len(digits) > 8) or int(digits or b"0") + 9 > self.limit:
+            self.held = b""
+            self.error = ProtocolError("no length, or too large")
+            raise self.error
+        end = len(digits) + 1 + int(digits or b"0")
+        if not colon or len(self.held) < end:
+            return NEED_DATA
+        message, self.held = self.held[len(digits) + 1 : end], self.held[end:]
+        return message
 
     @property
     def partial(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ from broken_parsers import (
     KeepsWhatItReturned,
     LeavesSomeOver,
     LeavesToTheNext,
+    LengthIsQuadratic,
     LimitsEachLine,
     LimitsUnfinished,
     LosesAByte,
@@ -38,6 +40,7 @@ from broken_parsers import (
     Reply,
     ReturnsNone,
     SharesState,
+    SharesWhatIsReady,
     SkipsSpaceAfterUp,
     SwallowsTheRest,
     TakesMemoryFirst,
@@ -174,6 +177,15 @@ def test_an_error_that_all_connections_share(refused: list[bytes]) -> None:
     assert "connections share state" in error.fault
 
 
+def test_messages_that_wait_in_one_queue() -> None:
+    class Here(SharesWhatIsReady):
+        ready: deque[object] = deque()  # noqa: RUF012 - the fault
+
+    error = fault_of(Here, [b"a;", b"bc;"])
+    assert error.check == "separate"
+    assert "connections share state: two parsers, fed, and only then asked" in error.fault
+
+
 def test_what_one_connection_leaves_to_the_next() -> None:
     class Here(LeavesToTheNext):
         left = bytearray()
@@ -208,6 +220,13 @@ def test_memory_is_not_taken_before_the_limit_is_looked_at() -> None:
     error = fault_of(TakesMemoryFirst, [b"\0\0\3abc", b"\0\0\0"])
     assert error.check == "limit"
     assert "bytes of memory were taken for a message" in error.fault
+
+
+def test_what_announces_many_bytes_is_measured() -> None:
+    error = fault_of(LengthIsQuadratic, [b"3:abc", b"1:x"])
+    assert error.check == "linear"
+    assert "grows with the square of its size" in error.fault
+    assert b"".join(error.fed).startswith(b"4194304:a")
 
 
 def test_a_parser_that_hangs_is_ended() -> None:

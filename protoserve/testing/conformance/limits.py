@@ -9,6 +9,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Final
 
@@ -29,6 +30,10 @@ _LONGEST_BEGUN: Final = 4 * 1024
 _POSITIONS: Final = 24
 _WORDS: Final = re.compile(rb"\w+|\W+")
 _WORDS_OF_A_PART: Final = 6
+_NUMBER: Final = re.compile(rb"\d+")
+_NUMBERS: Final = 8
+"""Numbers of a sample that are made large."""
+_MOST_BEGUN: Final = 600
 _MOST_PARTS: Final = 400
 
 _SLACK: Final = 64 * 1024
@@ -50,7 +55,7 @@ _PIECE: Final = 4 * 1024
 _MEASURED: Final = 8
 """Unfinished messages of which the work is measured."""
 _MEASURED_PARTS: Final = 4
-"""And of those that repeat a part."""
+"""And of those that repeat a part, and that announce many bytes."""
 _LEAST: Final = 4 * 1024
 _LARGEST: Final = 1024 * 1024
 _LONG_ENOUGH: Final = 0.03
@@ -97,6 +102,18 @@ def _parts(suite: Suite) -> Iterator[tuple[bytes, bytes]]:
                     yield case
 
 
+def _announced(suite: Suite) -> Iterator[tuple[bytes, bytes]]:
+    """Beginnings of messages in which a number, which may be a length, is large."""
+    for sample in suite.samples:
+        data = sample.data[:_LONGEST_BEGUN]
+        for number in islice(_NUMBER.finditer(data), _NUMBERS):
+            beginning = data[: number.start()] + b"%d" % (4 * _LARGEST)
+            following = _WORDS.finditer(data, number.end())
+            for word in islice(following, _WORDS_OF_A_PART):
+                beginning += word[0]
+                yield beginning, b"a"
+
+
 def _repeated(part: bytes, size: int) -> bytes:
     """About so many bytes of it."""
     return part * max(1, size // len(part))
@@ -109,8 +126,11 @@ def check_limit(suite: Suite) -> str:
     if params is None:
         raise NotTried(f"the parameters do not allow request_size_limit={limit}")
     endless = 0
+    cases = _some(suite, _begun(suite, _POSITIONS), _MOST_BEGUN)
+    for more in (_parts(suite), _announced(suite)):
+        cases += _some(suite, more, _MOST_PARTS)
     with _memory_traced():
-        for beginning, part in (*_begun(suite, _POSITIONS), *_some(_parts(suite), _MOST_PARTS)):
+        for beginning, part in cases:
             endless += _goes_on(suite, params, limit, beginning, part)
     _check_small_limits(suite)
     _check_forgets(suite)
@@ -237,7 +257,8 @@ def check_linear(suite: Suite) -> str:
     """Four times the bytes take about four times the work."""
     params = suite.params(64 * 1024 * 1024) or suite.spec.params
     unfinished = _go_on(suite, params, _begun(suite, 8), _MEASURED)
-    unfinished += _go_on(suite, params, _some(_parts(suite), _MOST_PARTS), _MEASURED_PARTS)
+    for more in (_parts(suite), _announced(suite)):
+        unfinished += _go_on(suite, params, _some(suite, more, _MOST_PARTS), _MEASURED_PARTS)
     for beginning, filler in unfinished:
         _measure(
             lambda size, b=beginning, f=filler: _cost_unfinished(suite, params, b, f, size),  # type: ignore[misc]
@@ -273,13 +294,18 @@ def _go_on(
         if run.fault is None and run.count == count and run.partial():
             found.append((beginning, part))
         run.close()
-    return _some(found, most)
+    return _some(suite, found, most)
 
 
-def _some(cases: Iterable[tuple[bytes, bytes]], most: int) -> list[tuple[bytes, bytes]]:
-    """Of many some, spread over all."""
+def _some(
+    suite: Suite, cases: Iterable[tuple[bytes, bytes]], most: int
+) -> list[tuple[bytes, bytes]]:
+    """Of many some, the same each time."""
     found = [*cases]
-    return found[:: max(1, -(-len(found) // most))]
+    if len(found) <= most:
+        return found
+    # Not each n-th: those might all go on with the same byte.
+    return [found[place] for place in sorted(suite.random().sample(range(len(found)), most))]
 
 
 def _cost_unfinished(

@@ -64,20 +64,31 @@ def check_separate(suite: Suite) -> str:
             for run, its in zip(runs, pieces, strict=True):
                 if turn < len(its):
                     _feed(run, its[turn], remedy)
-        for run, expected in zip(runs, alone, strict=True):
-            partial = run.partial() if run.fault is None else None
-            run.end()
-            run.close()
-            if details := difference(run.outcome(partial), expected):
-                raise ConformanceError(
-                    "connections share state: two parsers, fed in turns, give what one alone "
-                    "does not",
-                    fed=run.fed,
-                    details=[*details, f"to the other: {runs[run is runs[0]].fed!r}"],
-                    remedy=remedy,
-                )
+        _compare_separate(runs, alone, "fed in turns", remedy)
+        runs = (Run(suite.subject), Run(suite.subject))
+        for run, its in zip(runs, pieces, strict=True):
+            _feed(run, b"".join(its), remedy, take=False)
+        for run in runs:
+            _feed(run, b"", remedy)
+        _compare_separate(runs, alone, "fed, and only then asked", remedy)
     _one_after_another(suite, remedy)
     return ""
+
+
+def _compare_separate(
+    runs: Sequence[Run], alone: Sequence[Outcome], how: str, remedy: str
+) -> None:
+    for run, expected in zip(runs, alone, strict=True):
+        partial = run.partial() if run.fault is None else None
+        run.end()
+        run.close()
+        if details := difference(run.outcome(partial), expected):
+            raise ConformanceError(
+                f"connections share state: two parsers, {how}, give what one alone does not",
+                fed=run.fed,
+                details=[*details, f"to the other: {runs[run is runs[0]].fed!r}"],
+                remedy=remedy,
+            )
 
 
 def _one_after_another(suite: Suite, remedy: str) -> None:
@@ -105,9 +116,12 @@ def _one_after_another(suite: Suite, remedy: str) -> None:
             )
 
 
-def _feed(run: Run, piece: bytes, remedy: str) -> None:
+def _feed(run: Run, piece: bytes, remedy: str, *, take: bool = True) -> None:
     try:
-        run.feed(piece)
+        if piece:
+            run.feed(piece, take=take)
+        else:
+            run.drain()
     except ConformanceError as error:
         raise ConformanceError(
             f"{error.fault}, while there was another connection",

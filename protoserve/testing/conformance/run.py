@@ -155,8 +155,9 @@ class Run:
 
     # -- what the engine does --------------------------------------------------------------
 
-    def feed(self, data: bytes) -> None:
-        """Bytes come in, at least one, and all messages are taken out."""
+    def feed(self, data: bytes, *, take: bool = True) -> None:
+        """Bytes come in, at least one, and all messages are taken out; without ``take``, later:
+        the engine leaves them there while many wait."""
         if not data:
             return
         self.fed.append(data)
@@ -168,7 +169,8 @@ class Run:
                 f"feed raised a ProtocolError ({error})",
                 "Keep it, and raise it in next_message, once the messages before are returned.",
             ) from error
-        self.drain()
+        if take:
+            self.drain()
 
     def end(self) -> None:
         """The peer ends its side."""
