@@ -154,8 +154,9 @@ class Inbox:
                 raise ProtocolError(f"a length of more than {max_bytes} bytes")
 
     def rest(self, *, limit: int | None = None) -> Waiting:
-        """All that comes until the peer ends its side, for messages that end with it."""
-        while not self._ended:
+        """All that comes until the peer ends its side, for messages that end with it. May be
+        nothing where something was waited for before; by itself it is at least a byte."""
+        while not self._ended or not self._held:
             self._check(len(self._held), limit)
             yield NEED_DATA
         return (yield from self.exactly(len(self), limit=limit))

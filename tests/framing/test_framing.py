@@ -249,6 +249,42 @@ class Mails(FramedParser[tuple[str, bytes]]):
         return f"500 {fault}\r\n".encode()
 
 
+class Rest(FramedParser[bytes]):
+    """A message is what comes until the end."""
+
+    def messages(self) -> Parsing[bytes]:
+        while True:
+            yield (yield from self.inbox.rest())
+
+
+@pytest.mark.parametrize("data", [b"", b"abc"])
+def test_after_the_rest_there_is_no_message(data: bytes) -> None:
+    parser = Rest(PARAMS)
+    parser.feed(data)
+    assert parser.next_message() is NEED_DATA
+    parser.feed_eof()
+    if data:
+        assert parser.next_message() == data
+    assert parser.next_message() is NEED_DATA
+    assert parser.next_message() is NEED_DATA
+    assert not parser.partial
+
+
+def test_the_rest_of_a_message_may_be_nothing() -> None:
+    class Headed(FramedParser[bytes]):
+        def messages(self) -> Parsing[bytes]:
+            while True:
+                head = yield from self.inbox.until(b":")
+                yield head + (yield from self.inbox.rest())
+
+    parser = Headed(PARAMS)
+    parser.feed(b"head:")
+    assert parser.next_message() is NEED_DATA
+    parser.feed_eof()
+    assert parser.next_message() == b"head"
+    assert parser.next_message() is NEED_DATA
+
+
 def mails(data: bytes) -> Mails:
     parser = Mails(PARAMS)
     parser.feed(data)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,16 @@ import pytest
 from protoserve import HOLD, NEED_DATA, Feedback, MessageParser, ProtocolError, ServerParams
 from protoserve.testing import MemoryEngine, connection_of
 from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser, HttpServerTask, WFHttpServer
+
+VECTORS = Path(__file__).parent.parent / "vectors" / "http"
+
+
+def vectors(kind: str) -> dict[str, tuple[bytes, Any]]:
+    """The ``valid`` or ``invalid`` ones on file by name: what is sent, and what is expected."""
+    return {
+        path.stem: (path.read_bytes(), json.loads(path.with_suffix(".json").read_text()))
+        for path in sorted((VECTORS / kind).glob("*.http"))
+    }
 
 
 @dataclass

@@ -339,6 +339,20 @@ class TestFastWay:
         assert isinstance(message, HttpRequest)
         assert message.body == b"x" * 8999 + b"y"
 
+    @pytest.mark.parametrize(
+        "following",
+        [
+            b"GET / HTTP/1.0\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        ],
+    )
+    def test_llhttp_is_not_believed_that_proxy_connection_ends_it(self, following: bytes) -> None:
+        data = GET[:-2] + b"Proxy-Connection: close\r\n\r\n" + following
+        for pieces in ([data], [data[: -len(following)], following], every_byte(data)):
+            outcome = parse(pieces)
+            assert outcome.error is None
+            assert len(outcome.requests) == 2
+
     def test_repeated_blocks_are_shared(self) -> None:
         outcome = parse([GET, GET.replace(b"/ ", b"/2 "), GET.replace(b"a", b"b"), GET])
         first, second, third, fourth = outcome.requests

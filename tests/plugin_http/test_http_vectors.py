@@ -1,40 +1,20 @@
-"""Each wire vector on file, replayed whole, at every byte, split at random, in company."""
+"""Each wire vector on file gives what is expected, alone and in company. That it does however
+it is split is in test_http_conformance."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import random
-from pathlib import Path
 from typing import Any
 
 import pytest
-from http_exchanges import Outcome, every_byte, parse
+from http_exchanges import Outcome, every_byte, parse, vectors
 
-VECTORS = Path(__file__).parent.parent / "vectors" / "http"
 GOOD = b"GET /good HTTP/1.1\r\nHost: good.example\r\n\r\n"
 
 
 def load(kind: str) -> list[Any]:
-    found = sorted((VECTORS / kind).glob("*.http"))
     return [
-        pytest.param(
-            path.read_bytes(), json.loads(path.with_suffix(".json").read_text()), id=path.stem
-        )
-        for path in found
+        pytest.param(data, expected, id=name) for name, (data, expected) in vectors(kind).items()
     ]
-
-
-def splits(data: bytes) -> list[list[bytes]]:
-    """The same bytes in several ways."""
-    generator = random.Random(data)
-    ways = [[data], every_byte(data)]
-    ways += [[data[:at], data[at:]] for at in range(1, len(data))]
-    for _ in range(10):
-        points = sorted(generator.choices(range(len(data) + 1), k=4))
-        edges = [0, *points, len(data)]
-        ways.append([data[a:b] for a, b in itertools.pairwise(edges)])
-    return ways
 
 
 def check_requests(outcome: Outcome, expected: list[dict[str, Any]]) -> None:
@@ -56,8 +36,6 @@ class TestValid:
         whole = parse([data])
         check_requests(whole, expected["requests"])
         assert not whole.partial
-        for pieces in splits(data):
-            assert parse(pieces).facts == whole.facts
 
     def test_after_a_good_request(self, data: bytes, expected: dict[str, Any]) -> None:
         for pieces in ([GOOD + data], [GOOD, data], every_byte(GOOD + data)):
@@ -83,8 +61,6 @@ class TestInvalid:
         assert expected["says"] in whole.error
         assert len(whole.requests) == expected["good"]
         assert not whole.partial
-        for pieces in splits(data):
-            assert parse(pieces).facts == whole.facts
 
     def test_after_good_requests(self, data: bytes, expected: dict[str, Any]) -> None:
         for pieces in ([GOOD * 3 + data], [GOOD * 3, data], every_byte(GOOD * 3 + data)):

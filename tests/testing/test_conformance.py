@@ -4,30 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from broken_parsers import (
+    HEADS,
     WORDS,
     AnswersOutOfOrder,
     ChangesWhatItReturned,
+    ClearsWhatItReturned,
+    ErrorsAreEveryones,
     FailsAtOddBytes,
     FailsAtTheEnd,
     ForgetsItsError,
     HangsAtTheEnd,
+    HangsAtTheEndOfTheSecond,
     HasAMethodPartial,
     HasNoLimit,
+    HeadParser,
     IsNeverPartial,
     IsPartialTooLong,
     IsQuadratic,
+    IsQuadraticInLines,
+    IsQuadraticInMessages,
+    KeepsWhatItReturned,
+    LeavesSomeOver,
+    LeavesToTheNext,
+    LengthIsQuadratic,
+    LimitsEachLine,
     LimitsUnfinished,
     LosesAByte,
     NeverEnds,
     Reply,
     ReturnsNone,
     SharesState,
+    SharesWhatIsReady,
+    SkipsSpaceAfterUp,
     SwallowsTheRest,
+    TakesMemoryFirst,
+    TakesSoMuchAtOnce,
     Word,
     WordParser,
     words,
@@ -56,21 +73,8 @@ from protoserve.framing import (
 )
 from protoserve.testing import ConformanceError, check_protocol
 from protoserve.testing.conformance import CHECKS, check_results
-from protoserve_http import HTTP_SPEC
-from protoserve_redis import REDIS_SPEC
 
 SAMPLES = [b"a;", b"hello;", b";", b"up;"]
-
-HTTP_LAST = [
-    b"GET / HTTP/1.0\r\n\r\n",
-    b"HEAD http://b/x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
-]
-HTTP_REFUSED = [
-    b"GET /\r\n\r\n",
-    b"GET / HTTP/1.1\r\n\r\n",
-    b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-]
-REDIS_REFUSED = [b"*1\r\n$x\r\n", b"*1\r\n+a\r\n", b"'\r\n"]
 
 
 def fault_of(message_in: Any, samples: Any = SAMPLES, **options: Any) -> ConformanceError:
@@ -95,25 +99,6 @@ def test_a_correct_protocol_passes() -> None:
     assert [result.name for result in results] == [*CHECKS]
     assert [result.error for result in results] == [None] * len(CHECKS)
     assert all(result.meaning for result in results)
-
-
-@pytest.mark.parametrize("stream_bodies", [False, True])
-def test_http_passes(stream_bodies: bool) -> None:
-    params = HTTP_SPEC.params.replace(stream_bodies=stream_bodies)
-    check_protocol(
-        dataclasses.replace(HTTP_SPEC, params=params),
-        last=HTTP_LAST,
-        refused=HTTP_REFUSED,
-        is_reply=lambda reply: reply.startswith(b"HTTP/1.1 ") and b"\r\n\r\n" in reply,
-    )
-
-
-def test_redis_passes() -> None:
-    check_protocol(
-        REDIS_SPEC,
-        refused=REDIS_REFUSED,
-        is_reply=lambda reply: reply.startswith(b"-ERR ") and reply.endswith(b"\r\n"),
-    )
 
 
 @pytest.mark.parametrize(
@@ -163,11 +148,95 @@ def test_a_fault_is_named(message_in: Any, check: str, text: str) -> None:
     assert str(error).endswith(error.remedy)
 
 
+@pytest.mark.parametrize(
+    ("message_in", "check", "text"),
+    [
+        (KeepsWhatItReturned, "limit", "grows with the messages that it has returned"),
+        (IsQuadraticInMessages, "linear", "grows with the square of their number"),
+        (TakesSoMuchAtOnce, "order", "not those that they are alone"),
+        (SkipsSpaceAfterUp, "leftover", "leftover is b'\\x00' after HOLD, and must be b'\\r"),
+        (LeavesSomeOver, "leftover", "after HOLD, and must be b'\\x00\\x01"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_fault_that_shows_in_some_places_is_named(
+    message_in: Any, check: str, text: str
+) -> None:
+    error = fault_of(message_in)
+    assert error.check == check
+    assert text in error.fault
+
+
+@pytest.mark.parametrize("refused", [[], [b"a1;"]], ids=["not seen before", "seen before"])
+def test_an_error_that_all_connections_share(refused: list[bytes]) -> None:
+    class Here(ErrorsAreEveryones):
+        everybodys: list[ProtocolError] = []  # noqa: RUF012 - the fault
+
+    error = fault_of(Here, refused=refused)
+    assert error.check == "separate"
+    assert "connections share state" in error.fault
+
+
+def test_messages_that_wait_in_one_queue() -> None:
+    class Here(SharesWhatIsReady):
+        ready: deque[object] = deque()  # noqa: RUF012 - the fault
+
+    error = fault_of(Here, [b"a;", b"bc;"])
+    assert error.check == "separate"
+    assert "connections share state: two parsers, fed, and only then asked" in error.fault
+
+
+def test_what_one_connection_leaves_to_the_next() -> None:
+    class Here(LeavesToTheNext):
+        left = bytearray()
+
+    error = fault_of(Here)
+    assert error.check == "separate"
+    assert "connections share state" in error.fault
+
+
+@pytest.mark.parametrize(
+    ("message_in", "check", "text"),
+    [
+        (LimitsEachLine, "limit", "no limit: "),
+        (IsQuadraticInLines, "linear", "grows with the square of its size"),
+        (ClearsWhatItReturned, "order", "has changed after it was returned"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_fault_in_messages_of_many_lines_is_named(
+    message_in: Any, check: str, text: str
+) -> None:
+    error = fault_of(message_in, HEADS)
+    assert error.check == check
+    assert text in error.fault
+
+
+def test_messages_of_many_lines_pass() -> None:
+    check_protocol(words(HeadParser), HEADS, examples=50)
+
+
+def test_memory_is_not_taken_before_the_limit_is_looked_at() -> None:
+    error = fault_of(TakesMemoryFirst, [b"\0\0\3abc", b"\0\0\0"])
+    assert error.check == "limit"
+    assert "bytes of memory were taken for a message" in error.fault
+
+
+def test_what_announces_many_bytes_is_measured() -> None:
+    error = fault_of(LengthIsQuadratic, [b"3:abc", b"1:x"])
+    assert error.check == "linear"
+    assert "grows with the square of its size" in error.fault
+    assert b"".join(error.fed).startswith(b"4194304:a")
+
+
 def test_a_parser_that_hangs_is_ended() -> None:
     error = fault_of(HangsAtTheEnd, call_limit=0.5)
     assert error.check == "ends"
     assert error.fault.startswith("next_message hangs")
     assert error.fed == (b"a",)
+    error = fault_of(HangsAtTheEndOfTheSecond, call_limit=0.5)
+    assert error.check == "ends"
+    assert error.fed == (b";a",)
 
 
 def test_the_input_is_short_and_can_be_fed_again() -> None:
@@ -320,6 +389,33 @@ def test_requests_that_cannot_be_compared() -> None:
     check_protocol(words(lines(Odd)), [b"a\n", b"bc\n"], same=same, examples=50)
 
 
+class Branch:
+    """A tree whose leaves know what they are on: looked at without end, it has no end."""
+
+    def __init__(self, text: bytes, parent: Branch | None = None) -> None:
+        self.text = text
+        self.parent = parent
+        self.children = [Branch(text[i : i + 1], self) for i in range(len(text) - 1)]
+
+
+def test_requests_that_are_trees() -> None:
+    samples = [b"a\n", b"x" * 12 + b"\n"]
+    check_protocol(words(lines(Branch)), samples, examples=0)
+
+    class Numbered(Branch):
+        """The parser's fault shows in a leaf only."""
+
+        made = 0
+
+        def __init__(self, text: bytes) -> None:
+            super().__init__(text)
+            Numbered.made += 1
+            for child in self.children[-1:]:
+                child.text = b"%d" % Numbered.made
+
+    assert "connections share state" in fault_of(lines(Numbered), samples).fault
+
+
 def test_the_round_trip() -> None:
     error = fault_of(WordParser, encode=lambda word: word.text.upper() + b";")
     assert error.check == "round trip"
@@ -448,6 +544,12 @@ def test_bodies_that_stream_in_and_interim_answers() -> None:
     check_protocol(words(BodyParser), [b"3abc", b"1;"], refused=[b"a"], examples=50)
 
 
+def test_a_body_that_does_not_end_is_no_message() -> None:
+    error = fault_of(words(BodyParser).message_in, [b"3ab"])
+    assert error.check == "samples"
+    assert "a sample is no whole message: its body does not end" in error.fault
+
+
 def test_a_body_that_is_overtaken() -> None:
     class Early(BodyParser):
         def next_message(self) -> Any:
@@ -512,8 +614,15 @@ def test_replies_that_depend_on_the_split() -> None:
     assert "got:  a ProtocolError, reply b'error: a digit;1;'" in str(error)
 
 
+def test_long_messages_are_not_shown_whole() -> None:
+    error = fault_of(lines(), [b"x" * 100_000 + b"\n"], encode=lambda _: b"y\n")
+    assert error.check == "round trip"
+    assert "was: [b'xxx" in str(error)
+    assert len(str(error)) < 5_000
+
+
 def test_bytes_are_written_so_that_they_can_be_read() -> None:
-    from protoserve.testing.conformance_error import pieces_as_text
+    from protoserve.testing.conformance.error import pieces_as_text
 
     assert pieces_as_text([b"a", b"bc"]) == "b'a', b'bc'"
     assert pieces_as_text([b"a", *[b"x" * 1000] * 5]) == "b'a', 5 times b'x' * 1000"

@@ -45,13 +45,15 @@ _DECIDING_NAMES: Final = frozenset(
         b"expect",
         b"host",
         b"keep-alive",
+        b"proxy-connection",  # to llhttp, close there is the end: not for the fast way
         b"transfer-encoding",
         b"upgrade",
     }
 )
 # Their lines, in lower case.
 _DECIDING: Final[re.Pattern[bytes]] = re.compile(
-    rb"\r\n((?:host|con(?:tent-length|nection)|transfer-encoding|expect|keep-alive|upgrade)?:[^\r]*)"
+    rb"\r\n((?:host|con(?:tent-length|nection)|transfer-encoding|expect|keep-alive|upgrade"
+    rb"|proxy-connection)?:[^\r]*)"
 )
 
 _MOST_CHANGES: Final = 3

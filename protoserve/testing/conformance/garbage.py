@@ -6,9 +6,9 @@ import re
 from typing import Any
 
 from protoserve.params import ServerParams
-from protoserve.testing.conformance_error import ConformanceError, NotTried
-from protoserve.testing.conformance_run import compared, drive
-from protoserve.testing.conformance_suite import Suite, cut, slices
+from protoserve.testing.conformance.error import ConformanceError, NotTried
+from protoserve.testing.conformance.run import compared, drive
+from protoserve.testing.conformance.suite import Suite, cut, slices
 
 _LONGEST_PART = 256
 

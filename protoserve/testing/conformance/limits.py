@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import gc
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Final
 
 from protoserve.errors import ProtocolError
 from protoserve.params import ServerParams
 from protoserve.protocol import NEED_DATA
-from protoserve.testing.conformance_error import ConformanceError, NotTried
-from protoserve.testing.conformance_run import Run, compared, drive
-from protoserve.testing.conformance_suite import Suite, places, slices
+from protoserve.testing.conformance.error import ConformanceError, NotTried
+from protoserve.testing.conformance.run import Run, compared, drive
+from protoserve.testing.conformance.suite import Suite, places, slices
 
 FILLERS: Final = (b"a", b"0", b" ", b"\0", b"\x80")
 """Endless messages go on with one of these."""
@@ -24,17 +28,35 @@ _LEAST_LIMIT: Final = 8 * 1024
 _LONGEST_BEGUN: Final = 4 * 1024
 """Longer samples are not looked at here."""
 _POSITIONS: Final = 24
+_WORDS: Final = re.compile(rb"\w+|\W+")
+_WORDS_OF_A_PART: Final = 6
+_NUMBER: Final = re.compile(rb"\d+")
+_NUMBERS: Final = 8
+"""Numbers of a sample that are made large."""
+_MOST_BEGUN: Final = 600
+_MOST_PARTS: Final = 400
 
 _SLACK: Final = 64 * 1024
 _TIMES_HELD: Final = 4
 """Times the limit that a parser may hold: a list of pieces, a copy in hand."""
 _TIMES_FED: Final = 12
+_TIMES_TAKEN: Final = 64
+"""Times the limit that may be taken for a moment, besides the slack: small objects are many
+times as large as what they were made of."""
+_SLACK_TAKEN: Final = 512 * 1024
+
+_MANY: Final = 8192
+"""Messages after which nothing of them may be left, of large ones fewer."""
+_MANY_BYTES: Final = 4 * 1024 * 1024
 
 _SMALL_PIECE: Final = 64
-_READ: Final = 64 * 1024
-"""What the engine reads at once."""
+_PIECE: Final = 4 * 1024
+"""Bytes of a pipeline that come at once."""
 _MEASURED: Final = 8
 """Unfinished messages of which the work is measured."""
+_MEASURED_PARTS: Final = 4
+"""And of those that repeat a part, and that announce many bytes."""
+_LEAST: Final = 4 * 1024
 _LARGEST: Final = 1024 * 1024
 _LONG_ENOUGH: Final = 0.03
 """Seconds: less is noise."""
@@ -44,7 +66,7 @@ _MOST_TIMES: Final = 8.0
 
 
 def _begun(suite: Suite, positions: int) -> Iterator[tuple[bytes, bytes]]:
-    """Beginnings of messages, and what they go on with for ever."""
+    """Beginnings of messages, and the byte that they go on with for ever."""
     seen: set[tuple[bytes, bytes]] = set()
     for sample in suite.samples:
         data = sample.data
@@ -57,6 +79,46 @@ def _begun(suite: Suite, positions: int) -> Iterator[tuple[bytes, bytes]]:
                     yield case
 
 
+def _parts(suite: Suite) -> Iterator[tuple[bytes, bytes]]:
+    """Beginnings of messages, and the part before that they repeat for ever: a line, a chunk, a
+    field."""
+    seen: set[tuple[bytes, bytes]] = set()
+    for sample in suite.samples:
+        data = sample.data[:_LONGEST_BEGUN]
+        starts: list[int] = []  # of words, and of what is between them
+        lines = [0]
+        for word in _WORDS.finditer(data):
+            starts.append(word.start())
+            place = word.end()
+            if place == len(sample.data):
+                break
+            found = starts[-_WORDS_OF_A_PART:-1]
+            if word[0].endswith(b"\n"):
+                found += lines[-2:]
+                lines.append(place)
+            for start in found:
+                if (case := (data[:place], data[start:place])) not in seen:
+                    seen.add(case)
+                    yield case
+
+
+def _announced(suite: Suite) -> Iterator[tuple[bytes, bytes]]:
+    """Beginnings of messages in which a number, which may be a length, is large."""
+    for sample in suite.samples:
+        data = sample.data[:_LONGEST_BEGUN]
+        for number in islice(_NUMBER.finditer(data), _NUMBERS):
+            beginning = data[: number.start()] + b"%d" % (4 * _LARGEST)
+            following = _WORDS.finditer(data, number.end())
+            for word in islice(following, _WORDS_OF_A_PART):
+                beginning += word[0]
+                yield beginning, b"a"
+
+
+def _repeated(part: bytes, size: int) -> bytes:
+    """About so many bytes of it."""
+    return part * max(1, size // len(part))
+
+
 def check_limit(suite: Suite) -> str:
     """A message above ``request_size_limit`` is refused before it takes memory."""
     limit = max(_LEAST_LIMIT, 2 * len(suite.subject.before))
@@ -64,29 +126,91 @@ def check_limit(suite: Suite) -> str:
     if params is None:
         raise NotTried(f"the parameters do not allow request_size_limit={limit}")
     endless = 0
-    for beginning, filler in _begun(suite, _POSITIONS):
-        run = Run(suite.subject, params)
-        empty = _size_held(run.parser)
-        run.feed(beginning)
-        begun = run.count
-        piece = filler * (limit // 4)
-        for _ in range(4 * _TIMES_FED):
-            if run.fault is not None or run.count > begun:
-                break
-            run.feed(piece)
-        else:
-            endless += 1
-            held = _size_held(run.parser) - empty
-            if held > _TIMES_HELD * limit + _SLACK:
-                raise run.broken(
-                    f"no limit: {held} bytes of an unfinished message are held, and "
-                    f"request_size_limit is {limit}",
-                    "Raise ProtocolError as soon as more than params.request_size_limit is held, "
-                    "or announced by a length; not when the message is whole.",
-                )
-        run.close()
+    cases = _some(suite, _begun(suite, _POSITIONS), _MOST_BEGUN)
+    for more in (_parts(suite), _announced(suite)):
+        cases += _some(suite, more, _MOST_PARTS)
+    with _memory_traced():
+        for beginning, part in cases:
+            endless += _goes_on(suite, params, limit, beginning, part)
     _check_small_limits(suite)
+    _check_forgets(suite)
     return f"{endless} endless messages that go on, bounded" if endless else ""
+
+
+_REFUSE: Final = (
+    "Raise ProtocolError as soon as more than params.request_size_limit is held, or announced by "
+    "a length; not when the message is whole."
+)
+
+
+def _goes_on(
+    suite: Suite, params: ServerParams, limit: int, beginning: bytes, part: bytes
+) -> bool:
+    """Whether an unfinished message may go on for ever: then it is not held."""
+    run = Run(suite.subject, params)
+    empty = _size_held(run.parser)
+    tracemalloc.reset_peak()
+    taken = tracemalloc.get_traced_memory()[0]
+    run.feed(beginning)
+    begun = run.count
+    piece = _repeated(part, limit // 4)
+    for _ in range(4 * _TIMES_FED):
+        if run.fault is not None or run.count > begun:
+            break
+        run.feed(piece)
+    endless = run.fault is None and run.count == begun
+    taken = tracemalloc.get_traced_memory()[1] - taken
+    held = _size_held(run.parser) - empty if endless else 0
+    if held > _TIMES_HELD * limit + _SLACK:
+        raise run.broken(
+            f"no limit: {held} bytes of an unfinished message are held, and "
+            f"request_size_limit is {limit}",
+            _REFUSE,
+        )
+    if taken > _TIMES_TAKEN * max(limit, len(beginning) + len(piece)) + _SLACK_TAKEN:
+        raise run.broken(
+            f"no limit: {taken} bytes of memory were taken for a message, and "
+            f"request_size_limit is {limit}",
+            _REFUSE,
+        )
+    run.close()
+    return endless
+
+
+@contextmanager
+def _memory_traced() -> Iterator[None]:
+    """Python tells how much memory it has taken."""
+    if tracemalloc.is_tracing():
+        yield
+        return
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        tracemalloc.stop()
+
+
+def _check_forgets(suite: Suite) -> None:
+    """Of a message that was returned, nothing is left."""
+    joined = b"".join(sample.data for sample in suite.joinable)
+    if not joined:
+        return
+    run = Run(suite.subject, record=False)
+    times = max(2, min(_MANY // len(suite.joinable), _MANY_BYTES // len(joined)))
+    held = 0
+    for turn in range(times):
+        run.feed(joined)
+        if turn == times // 8:
+            held = _size_held(run.parser)
+    grown = _size_held(run.parser) - held
+    if grown > _SLACK:
+        raise ConformanceError(
+            f"what a parser holds grows with the messages that it has returned: by {grown} bytes, "
+            f"with {run.count} messages",
+            fed=[joined] * times,
+            remedy="A connection may last for years: forget a message when it is returned.",
+        )
+    run.close()
 
 
 def _check_small_limits(suite: Suite) -> None:
@@ -132,13 +256,15 @@ def _size_held(parser: object) -> int:
 def check_linear(suite: Suite) -> str:
     """Four times the bytes take about four times the work."""
     params = suite.params(64 * 1024 * 1024) or suite.spec.params
-    unfinished = _go_on(suite, params)
+    unfinished = _go_on(suite, params, _begun(suite, 8), _MEASURED)
+    for more in (_parts(suite), _announced(suite)):
+        unfinished += _go_on(suite, params, _some(suite, more, _MOST_PARTS), _MEASURED_PARTS)
     for beginning, filler in unfinished:
         _measure(
             lambda size, b=beginning, f=filler: _cost_unfinished(suite, params, b, f, size),  # type: ignore[misc]
-            4 * 1024,
+            _LEAST,
             "an unfinished message takes work that grows with the square of its size",
-            [beginning, filler * _SMALL_PIECE],
+            [beginning, _repeated(filler, _SMALL_PIECE)],
             "Each byte is looked at once: search only what is new (from where the search before "
             "ended), hold input in a bytearray or a list, never `held += data` with bytes. "
             "protoserve.framing does it.",
@@ -147,7 +273,7 @@ def check_linear(suite: Suite) -> str:
     if joined:
         _measure(
             lambda size: _cost_joined(suite, params, joined, size),
-            _READ,
+            _LEAST,
             "many messages take work that grows with the square of their number",
             [joined],
             "A message that was returned must leave nothing behind that is looked at again.",
@@ -155,35 +281,49 @@ def check_linear(suite: Suite) -> str:
     return f"{len(unfinished) + bool(joined)} inputs measured"
 
 
-def _go_on(suite: Suite, params: ServerParams) -> list[tuple[bytes, bytes]]:
+def _go_on(
+    suite: Suite, params: ServerParams, begun: Iterable[tuple[bytes, bytes]], most: int
+) -> list[tuple[bytes, bytes]]:
     """Those unfinished messages that may go on for long, of many some."""
     found: list[tuple[bytes, bytes]] = []
-    for beginning, filler in _begun(suite, 8):
+    for beginning, part in begun:
         run = Run(suite.subject, params)
         run.feed(beginning)
-        begun = run.count
-        run.feed(filler * 1024)
-        if run.fault is None and run.count == begun and run.partial():
-            found.append((beginning, filler))
+        count = run.count
+        run.feed(_repeated(part, 1024))
+        if run.fault is None and run.count == count and run.partial():
+            found.append((beginning, part))
         run.close()
-    return found[:: max(1, -(-len(found) // _MEASURED))]
+    return _some(suite, found, most)
+
+
+def _some(
+    suite: Suite, cases: Iterable[tuple[bytes, bytes]], most: int
+) -> list[tuple[bytes, bytes]]:
+    """Of many some, the same each time."""
+    found = [*cases]
+    if len(found) <= most:
+        return found
+    # Not each n-th: those might all go on with the same byte.
+    return [found[place] for place in sorted(suite.random().sample(range(len(found)), most))]
 
 
 def _cost_unfinished(
-    suite: Suite, params: ServerParams, beginning: bytes, filler: bytes, size: int
+    suite: Suite, params: ServerParams, beginning: bytes, part: bytes, size: int
 ) -> float | None:
     """Seconds of CPU time of ``size`` bytes in small pieces; ``None`` where they are refused, or
     end the message."""
     run = Run(suite.subject, params)
     run.feed(beginning)
     feed, next_message = run.parser.feed, run.parser.next_message
-    piece = filler * _SMALL_PIECE
-    run.fed.append(piece * (size // _SMALL_PIECE))
+    piece = _repeated(part, _SMALL_PIECE)
+    times = max(1, size // len(piece))
+    run.fed.append(piece * times)
     watch = suite.subject.watch
-    watch.enter(run, f"a parser that is fed {_SMALL_PIECE} bytes at a time")
+    watch.enter(run, f"a parser that is fed {len(piece)} bytes at a time")
     try:
         begun = time.thread_time()
-        for _ in range(size // _SMALL_PIECE):
+        for _ in range(times):
             feed(piece)
             if next_message() is not NEED_DATA:
                 return None
@@ -198,7 +338,7 @@ def _cost_unfinished(
 
 def _cost_joined(suite: Suite, params: ServerParams, data: bytes, size: int) -> float | None:
     times = max(1, size // len(data))
-    pieces = slices(data * times, _READ)
+    pieces = slices(data * times, _PIECE)
     run = Run(suite.subject, params, record=False)
     begun = time.thread_time()
     for piece in pieces:

@@ -7,10 +7,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from protoserve.testing.conformance_error import ConformanceError
+from protoserve.testing.conformance.error import ConformanceError
 
 if TYPE_CHECKING:
-    from protoserve.testing.conformance_run import Run
+    from protoserve.testing.conformance.run import Run
 
 _LOOKS: Final = 8
 """How often it looks while the time passes."""

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from protoserve.protocol import HOLD, MessageParser
-from protoserve.testing.conformance_error import ConformanceError, NotTried
-from protoserve.testing.conformance_run import Outcome, Run, difference, drive
-from protoserve.testing.conformance_suite import (
+from protoserve.testing.conformance.error import ConformanceError, NotTried
+from protoserve.testing.conformance.run import Outcome, Run, difference, drive, drive_run
+from protoserve.testing.conformance.suite import (
     Sample,
     Suite,
     cut,
@@ -20,6 +20,8 @@ from protoserve.testing.conformance_suite import (
 _MOST_PLACES: Final = 1024
 _MOST_PAIRS: Final = 144
 _MOST_JOINED: Final = 64 * 1024
+_READ: Final = 64 * 1024
+"""What the engine reads at once."""
 _RANDOM: Final = 20
 _BYTES_ALONE: Final = 16 * 1024
 """Of longer input, more than a byte is fed at once."""
@@ -62,27 +64,67 @@ def check_separate(suite: Suite) -> str:
             for run, its in zip(runs, pieces, strict=True):
                 if turn < len(its):
                     _feed(run, its[turn], remedy)
-        for run, expected in zip(runs, alone, strict=True):
-            partial = run.partial() if run.fault is None else None
-            run.end()
-            run.close()
-            if details := difference(run.outcome(partial), expected):
-                raise ConformanceError(
-                    "connections share state: two parsers, fed in turns, give what one alone "
-                    "does not",
-                    fed=run.fed,
-                    details=[*details, f"to the other: {runs[run is runs[0]].fed!r}"],
-                    remedy=remedy,
-                )
+        _compare_separate(runs, alone, "fed in turns", remedy)
+        runs = (Run(suite.subject), Run(suite.subject))
+        for run, its in zip(runs, pieces, strict=True):
+            _feed(run, b"".join(its), remedy, take=False)
+        for run in runs:
+            _feed(run, b"", remedy)
+        _compare_separate(runs, alone, "fed, and only then asked", remedy)
+    _one_after_another(suite, remedy)
     return ""
 
 
-def _feed(run: Run, piece: bytes, remedy: str) -> None:
+def _compare_separate(
+    runs: Sequence[Run], alone: Sequence[Outcome], how: str, remedy: str
+) -> None:
+    for run, expected in zip(runs, alone, strict=True):
+        partial = run.partial() if run.fault is None else None
+        run.end()
+        run.close()
+        if details := difference(run.outcome(partial), expected):
+            raise ConformanceError(
+                f"connections share state: two parsers, {how}, give what one alone does not",
+                fed=run.fed,
+                details=[*details, f"to the other: {runs[run is runs[0]].fed!r}"],
+                remedy=remedy,
+            )
+
+
+def _one_after_another(suite: Suite, remedy: str) -> None:
+    """What one connection came to is nothing to the next."""
+    first = suite.samples[0]
+    for data in [b"", *(sample.data[:-1] for sample in suite.samples), *_spoiled(suite)]:
+        run = Run(suite.subject)
+        try:
+            run.feed(data)
+            run.close()
+        except ConformanceError:
+            continue  # other checks say what is wrong with one alone
+        again = Run(suite.subject)
+        _feed(again, first.data, f"Before it, {data!r} was fed to another, and closed. {remedy}")
+        partial = again.partial() if again.fault is None else None
+        again.end()
+        again.close()
+        if details := difference(again.outcome(partial), first.outcome):
+            raise ConformanceError(
+                "connections share state: one, after another has closed, gives what it did not "
+                "before",
+                fed=again.fed,
+                details=[*details, f"to the other, before: {run.fed!r}"],
+                remedy=remedy,
+            )
+
+
+def _feed(run: Run, piece: bytes, remedy: str, *, take: bool = True) -> None:
     try:
-        run.feed(piece)
+        if piece:
+            run.feed(piece, take=take)
+        else:
+            run.drain()
     except ConformanceError as error:
         raise ConformanceError(
-            f"{error.fault}, while another connection was fed in turns",
+            f"{error.fault}, while there was another connection",
             fed=error.fed,
             details=error.details,
             remedy=f"{error.remedy} {remedy}",
@@ -155,15 +197,20 @@ def check_order(suite: Suite) -> str:
         data = b"".join(sample.data for sample in chain)
         expected = suite.joined(chain)
         for pieces in ([data], [sample.data for sample in chain]):
-            _compare_order(suite, pieces, expected)
+            run = _compare_order(suite, pieces, expected)
+            run.check_unchanged()
+    if size := sum(len(sample.data) for sample in joinable):
+        chains.append(joinable * max(1, _READ // size))
+        data = b"".join(sample.data for sample in chains[-1])
+        _compare_order(suite, [data], suite.joined(chains[-1]))
     return f"{len(chains)} pipelines"
 
 
-def _compare_order(suite: Suite, pieces: Sequence[bytes], expected: Outcome) -> None:
-    outcome = drive(suite.subject, pieces)
+def _compare_order(suite: Suite, pieces: Sequence[bytes], expected: Outcome) -> Run:
+    run, outcome = drive_run(suite.subject, pieces)
     details = difference(outcome, expected)
     if not details:
-        return
+        return run
     if sorted(map(repr, outcome.events)) == sorted(map(repr, expected.events)):
         raise ConformanceError(
             "messages come out in another order than they came in",
@@ -233,7 +280,13 @@ def check_leftover(suite: Suite) -> str:
     """What an upgrade goes on with is what was fed and is in no message."""
     if type(Run(suite.subject).parser).leftover is MessageParser.leftover:
         raise NotTried("leftover is not overridden: this protocol is never left")
-    tails = [b"", b"\x16\x03\x01\x00\xa5tail", suite.samples[0].data]
+    tails = [
+        b"",
+        b"\x16\x03\x01\x00\xa5tail",
+        suite.samples[0].data,
+        b"\r\n \0",  # what may be skipped between messages
+        bytes(range(256)) * 4,
+    ]
     for sample in suite.samples:
         if HOLD in sample.outcome.events[:-1]:
             continue  # what follows in it is its own
@@ -269,33 +322,32 @@ def _compare_leftover(suite: Suite, pieces: Sequence[bytes], tail: bytes) -> Non
 
 def check_ends(suite: Suite) -> str:
     """The peer may end its side at any place: no call fails, hangs or repeats itself."""
-    number = 0
+    cases: list[tuple[bytes, bytes, int]] = []
     for sample in suite.samples:
-        for place in (0, *places(len(sample.data), _MOST_PLACES), len(sample.data)):
-            number += 1
-            run = Run(suite.subject)
-            run.feed(sample.data[:place])
-            before = run.count
-            run.end()
-            if place == len(sample.data) and before and run.count > before:
-                raise run.broken(
-                    f"the end of the connection makes another message: {run.messages[-1]!r}",
-                    "In feed_eof, complete a message only where part of one is held.",
-                )
-            run.close()
-    return f"{number} places"
+        data = sample.data
+        cases += [(b"", data, place) for place in (0, *places(len(data), _MOST_PLACES), len(data))]
+    for first in suite.joinable[:1]:
+        for sample in suite.samples:
+            cases += [(first.data, sample.data, place) for place in places(len(sample.data), 32)]
+    for before, data, place in cases:
+        run = Run(suite.subject)
+        run.feed(before + data[:place])
+        count = run.count
+        run.end()
+        if place == len(data) and count and run.count > count:
+            raise run.broken(
+                f"the end of the connection makes another message: {run.messages[-1]!r}",
+                "In feed_eof, complete a message only where part of one is held.",
+            )
+        run.close()
+    return f"{len(cases)} places"
 
 
 def check_faults(suite: Suite) -> str:
     """Input that is spoiled leads to messages or to an error that stays."""
-    source = suite.random()
-    spoiled = [bytes([byte]) * 64 for byte in (0, 255, 10, 13, 32, 48, 97)]
-    for sample in suite.samples:
-        data = sample.data[:4096]
-        for change in (_replaced, _removed, _inserted) * 12:
-            spoiled.append(change(data, source.randrange(len(data)), source.randrange(256)))
+    spoiled = _spoiled(suite)
     faults = 0
-    for data in [*suite.refused, *sorted(spoiled, key=len)]:
+    for data in spoiled:
         run = Run(suite.subject)
         run.feed(data)
         if run.fault is not None:
@@ -303,7 +355,18 @@ def check_faults(suite: Suite) -> str:
             run.feed(suite.samples[0].data)
             run.end()
         run.close()
-    return f"{faults} of {len(spoiled) + len(suite.refused)} refused"
+    return f"{faults} of {len(spoiled)} refused"
+
+
+def _spoiled(suite: Suite) -> list[bytes]:
+    """Input that may be wrong: what must be refused, and samples with a byte changed."""
+    source = suite.random()
+    spoiled = [bytes([byte]) * 64 for byte in (0, 255, 10, 13, 32, 48, 97)]
+    for sample in suite.samples:
+        data = sample.data[:4096]
+        for change in (_replaced, _removed, _inserted) * 12:
+            spoiled.append(change(data, source.randrange(len(data)), source.randrange(256)))
+    return [*suite.refused, *sorted(spoiled, key=len)]
 
 
 def _replaced(data: bytes, place: int, byte: int) -> bytes:

@@ -40,13 +40,18 @@ class ConformanceError(AssertionError):
         lines = [f"{self.check}: {self.fault}" if self.check else self.fault]
         if self.fed:
             lines.append(f"  fed:  {pieces_as_text(self.fed)}")
-        lines += [f"  {detail}" for detail in self.details]
+        lines += [f"  {_shortened(detail)}" for detail in self.details]
         lines.append(f"  {self.remedy}")
         return "\n".join(lines)
 
 
 class NotTried(Exception):  # noqa: N818 - no error
     """Raised by a check that does not apply; says why."""
+
+
+def _shortened(text: str) -> str:
+    """Of a long text the beginning and the end."""
+    return text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]} ... {text[-_SHOWN:]}"
 
 
 def bytes_as_text(data: bytes) -> str:

@@ -1,8 +1,4 @@
-"""The conformance suite: does a protocol keep its contract with the engine?
-
-Nothing here opens a socket. Parsers are driven as the engine drives them, with the samples that
-the caller gives, cut, joined, spoiled and made endless.
-"""
+"""The properties, and how they are gone through."""
 
 from __future__ import annotations
 
@@ -12,10 +8,10 @@ from typing import Any, Final
 
 from protoserve.errors import ConfigError
 from protoserve.protocol import MessageOut, MessageParser, ProtocolSpec
-from protoserve.testing.conformance_error import ConformanceError, NotTried
-from protoserve.testing.conformance_garbage import check_garbage, require_hypothesis
-from protoserve.testing.conformance_limits import check_limit, check_linear
-from protoserve.testing.conformance_parsers import (
+from protoserve.testing.conformance.error import ConformanceError, NotTried
+from protoserve.testing.conformance.garbage import check_garbage, require_hypothesis
+from protoserve.testing.conformance.limits import check_limit, check_linear
+from protoserve.testing.conformance.parsers import (
     check_ends,
     check_faults,
     check_leftover,
@@ -26,12 +22,10 @@ from protoserve.testing.conformance_parsers import (
     check_separate,
     check_splits,
 )
-from protoserve.testing.conformance_replies import check_replies
-from protoserve.testing.conformance_run import Subject
-from protoserve.testing.conformance_suite import Suite
-from protoserve.testing.conformance_watch import Stuck, Watch
-
-__all__ = ["CHECKS", "CheckResult", "ConformanceError", "check_protocol", "check_results"]
+from protoserve.testing.conformance.replies import check_replies
+from protoserve.testing.conformance.run import Subject
+from protoserve.testing.conformance.suite import Suite
+from protoserve.testing.conformance.watch import Stuck, Watch
 
 EXAMPLES: Final = 200
 CALL_LIMIT: Final = 5.0

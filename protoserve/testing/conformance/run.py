@@ -12,9 +12,9 @@ from protoserve.errors import ProtocolError
 from protoserve.kernel.incoming import IncomingStream
 from protoserve.params import ServerParams
 from protoserve.protocol import HOLD, NEED_DATA, Arriving, Feedback, MessageParser, ProtocolSpec
-from protoserve.testing.conformance_error import ConformanceError
-from protoserve.testing.conformance_messages import Judged, Seen, seen
-from protoserve.testing.conformance_watch import Watch
+from protoserve.testing.conformance.error import ConformanceError
+from protoserve.testing.conformance.messages import Judged, Seen, seen
+from protoserve.testing.conformance.watch import Watch
 
 _BUFFERS: Final = (bytes, bytearray, memoryview)
 _TRIES: Final = 3
@@ -119,6 +119,7 @@ class Run:
         self.messages: list[Any] = []
         self.count = 0
         """Messages so far."""
+        self._returned: list[tuple[Any, Any]] = []
         self.fault: ProtocolError | None = None
         self.held = False
         """``HOLD`` came, and with ``stays`` nothing was asked since."""
@@ -145,6 +146,7 @@ class Run:
                 )
             self.events.clear()
             self.messages.clear()
+            self._returned.clear()
             self.count = 0
 
     def broken(self, fault: str, remedy: str, *details: str) -> ConformanceError:
@@ -153,8 +155,9 @@ class Run:
 
     # -- what the engine does --------------------------------------------------------------
 
-    def feed(self, data: bytes) -> None:
-        """Bytes come in, at least one, and all messages are taken out."""
+    def feed(self, data: bytes, *, take: bool = True) -> None:
+        """Bytes come in, at least one, and all messages are taken out; without ``take``, later:
+        the engine leaves them there while many wait."""
         if not data:
             return
         self.fed.append(data)
@@ -166,7 +169,8 @@ class Run:
                 f"feed raised a ProtocolError ({error})",
                 "Keep it, and raise it in next_message, once the messages before are returned.",
             ) from error
-        self.drain()
+        if take:
+            self.drain()
 
     def end(self) -> None:
         """The peer ends its side."""
@@ -222,10 +226,30 @@ class Run:
             return data
         raise self.broken(f"leftover returned {type(data).__name__}", "It must return bytes.")
 
+    @property
+    def streaming(self) -> bool:
+        """Whether a body has not come to its end."""
+        return self._stream is not None
+
     def outcome(self, partial: bool | None) -> Outcome:
         """What came of it."""
         fault = None if self.fault is None else bytes(self.fault.reply)
         return Outcome(self.events, fault, partial)
+
+    def check_unchanged(self) -> None:
+        """Messages are still what they were when they came: their handlers may have them yet."""
+        if self._subject.same is not None:
+            return
+        for message, event in self._returned:
+            later = self._tell(message)
+            if event != later:
+                raise self.broken(
+                    "a message has changed after it was returned",
+                    "What a message holds must be its own, not what the next is made in: "
+                    "bytes(...), or a new list for each.",
+                    f"was: {event!r}",
+                    f"is:  {later!r}",
+                )
 
     def drain(self) -> None:
         """Take messages until there are none."""
@@ -310,7 +334,9 @@ class Run:
             request = message
             if self._record:
                 self.messages.append(message)
-                self._note(self._tell(message))
+                told = self._tell(message)
+                self._returned.append((message, told))
+                self._note(told)
         if self._subject.handle is not None:
             self._subject.handle(self.parser, request)
         self._pull()

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any, Final
 
 from protoserve.kernel.incoming import IncomingStream
-from protoserve.testing.conformance_error import ConformanceError
+from protoserve.testing.conformance.error import ConformanceError
 
 _DEEPEST: Final = 8
 
@@ -43,8 +43,9 @@ class Judged:
         return repr(self.message)
 
 
-def seen(value: Any, depth: int = 0) -> Any:
-    """Something that compares equal where nobody can tell two values apart."""
+def seen(value: Any, above: tuple[int, ...] = ()) -> Any:
+    """Something that compares equal where nobody can tell two values apart. ``above``: the ids
+    of what it is in."""
     if value is None or isinstance(value, (int, str, bytes, Enum)):
         return value
     if isinstance(value, (bytearray, memoryview)):
@@ -54,31 +55,34 @@ def seen(value: Any, depth: int = 0) -> Any:
     if isinstance(value, IncomingStream):
         return "a body that streams in"
     kind = type(value)
-    if depth > _DEEPEST or isinstance(value, type) or inspect.isroutine(value):
+    if len(above) > _DEEPEST or isinstance(value, type) or inspect.isroutine(value):
         return kind.__qualname__
+    if id(value) in above:  # such as the parent of a child
+        return f"{kind.__qualname__}, {above[::-1].index(id(value)) + 1} above"
+    above = (*above, id(value))
     if isinstance(value, Mapping):
-        pairs = ((seen(k, depth + 1), seen(v, depth + 1)) for k, v in value.items())
+        pairs = ((seen(k, above), seen(v, above)) for k, v in value.items())
         return Seen(kind.__qualname__, tuple(pairs))
     if isinstance(value, (list, tuple, deque)):
-        return [seen(item, depth + 1) for item in value]
+        return [seen(item, above) for item in value]
     if isinstance(value, Set):
-        return sorted((seen(item, depth + 1) for item in value), key=repr)
+        return sorted((seen(item, above) for item in value), key=repr)
     if is_dataclass(value):
-        parts = ((f.name, seen(getattr(value, f.name, None), depth + 1)) for f in fields(value))
+        parts = ((f.name, seen(getattr(value, f.name, None), above)) for f in fields(value))
         return Seen(kind.__qualname__, tuple(parts))
     if _defines(kind, "__eq__"):
         return value
-    return _seen_object(value, depth)
+    return _seen_object(value, above)
 
 
-def _seen_object(value: Any, depth: int) -> Any:
+def _seen_object(value: Any, above: tuple[int, ...]) -> Any:
     kind = type(value)
     names = dict.fromkeys(_names(kind))
     names.update(dict.fromkeys(name for name in getattr(value, "__dict__", ()) if name[0] != "_"))
     parts: list[tuple[str, Any]] = []
     for name in names:
         try:
-            parts.append((name, seen(getattr(value, name), depth + 1)))
+            parts.append((name, seen(getattr(value, name), above)))
         except ConformanceError:
             raise
         except Exception as error:  # of a property; or nothing is there
@@ -87,7 +91,7 @@ def _seen_object(value: Any, depth: int) -> Any:
         return Seen(kind.__qualname__, tuple(parts))
     if _defines(kind, "__repr__"):
         return repr(value)
-    if depth:
+    if len(above) > 1:
         return kind.__qualname__
     raise ConformanceError(
         f"two requests of class {kind.__qualname__} cannot be compared: it has no equality and "

@@ -15,9 +15,9 @@ from protoserve.kernel.service import CommService
 from protoserve.kernel.session import CommSession
 from protoserve.kernel.transport import Transport
 from protoserve.protocol import HOLD, MessageParser, ProtocolSpec
-from protoserve.testing.conformance_error import ConformanceError
-from protoserve.testing.conformance_run import described
-from protoserve.testing.conformance_suite import Suite
+from protoserve.testing.conformance.error import ConformanceError
+from protoserve.testing.conformance.run import described
+from protoserve.testing.conformance.suite import Suite
 from protoserve.testing.memory import MemoryEngine, connection_of
 
 _BUFFERS: Final = (bytes, bytearray, memoryview)
