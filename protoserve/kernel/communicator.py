@@ -249,7 +249,8 @@ class Communicator:
                         break
                     if threads is not None and threads.full and entry.wait_for_thread():
                         break
-                    now = hand_over_collected(entry, now)
+                    if (now := hand_over_collected(entry, now)) == ANOTHER_PUMPS:
+                        return
                     continue
                 stream = exchanges.stream
                 if stream is None or stream.busy or life.rung >= SHUT:
