@@ -228,7 +228,6 @@ class Communicator:
         requests = reads = pulls = 0
         now = turn_end = 0.0
         others = exchanges.others
-        limit = output.limit
         threads = self.threads
         poller = self.poller
         while True:
@@ -272,9 +271,9 @@ class Communicator:
                 pulls += 1
                 poller.now = now = stream.take(now)
                 continue
-            if output.size >= limit:
+            if output.size >= output.limit:
                 output.flush(entry)
-                if output.size >= limit or life.rung >= SHUT:
+                if output.size >= output.limit or life.rung >= SHUT:
                     if not output.told_full:
                         stopped_reading(entry)
                     break
@@ -329,7 +328,7 @@ class Communicator:
         exchanges.pumping = False
         if life.rung < SHUT:
             if output.buffers or output.marks:
-                full = output.size >= limit
+                full = output.size >= output.limit
                 output.flush(entry)
                 if full and not output.buffers and intake.more:
                     entry.resume_later()  # no edge will come for this room
