@@ -472,7 +472,7 @@ class Communicator:
             if not exchanges.awaits(session):
                 entry.lock.release()
                 raise UsageError("the reply is on its way already; push before it")
-            exchanges.pushed_for = exchanges.seq
+            exchanges.push(session)
         # What awaits its reply is still answered, though another's reply was the last.
         if entry.life.cut or (session is None and entry.life.rung >= LAST):
             entry.lock.release()

@@ -359,3 +359,27 @@ def test_a_handler_that_returns_while_another_thread_goes_on_leaves_it_the_conne
     service.of("c").reply()
     engine.run()
     assert bytes(peer.received) == f"a\n{line}\nc\n".encode()
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+@pytest.mark.parametrize("answered", [False, True])
+def test_an_end_after_a_part_of_a_reply_is_a_reset(
+    engine: MemoryEngine, in_flight: int, answered: bool
+) -> None:
+    service = WordService(later, in_flight=in_flight)
+    peer = engine.connect(service)
+    peer.send(b"a\nb\n")
+    engine.run()
+    conn = connection_of(service)
+    a = service.of("a")
+    assert conn.communicator.push(conn.entry, b"a part, ", a)
+    if answered:
+        a.reply()
+    if in_flight > 1:
+        service.of("b").reply()
+    engine.run()
+    conn.close()
+    engine.run()
+    assert peer.received.startswith(b"a part, ")
+    assert peer.closed
+    assert peer.aborted is not answered
