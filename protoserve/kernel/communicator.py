@@ -220,7 +220,6 @@ class Communicator:
         requests = reads = pulls = 0
         now = turn_end = 0.0
         others = exchanges.others
-        limit = output.limit
         threads = self.threads
         poller = self.poller
         while True:
@@ -241,7 +240,8 @@ class Communicator:
                         break
                     if threads is not None and threads.full and entry.wait_for_thread():
                         break
-                    now = hand_over_collected(entry, now)
+                    if (now := hand_over_collected(entry, now)) == ANOTHER_PUMPS:
+                        return
                     continue
                 stream = exchanges.stream
                 if stream is None or stream.busy or life.rung >= SHUT:
@@ -263,9 +263,9 @@ class Communicator:
                 pulls += 1
                 poller.now = now = stream.take(now)
                 continue
-            if output.size >= limit:
+            if output.size >= output.limit:
                 output.flush(entry)
-                if output.size >= limit or life.rung >= SHUT:
+                if output.size >= output.limit or life.rung >= SHUT:
                     if not output.told_full:
                         stopped_reading(entry)
                     break
@@ -322,7 +322,7 @@ class Communicator:
             if output.buffers or output.marks:
                 if requests and self.corked.take(entry, now):
                     return
-                full = output.size >= limit
+                full = output.size >= output.limit
                 output.flush(entry)
                 if full and not output.buffers and intake.more:
                     entry.resume_later()  # no edge will come for this room
@@ -466,7 +466,7 @@ class Communicator:
             if not exchanges.awaits(session):
                 entry.lock.release()
                 raise UsageError("the reply is on its way already; push before it")
-            exchanges.pushed_for = exchanges.seq
+            exchanges.push(session)
         # What awaits its reply is still answered, though another's reply was the last.
         if entry.life.cut or (session is None and entry.life.rung >= LAST):
             entry.lock.release()

@@ -225,12 +225,12 @@ def linger(entry: CommConnEntry) -> None:
 
 
 def hurry(entry: CommConnEntry) -> None:
-    """The service stops: less time to end our side gently."""
-    deadline = entry.deadline
-    end = entry.communicator.poller.time() + STOP_DRAIN_TIME
-    if deadline.send_by is not None:
-        deadline.send_by = min(deadline.send_by, end)
-    deadline.arm(LINGER, min(deadline.at, end))
+    """The service stops: less time to end our side gently. A reset waits as long as otherwise:
+    it would drop what the peer has not got."""
+    if not entry.life.reset:
+        deadline = entry.deadline
+        end = entry.communicator.poller.time() + STOP_DRAIN_TIME
+        deadline.arm(LINGER, min(deadline.at, end))
 
 
 def break_off(entry: CommConnEntry) -> None:

@@ -122,6 +122,7 @@ class CommConnEntry:
             bool(self.output.buffers)
             or exchanges.pieces_begun
             or (exchanges.session is not None and exchanges.pushed_for == exchanges.seq)
+            or bool(exchanges.pushed_by)
         )
 
     def receive(self) -> None:

@@ -70,6 +70,7 @@ class Exchanges:
         "others",
         "posted",
         "pumping",
+        "pushed_by",
         "pushed_for",
         "replies",
         "running",
@@ -109,6 +110,8 @@ class Exchanges:
         """What is to be closed then."""
         self.pushed_for = 0
         """``seq`` when a handler last pushed a part of its reply."""
+        self.pushed_by: set[CommSession] | None = None
+        """Of others, who have pushed a part of theirs."""
         self.upgrade: CommProtocol | None = None
         """What the connection speaks after the reply in hand."""
         self.pumping = False
@@ -161,8 +164,19 @@ class Exchanges:
             return True
         if self.others is not None and session in self.others:
             self.others.remove(session)
+            if self.pushed_by is not None:
+                self.pushed_by.discard(session)
             return True
         return False
+
+    def push(self, session: CommSession) -> None:
+        """It pushes a part of its reply."""
+        if self.others is None:
+            self.pushed_for = self.seq
+        elif self.pushed_by is None:
+            self.pushed_by = {session}
+        else:
+            self.pushed_by.add(session)
 
     def begin(self, session: CommSession) -> None:
         """Its handler is called, and may take its time: others are handed over meanwhile."""

@@ -296,10 +296,16 @@ class AsyncIteratorStream(Stream):
     def begin(self) -> bool:
         engine = self.entry.communicator.engine
         assert engine is not None
-        # In the request's context variables, of which the new task takes a copy.
-        self._cancel = self.session.call(
-            engine.run_coroutine, self._send(), self._ended, self.entry.service
-        )
+        sending = self._send()
+        try:
+            # In the request's context variables, of which the new task takes a copy.
+            self._cancel = self.session.call(
+                engine.run_coroutine, sending, self._ended, self.entry.service
+            )
+        except BaseException:  # the system has no thread for the loop
+            sending.close()
+            self.abandon()
+            raise
         if self.session.connection.closed:
             self._cancel()
         return True

@@ -15,7 +15,8 @@ class CoroutineTask(ResultTask[T], Generic[T]):
     """Runs a coroutine in an asyncio loop, and ends with what it returned or raised.
 
     The loop is that of the server where its handlers are coroutines, else one that all
-    such tasks share, in a thread of its own.
+    such tasks share, in a thread of its own. When the system has no thread to spare for that,
+    the task ends with ``RuntimeError``.
     """
 
     __slots__ = ("_cancel", "_coro", "_value")
@@ -42,7 +43,13 @@ class CoroutineTask(ResultTask[T], Generic[T]):
         series = self.series
         engine = series.engine
         runner = get_scheduler() if engine is None else engine
-        self._cancel = runner.run_coroutine(self._run(coro), self._ended, series.service)
+        running = self._run(coro)
+        try:
+            self._cancel = runner.run_coroutine(running, self._ended, series.service)
+        except Exception as error:  # the system has no thread for the loop
+            running.close()
+            self._ended(error)
+            return
         if self._canceled:
             self._cancel()
 

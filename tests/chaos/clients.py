@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 FAREWELLS = ("NO_REQUEST", "IDLE", "REQUEST_TOO_SLOW", "MADE_ROOM")
 _RESET = struct.pack("ii", 1, 0)
 
+_PROBES = tuple(
+    (getattr(socket, name), 1)
+    for name in ("TCP_KEEPIDLE", "TCP_KEEPALIVE", "TCP_KEEPINTVL")  # one is macOS' name
+    if hasattr(socket, name)
+)
+"""Seconds of silence after which the system asks whether the server's socket is there."""
+
 STEPS = ("end", "before", "request", "asked", "reply", "in-stream", "pushed", "pipeline", "unread")
 """Where a client leaves: at the end; before it said a byte; within a request; when it has
 asked; within a reply; within a streamed one; while it is pushed to; in a long pipeline; when
@@ -36,6 +43,18 @@ the handler waits, because it has read nothing for a while."""
 
 MANNERS = ("reset", "half-close", "close")
 """How: with SO_LINGER 0; by ending its own side, after which it gets what is due; at once."""
+
+
+def _probe(sock: socket.socket) -> None:
+    """Have a connection end that has no other side.
+
+    Linux drops the last packet of a handshake without a word where the listening socket is
+    closed at that moment: the client is connected, to nobody, and is not told before it sends
+    something. One that waits for a greeting does not.
+    """
+    for option, seconds in _PROBES:
+        sock.setsockopt(socket.IPPROTO_TCP, option, seconds)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 class Client:
@@ -82,6 +101,7 @@ class Client:
             return False
         with sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _probe(sock)
             dialogue = self._served.speech.dialogue(sock, run.abandoned.is_set)
             try:
                 self._play(dialogue)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import random
 import socket
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from servers import CHANNEL
 from work import ANSWERED, KINDS, LAST, STREAMS, answer
 
 PATIENCE = 20.0
 """Seconds without a byte after which a client counts as hanging."""
+
+_WAIT = 0.25
+"""Seconds of one wait."""
+
+T = TypeVar("T")
 
 _tokens = count()
 
@@ -85,35 +90,36 @@ class Dialogue:
 
     def fill(self) -> None:
         """Take what has arrived, or wait for it. Raises ``Ended``."""
-        end = time.monotonic() + PATIENCE
-        self.sock.settimeout(0.25)
-        while True:
-            try:
-                data = self.sock.recv(random.choice((100, 4096, 262_144)))
-            except TimeoutError:
-                if self._abandoned():
-                    raise Abandoned from None
-                if time.monotonic() > end:
-                    raise Hanging(f"nothing came for {PATIENCE:g} s") from None
-                continue
-            except OSError as error:
-                raise Ended(type(error).__name__, self._partial) from None
-            if not data:
-                raise Ended("EOF", self._partial)
-            self._held += data
-            self.heard = True
-            return
+        size = random.choice((100, 4096, 262_144))
+        try:
+            data = self._patiently(partial(self.sock.recv, size), "nothing came")
+        except OSError as error:
+            raise Ended(type(error).__name__, self._partial) from None
+        if not data:
+            raise Ended("EOF", self._partial)
+        self._held += data
+        self.heard = True
 
     def send(self, data: bytes) -> None:
         """Send it. No error when the server has ended the connection: reading tells whether
         it may have."""
-        self.sock.settimeout(PATIENCE)
         try:
-            self.sock.sendall(data)
-        except TimeoutError:
-            raise Hanging(f"nothing was taken for {PATIENCE:g} s") from None
+            while data:
+                data = data[self._patiently(partial(self.sock.send, data), "nothing was taken") :]
         except ConnectionError:
             return
+
+    def _patiently(self, call: Callable[[], T], otherwise: str) -> T:
+        """Call it until it has not timed out. Waits are counted, and not the time: a machine
+        that was stopped meanwhile has stopped the server as well."""
+        self.sock.settimeout(_WAIT)
+        for _ in range(round(PATIENCE / _WAIT)):
+            try:
+                return call()
+            except TimeoutError:
+                if self._abandoned():
+                    raise Abandoned from None
+        raise Hanging(f"{otherwise} for {PATIENCE:g} s")
 
     def peek(self) -> None:
         """Wait until there is something to read."""

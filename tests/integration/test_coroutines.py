@@ -10,7 +10,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -869,3 +869,74 @@ def test_a_coroutine_that_would_stop_its_loop_to_wait_for_a_group_is_told(two_pl
     for said in ask(two_places, process, "/", "/later"):
         assert b"stops its loop" in said
         assert b"await the task itself" in said
+
+
+# -- a system without a thread for the loop ------------------------------------------------
+
+
+async def give_pieces() -> AsyncIterator[bytes]:
+    yield b"never sent"
+
+
+async def never_run() -> None:
+    raise AssertionError
+
+
+def reply_in_pieces(task: WFHttpTask) -> object:
+    task.resp.body = give_pieces()
+    return None
+
+
+def push_a_coroutine(task: WFHttpTask) -> object:
+    task.series.push_back(coroutine(never_run()))
+    return None
+
+
+def return_a_coroutine(task: WFHttpTask) -> object:
+    return never_run()
+
+
+@pytest.mark.parametrize("process", [reply_in_pieces, push_a_coroutine, return_a_coroutine])
+@pytest.mark.parametrize("watched", [False, True])
+def test_without_a_thread_for_the_loop_a_request_fails_and_the_server_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    process: Callable[[WFHttpTask], object],
+    watched: bool,
+) -> None:
+    begin = threading.Thread.start
+    ends: list[str] = []
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "protoserve-loop":
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    def handler(task: WFHttpTask) -> object:
+        if task.req.path == "/fine":
+            task.resp.write("fine")
+            return None
+        if watched:
+            task.set_callback(lambda task: ends.append(task.state.name))
+        return process(task)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    server = WFHttpServer(handler).start("127.0.0.1", 0)
+    with RawClient(server.address) as client:
+        statuses = [client.ask(target).status for target in ("/", "/", "/fine")]
+    assert server.stop() == 0
+    assert statuses == [500, 500, 200]
+    assert ends == ["SUCCESS"] * 2 * watched
+    assert "can't start new thread" in caplog.text
+
+
+def test_without_a_thread_for_the_loop_a_coroutine_ends_with_the_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    errors: list[BaseException | None] = []
+    monkeypatch.setattr(threading.Thread, "start", start)
+    coroutine(never_run(), lambda task: errors.append(task.exception)).start()
+    assert [str(error) for error in errors] == ["can't start new thread"]

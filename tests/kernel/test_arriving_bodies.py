@@ -9,7 +9,7 @@ import pytest
 from line_service import LineSession, later
 from word_service import WordParser, WordService
 
-from protoserve import HOLD, Arriving, ProtocolError
+from protoserve import HOLD, NEED_DATA, Arriving, ProtocolError
 from protoserve.testing import MemoryEngine, connection_of
 
 
@@ -204,6 +204,44 @@ def test_a_parser_that_holds_for_nothing_is_a_fault(
     engine.run()
     assert peer.eof
     assert "returned HOLD twice" in caplog.text
+
+
+class Holding(WordParser):
+    """Holds back after a body."""
+
+    def next_message(self) -> Any:
+        if self.stream is None or len(self.held) - self.at < self.left:
+            return super().next_message()
+        end = self.at + self.left
+        self.held, rest = self.held[:end], self.held[end:]
+        assert super().next_message() is NEED_DATA
+        self.held += rest
+        return HOLD
+
+
+@pytest.mark.parametrize("how", ["plain", "in pieces", "collected"])
+def test_the_limits_of_the_other_protocol_hold_at_once_after_an_upgrade(
+    engine: MemoryEngine, how: str
+) -> None:
+    def handler(session: LineSession) -> None:
+        session.connection.entry.exchanges.upgrade = other
+        session.reply(iter([b"up", b"\n"]) if how == "in pieces" else b"up\n")
+
+    service = WordService(handler, parser=Holding)
+    other = WordService(unsent_limit=10)
+    peer = engine.connect(service, room=0)
+    if how == "collected":
+        peer.send(b"whole 1 a\n")
+        engine.run()
+        peer.send(b"x" + b"b\n" * 50)
+    else:
+        peer.send(b"hold a\n" + b"b\n" * 50)
+    engine.run()
+    assert len(service.lines) == 1
+    assert other.lines == ["b"] * 4
+    peer.read()
+    engine.run()
+    assert bytes(peer.received) == b"up\n" + b"b\n" * 50
 
 
 # -- time ----------------------------------------------------------------------------------

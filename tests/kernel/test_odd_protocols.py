@@ -25,6 +25,7 @@ from protoserve import (
 from protoserve.events import LimitReached
 from protoserve.kernel.ending import evict
 from protoserve.kernel.readiness import GONE, READABLE
+from protoserve.kernel.waiting import stop_connection
 from protoserve.testing import MemoryEngine, connection_of
 
 
@@ -837,6 +838,38 @@ def test_input_while_a_broken_reply_is_under_way_makes_no_timers(engine: MemoryE
     assert len(engine.poller._timers) == before
     engine.advance(3)
     assert peer.aborted
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_a_stop_leaves_a_broken_reply_s_reset_its_time(
+    engine: MemoryEngine, stopping: bool
+) -> None:
+    """Whether it comes before or after: else the reply before would be lost."""
+
+    def pieces() -> Iterator[bytes]:
+        yield b"begun"
+        raise ValueError("a fault")
+
+    service = LineService(
+        lambda session: session.reply(pieces() if session.line == "broken" else b"good\n")
+    )
+    peer = engine.connect(service)
+    peer.under_way = 10
+    entry = connection_of(service).entry
+    peer.send(b"good\n")
+    engine.run()
+    if stopping:
+        service.stopping = True
+    peer.send(b"broken\n")
+    engine.run()
+    service.stopping = True
+    stop_connection(entry)
+    engine.advance(1)
+    assert not peer.closed
+    peer.under_way = 0
+    engine.advance(0.1)
+    assert peer.aborted
+    finish(engine, service)
 
 
 def test_a_broken_reply_s_reset_does_not_wait_for_ever(engine: MemoryEngine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -317,3 +318,68 @@ def test_a_request_that_stalls_behind_one_with_a_body_runs_out_of_time(
         assert bytes(peer.received) == b"body 2 a\nTIMEOUT\n"
         engine.advance(3)
         assert peer.closed
+
+
+@pytest.mark.parametrize("sent", [("b\n",), ("whole 1 b\n", "x")], ids=["plain", "collected"])
+def test_a_handler_that_returns_while_another_thread_goes_on_leaves_it_the_connection(
+    engine: MemoryEngine, sent: tuple[str, ...]
+) -> None:
+    """That one tells a session of its end, and nobody else does meanwhile."""
+    telling = threading.Event()
+    told = threading.Event()
+    order: list[str] = []
+
+    def on_result(session: LineSession) -> None:
+        if session.line == "a":
+            telling.set()
+            assert told.wait(60)
+        order.append(session.line)
+
+    def handler(session: LineSession) -> None:
+        if session.line == line:
+            other.start()
+            assert telling.wait(60)
+            session.reply()
+
+    service = WordService(handler, in_flight=3)
+    service.on_result = on_result
+    other = threading.Thread(target=lambda: service.of("a").reply())
+    line = sent[0].strip()
+    peer = engine.connect(service)
+    for data in ("a\n", *sent[:-1], sent[-1] + "c\n"):
+        peer.send(data.encode())
+        engine.run()
+    meanwhile = (service.lines, order[:])
+    told.set()
+    other.join()
+    engine.run()
+    assert meanwhile == (["a", line], [])
+    assert order == ["a", line]
+    assert service.lines == ["a", line, "c"]
+    service.of("c").reply()
+    engine.run()
+    assert bytes(peer.received) == f"a\n{line}\nc\n".encode()
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+@pytest.mark.parametrize("answered", [False, True])
+def test_an_end_after_a_part_of_a_reply_is_a_reset(
+    engine: MemoryEngine, in_flight: int, answered: bool
+) -> None:
+    service = WordService(later, in_flight=in_flight)
+    peer = engine.connect(service)
+    peer.send(b"a\nb\n")
+    engine.run()
+    conn = connection_of(service)
+    a = service.of("a")
+    assert conn.communicator.push(conn.entry, b"a part, ", a)
+    if answered:
+        a.reply()
+    if in_flight > 1:
+        service.of("b").reply()
+    engine.run()
+    conn.close()
+    engine.run()
+    assert peer.received.startswith(b"a part, ")
+    assert peer.closed
+    assert peer.aborted is not answered
