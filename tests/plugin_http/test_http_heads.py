@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from protoserve_http import fields
 from protoserve_http.faults import RequestError
 from protoserve_http.fields import Facts, HeaderBlock, is_host, persistence
 from protoserve_http.heads import (
@@ -197,26 +198,39 @@ LINES = st.lists(
 )
 
 
-@given(first=LINES, changes=st.lists(st.tuples(st.integers(0, 3), LINES), max_size=6))
-def test_what_the_block_before_had_the_same(
-    first: list[str], changes: list[tuple[int, list[str]]]
-) -> None:
-    """A block that takes over what it repeats is the one that was judged afresh."""
-    lines = first
-    before = None
+@given(blocks=st.lists(LINES, max_size=6))
+def test_what_is_remembered_of_lines(blocks: list[list[str]]) -> None:
+    """A block of lines that were there before is the one that was read afresh."""
     facts = [name for name in dir(Facts) if not name.startswith("_")]
     assert "offers_upgrade" in facts
-    for place, replacement in changes:
-        lines = [*lines[:place], *replacement[:1], *lines[place + 1 :]]
+    for lines in blocks:
         data = "".join(f"\r\n{line}" for line in lines).encode("latin-1")
-        block, fresh = HeaderBlock(data, before), HeaderBlock(data)
+        block = HeaderBlock(data)
+        fields._lines.clear()
+        fields._facts.clear()
+        fresh = HeaderBlock(data)
         for fact in facts:
             assert getattr(block.facts, fact) == getattr(fresh.facts, fact)
-        if place % 2:
-            assert list(block.headers.items()) == list(fresh.headers.items())
-        before = block
+        assert list(block.headers.items()) == list(fresh.headers.items())
+        wanted = [line.partition(":") for line in lines]
+        assert list(fresh.headers.items()) == [(n, v.strip(" \t")) for n, _, v in wanted]
 
 
 def test_what_is_repeated_is_not_judged_again() -> None:
     before = HeaderBlock(b"\r\nHost: a\r\nX: 1\r\nConnection: close")
-    assert HeaderBlock(b"\r\nHost: a\r\nX: 2\r\nConnection: close", before).facts is before.facts
+    assert HeaderBlock(b"\r\nHost: a\r\nX: 2\r\nConnection: close").facts is before.facts
+
+
+@pytest.mark.parametrize("name", [b"Cookie", b"authorization", b"Proxy-Authorization", b"X" * 300])
+def test_what_is_secret_or_long_is_not_kept(name: bytes) -> None:
+    line = name + b": remember me not"
+    assert not HeaderBlock(b"\r\nHost: a\r\n" + line).shared
+    assert line not in fields._lines
+    assert HeaderBlock(b"\r\nHost: a\r\nX-B: c").shared
+
+
+def test_no_more_lines_are_kept_than_there_is_room_for() -> None:
+    for number in range(3 * fields._REMEMBERED):
+        HeaderBlock(b"\r\nHost: h%d\r\nX-Number: %d" % (number, number))
+        assert len(fields._lines) <= fields._REMEMBERED
+        assert len(fields._facts) <= fields._REMEMBERED

@@ -11,6 +11,7 @@ from http_exchanges import every_byte, parse
 
 from protoserve import HOLD, NEED_DATA, Feedback, ProtocolError
 from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser
+from protoserve_http import parser as parser_module
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 EXPECT = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n"
@@ -353,11 +354,41 @@ class TestFastWay:
             assert outcome.error is None
             assert len(outcome.requests) == 2
 
-    def test_repeated_blocks_are_shared(self) -> None:
-        outcome = parse([GET, GET.replace(b"/ ", b"/2 "), GET.replace(b"a", b"b"), GET])
-        first, second, third, fourth = outcome.requests
-        assert second.headers is first.headers
-        assert [r.headers["Host"] for r in (third, fourth)] == ["b", "a"]
+    def test_repeated_heads_are_shared(self) -> None:
+        outcome = parse([GET, GET, GET, GET.replace(b"a", b"b"), GET])
+        _, second, third, fourth, fifth = outcome.requests
+        assert second.headers is third.headers is fifth.headers
+        assert [r.headers["Host"] for r in (second, fourth, fifth)] == ["a", "b", "a"]
+
+    def test_a_head_is_known_on_all_connections_and_changed_by_nobody(self) -> None:
+        head = GET[:-2] + b"X-Known: by all\r\n\r\n"
+        *_, first = parse([head, head]).requests
+        first.method, first.target = "PUT", "/changed"
+        first.headers = parse([GET]).requests[0].headers
+        first.body = b"changed"
+        [other] = parse([head]).requests
+        assert (other.method, other.target, other.body) == ("GET", "/", b"")
+        assert other.headers["X-Known"] == "by all"
+        pipelined = parse([3 * head + GET]).requests
+        assert [r.headers.get("X-Known") for r in pipelined] == ["by all"] * 3 + [None]
+
+    def test_a_head_with_secrets_is_not_kept(self) -> None:
+        head = GET[:-2] + b"Cookie: session=42\r\n\r\n"
+        assert [r.headers["Cookie"] for r in parse([head] * 3).requests] == ["session=42"] * 3
+        assert head not in parser_module._heads
+
+    def test_no_more_heads_are_kept_than_there_is_room_for(self) -> None:
+        for number in range(2 * parser_module._REMEMBERED):
+            head = GET.replace(b"/ ", b"/%d " % number)
+            assert [r.target for r in parse([head, head]).requests] == [f"/{number}"] * 2
+            assert len(parser_module._heads) <= parser_module._REMEMBERED
+
+    def test_blank_lines_between_known_requests_are_counted_anew(self) -> None:
+        blank = b"\r\n" * 1000
+        pieces = [GET, GET, *[blank, GET] * 6]
+        outcome = parse(pieces)
+        assert outcome.error is None
+        assert len(outcome.requests) == 8
 
     @pytest.mark.parametrize(
         "tail",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
-from operator import eq
 from typing import Final
 
 from multidict import CIMultiDict, CIMultiDictProxy, istr
@@ -50,15 +49,6 @@ _DECIDING_NAMES: Final = frozenset(
         b"upgrade",
     }
 )
-# Their lines, in lower case.
-_DECIDING: Final[re.Pattern[bytes]] = re.compile(
-    rb"\r\n((?:host|con(?:tent-length|nection)|transfer-encoding|expect|keep-alive|upgrade"
-    rb"|proxy-connection)?:[^\r]*)"
-)
-
-_MOST_CHANGES: Final = 3
-"""Lines that differ from those of the request before."""
-
 _COMMON: Final = (
     "Accept Accept-Charset Accept-Encoding Accept-Language Authorization Cache-Control "
     "Connection Content-Encoding Content-Length Content-Type Cookie DNT Date Expect Forwarded "
@@ -207,64 +197,94 @@ def _timeout(values: list[str]) -> float | None:
     return None
 
 
-def deciding_lines(block: bytes) -> list[bytes]:
-    """The lines of a block, in lower case, that ``Facts`` are made of."""
-    return _DECIDING.findall(block.lower())
+_SECRET_NAMES: Final = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
+"""Of lines that are not remembered."""
+
+_REMEMBERED_LINE: Final = 256
+"""Bytes of a line that is remembered, and of those that decide, together."""
+
+_REMEMBERED: Final = 2048
+"""Lines that are remembered at most, and as many facts: less than 2 MiB."""
+
+
+class Line:
+    """A header line: its name and value, and itself in lower case where it ``decides``.
+
+    Immutable, and shared by all requests of the process that have this line.
+    """
+
+    __slots__ = ("decides", "pair", "shared")
+
+    def __init__(self, line: bytes) -> None:
+        name, _, value = line.partition(b":")
+        text = name.decode("latin-1")
+        lower = name.lower()
+        self.pair = (_NAMES.get(text, text), value.strip(b" \t").decode("latin-1"))
+        self.decides = line.lower() if lower in _DECIDING_NAMES else b""
+        self.shared = len(line) <= _REMEMBERED_LINE and lower not in _SECRET_NAMES
+        """Whether it is remembered."""
+
+
+# What clients repeat, by all connections, from which no value is ever changed: threads at
+# worst do the same work twice.
+_lines: Final[dict[bytes, Line]] = {}
+_facts: Final[dict[bytes, Facts]] = {}
+
+
+def _read(line: bytes) -> Line:
+    found = Line(line)
+    if found.shared:
+        if len(_lines) >= _REMEMBERED:
+            _lines.clear()
+        _lines[line] = found
+    return found
+
+
+def _judge(deciding: list[bytes], text: bytes) -> Facts:
+    facts = Facts(deciding)
+    if len(text) <= _REMEMBERED_LINE:
+        if len(_facts) >= _REMEMBERED:
+            _facts.clear()
+        _facts[text] = facts
+    return facts
 
 
 class HeaderBlock:
     """The header fields of one request: ``block`` are their lines, each after CR LF.
 
-    Immutable. Clients on one connection mostly repeat the block of their request before,
-    byte for byte; such requests share one object.
+    Immutable. Clients mostly send lines that they, or others, have sent before: these are not
+    read again.
     """
 
-    __slots__ = ("_fields", "_headers", "_lines", "block", "facts")
+    __slots__ = ("_fields", "_headers", "block", "facts", "shared")
 
-    def __init__(self, block: bytes, before: HeaderBlock | None = None) -> None:
-        """``before``: of the request before it. What is the same there is not judged again."""
+    def __init__(self, block: bytes) -> None:
         self.block = block
         self._headers: CIMultiDictProxy[str] | None = None
-        self._fields: list[tuple[str, str]] | None = None
-        self._lines = lines = block.split(b"\r\n")
-        facts = None if before is None else self._take_over(lines, before)
-        self.facts: Facts = facts or Facts(deciding_lines(block))
-
-    def _take_over(self, lines: list[bytes], before: HeaderBlock) -> Facts | None:
-        """Take what the block before had the same; returns its facts where they are these."""
-        others = before._lines
-        if len(lines) != len(others):
-            return None
-        same = list(map(eq, lines, others))
-        changes = same.count(False)
-        if changes > _MOST_CHANGES:
-            return None
-        fields = before._fields
-        if fields is not None:
-            fields = fields.copy()
-        facts: Facts | None = before.facts
-        index = 0
-        for _ in range(changes):
-            index = same.index(False, index + 1)
+        self.shared = True
+        """Whether all of it may be remembered."""
+        fields: list[tuple[str, str]] = []
+        deciding: list[bytes] = []
+        known = _lines
+        lines = block.split(b"\r\n")
+        for index in range(1, len(lines)):
             line = lines[index]
-            name, colon, rest = line.partition(b":")
-            if name.lower() in _DECIDING_NAMES or not others[index].startswith(name + colon):
-                facts = None
-            if fields is not None:
-                text = fields[index - 1][0]
-                if facts is None:
-                    text = name.decode("latin-1")
-                fields[index - 1] = (text, rest.strip(b" \t").decode("latin-1"))
+            found = known.get(line)
+            if found is None:
+                found = _read(line)
+                if not found.shared:
+                    self.shared = False
+            fields.append(found.pair)
+            if found.decides:
+                deciding.append(found.decides)
         self._fields = fields
-        return facts
+        text = b"\r\n".join(deciding)
+        self.facts: Facts = _facts.get(text) or _judge(deciding, text)
 
     @property
     def headers(self) -> CIMultiDictProxy[str]:
         """They as a mapping, which is made when it is first looked at."""
         headers = self._headers
         if headers is None:
-            fields = self._fields
-            if fields is None:
-                fields = self._fields = split_fields(self.block)
-            headers = self._headers = CIMultiDictProxy(CIMultiDict(fields))
+            headers = self._headers = CIMultiDictProxy(CIMultiDict(self._fields))
         return headers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from typing import Final, TypeAlias
 
 import httptools
@@ -49,15 +48,16 @@ MAX_BLANK: Final = 4 * 1024
 CONTINUE: Final = Feedback(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 _FAST_SIZE: Final = 64 * 1024
-_REMEMBERED_BLOCK: Final = 4 * 1024  # a larger one is not kept with an idle connection
-_REMEMBERED_LINE: Final = 1024
+_REMEMBERED_HEAD: Final = 1024
+"""Bytes of a head that is remembered."""
+
+_REMEMBERED: Final = 512
+"""Heads that are remembered at most: about 1 MiB, with the mappings that were made of them."""
+
 _TOO_LARGE: Final = "the request is larger than the server allows"
 
 _LARGE_PIECE: Final = 4 * 1024  # of a body; smaller ones do not wait as objects of their own
 
-_NO_FIELDS: Final = HeaderBlock(b"")
-
-_NO_LINE: Final = b"\r\n"  # which no line has in it
 _VERSIONS: Final = frozenset({"HTTP/1.1", "HTTP/1.0"})
 
 _LATER: Final = re.compile(rb"HTTP/1\.[2-9]")
@@ -74,6 +74,11 @@ HELD: Final = 6
 _ASK_AGAIN: Final = ProtocolError("")
 """In place of an error, while it is held: what follows may be another protocol's."""
 
+
+_heads: Final[dict[bytes, tuple[str, str, HeaderBlock]]] = {}
+"""Heads of plain requests without a body that a client has sent twice in a row, each with its
+method, target and fields. Nothing in it is changed, and all of it is cleared when it is full:
+threads at worst do the same work twice."""
 
 Message: TypeAlias = HttpRequest | NeedData | Feedback | Hold | Arriving[HttpRequest]
 """What a parser says."""
@@ -106,10 +111,8 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         "_fast_size",
         "_head",
         "_heads",
-        "_last",
         "_left",
         "_limit",
-        "_line",
         "_line_feeds",
         "_parser",
         "_ready",
@@ -117,10 +120,9 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         "_rest",
         "_section",
         "_seen",
-        "_seen_line",
         "_state",
+        "_taken",
         "_used",
-        "_words",
     )
 
     _collects: bool = True
@@ -130,15 +132,11 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         limit = params.request_size_limit
         self._limit = limit
         self._fast_size = _FAST_SIZE if limit is None else min(_FAST_SIZE, limit)
-        self._ready: deque[HttpRequest | Feedback | Hold | Arriving[HttpRequest]] = deque()
+        self._ready: list[HttpRequest | Feedback | Hold | Arriving[HttpRequest]] = []
+        self._taken = 0  # of those
         self._error: ProtocolError | None = None
         self._heads = 0  # that llhttp saw the end of
-        # What clients repeat is not judged again: the request line, and lines of the block.
-        self._line = _NO_LINE
-        self._words: list[str] = []
-        self._last = _NO_FIELDS
-        self._seen = b""  # the last request, when it was a head and nothing else
-        self._seen_line = ("", "")
+        self._seen = 0  # the hash of the last head
         self._state = _LINE
         self._head = b""  # the request line, or what is there of it
         self._section = b""  # field lines, after the line end before them
@@ -173,16 +171,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         if self._state == _LINE and not self._head:
             size = len(data)
             if size <= self._fast_size:
-                seen = self._seen
-                if seen:
-                    # Byte for byte the request before, as polling clients and probes send it:
-                    # llhttp's judgement stands.
-                    while data.startswith(seen, pos):
-                        method, target = self._seen_line
-                        self._ready.append(HttpRequest(method, target, self._last, True))
-                        pos += len(seen)
-                if pos < size:
-                    pos = self._take_plain(data, pos)
+                pos = self._take_quickly(data, size)
                 if pos == size:
                     return
         try:
@@ -193,7 +182,13 @@ class HttpRequestParser(MessageParser[HttpRequest]):
     def next_message(self) -> Message:
         """The next request, or ``100 Continue`` for one whose body is awaited."""
         if self._ready:
-            return self._ready.popleft()
+            ready = self._ready
+            message = ready[self._taken]
+            self._taken += 1
+            if self._taken == len(ready):
+                self._ready = []
+                self._taken = 0
+            return message
         if self._error is not None:
             if self._error is not _ASK_AGAIN:
                 raise self._error.with_traceback(None)
@@ -231,6 +226,39 @@ class HttpRequestParser(MessageParser[HttpRequest]):
 
     # -- the fast way ------------------------------------------------------------------
 
+    def _take_quickly(self, data: bytes, size: int) -> int:
+        """Take what ``data`` begins with and the fast way can take; returns how much that is.
+
+        A head that some client has repeated byte for byte, as those do that poll and probe, is
+        known by all connections: llhttp's judgement stands."""
+        end = data.find(b"\r\n\r\n") + 4
+        if not 4 < end <= _REMEMBERED_HEAD:
+            return self._take_plain(data, 0)
+        head = data if end == size else data[:end]
+        known = _heads.get(head)
+        if known is not None:
+            method, target, block = known
+            self._blank = pos = 0
+            while data.startswith(head, pos):
+                self._ready.append(HttpRequest(method, target, block, True))
+                pos += end
+            return pos if pos == size else self._take_plain(data, pos)
+        before, self._seen = self._seen, hash(head)
+        place = len(self._ready)
+        pos = self._take_plain(data, 0)
+        if self._seen == before and pos >= end and len(self._ready) > place:
+            first = self._ready[place]
+            if (
+                type(first) is HttpRequest
+                and first.keep_alive
+                and not first._block.facts.length
+                and first._block.shared
+            ):
+                if len(_heads) >= _REMEMBERED:
+                    _heads.clear()
+                _heads[head] = (first.method, first.target, first._block)
+        return pos
+
     def _take_plain(self, data: bytes, start: int) -> int:
         """Take the plain requests at ``data[start:]``: those with nothing to judge. Returns
         where what is left to the careful way begins."""
@@ -243,14 +271,11 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             if end < 0:
                 break
             line_end = data.find(b"\r\n", pos)
-            line = data[pos:line_end]
-            words = self._words if line == self._line else self._split_line(line)
+            words = self._split_line(data[pos:line_end])
             if words is None:
                 break
             block = data[line_end:end]
-            fields = self._last
-            if fields.block != block:
-                fields = self._parse_block(block)
+            fields = HeaderBlock(block)
             facts = fields.facts
             # Each takes four bytes at least, so that few blocks are counted.
             if not facts.plain or (
@@ -292,17 +317,8 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             facts = begun._block.facts
             self._begin(begun, Framing(False, facts.length, False), self._used)
             return stop
-        request = requests[-1]
-        if not request.keep_alive:
+        if not requests[-1].keep_alive:
             self._state = _CLOSED
-        elif (
-            heads == 1
-            and not request.body
-            and request._block is self._last
-            and request.version == "1.1"
-        ):
-            self._seen = data[start:stop]
-            self._seen_line = (request.method, request.target)
         return stop
 
     def _accepts(self, data: bytes, heads: int) -> bool:
@@ -330,17 +346,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             or version not in _VERSIONS
         ):
             return None
-        if len(line) <= _REMEMBERED_LINE:
-            self._line = line
-            self._words = words
         return words
-
-    def _parse_block(self, block: bytes) -> HeaderBlock:
-        fields = HeaderBlock(block, self._last)
-        if len(block) <= _REMEMBERED_BLOCK:
-            self._last = fields
-            self._seen = b""
-        return fields
 
     # -- the careful way ---------------------------------------------------------------
 
@@ -522,9 +528,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         line = self._head
         method, target, version = line[:-2].decode("latin-1").split(" ")
         block = self._section[:-4]
-        fields = self._last
-        if fields.block != block:
-            fields = self._parse_block(block)
+        fields = HeaderBlock(block)
         modern = version != "HTTP/1.0"
         framing = judge_fields(fields.headers, modern=modern)
         request: HttpRequest
