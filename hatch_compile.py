@@ -78,6 +78,9 @@ an exception is handled: mypyc 2.4 does not keep what is handled apart from othe
 GROUP = "protoserve"
 """All of it is one C library, whose parts call each other directly: ``protoserve__mypyc``."""
 
+HIDDEN = [] if sys.platform == "win32" else ["-fvisibility=hidden"]
+"""... not by way of the dynamic linker, as if others could put their own in between."""
+
 
 class CompileHook(BuildHookInterface[Any]):
     """Adds the compiled modules to a wheel."""
@@ -166,6 +169,8 @@ def compile_modules(root: Path, work: Path) -> dict[str, Path]:
             debug_level="0",
             multi_file=True,  # so that all processors have something to compile
         )
+        for extension in extensions:
+            extension.extra_compile_args += HIDDEN
         generated = sorted(work.glob("__native_*.c"))
         clear_weak_references(generated)
         name_as_installed(generated)
