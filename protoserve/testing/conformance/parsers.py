@@ -70,7 +70,8 @@ def check_separate(suite: Suite) -> str:
             _feed(run, b"".join(its), remedy, take=False)
         for run in runs:
             _feed(run, b"", remedy)
-        _compare_separate(runs, alone, "fed, and only then asked", remedy)
+        whole = [one.outcome, other.outcome]
+        _compare_separate(runs, whole, "fed, and only then asked", remedy)
     _one_after_another(suite, remedy)
     return ""
 
