@@ -35,8 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing/": CORE | {"kernel/", "testing/", "server"},
     "hookspecs": {"protocol"},
     "options": {"errors", "params"},
-    "plugins": {"errors", "hookspecs", "options", "protocol"},
-    "scaffold/": {"errors", "hookspecs", "plugins"},
+    "plugins/": {"errors", "hookspecs", "options", "plugins/", "protocol"},
+    "scaffold/": {"errors", "hookspecs", "plugins/"},
     "checking": CORE | {"testing/"},
     "cli": CORE
     | {
@@ -45,14 +45,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "build",
         "checking",
         "options",
-        "plugins",
+        "plugins/",
         "scaffold/",
         "server",
         "signals",
         "__init__",
     },
     "__main__": {"cli"},
-    "__init__": CORE | {"build", "kernel/", "tasks/", "server", "hookspecs", "plugins"},
+    "__init__": CORE | {"build", "kernel/", "tasks/", "server", "hookspecs", "plugins/"},
 }
 
 SANS_IO = {"params", "errors", "protocol", "framing"}
@@ -68,7 +68,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "testing/": {"hypothesis"},  # protoserve[testing], when check_protocol is called
     "protocol": {"typing_extensions"},  # likewise
     "hookspecs": {"pluggy"},
-    "plugins": {"pluggy"},
+    "plugins/": {"pluggy"},
     "protoserve_http": {"httptools", "multidict", "mypy_extensions"},
     "protoserve_redis": {"hiredis", "mypy_extensions"},
 }

@@ -64,15 +64,6 @@ class TestContinue:
 
 
 class TestStates:
-    def test_partial(self) -> None:
-        parser = make()
-        assert not parser.partial
-        for piece in (b"G", b"ET / HTTP/1.1\r\n", b"Host: a\r\nContent-Length: 2\r\n\r\n", b"x"):
-            parser.feed(piece)
-            assert parser.partial
-        parser.feed(b"y")
-        assert not parser.partial
-
     def test_empty_lines_are_no_request(self) -> None:
         parser = make()
         parser.feed(b"\r\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ from http_exchanges import Outcome, every_byte, messages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_http_fuzz import FRAGMENTS
-from test_http_vectors import GOOD, load, splits
+from test_http_vectors import GOOD, load
 
 from protoserve import (
     NEED_DATA,
@@ -64,6 +65,18 @@ def parse(
         if request.stream is not None:
             request.take(bodies[streams.index(request.stream)])  # type: ignore[attr-defined]
     return outcome
+
+
+def splits(data: bytes) -> list[list[bytes]]:
+    """The same bytes in several ways."""
+    generator = random.Random(data)
+    ways = [[data], every_byte(data)]
+    ways += [[data[:at], data[at:]] for at in range(1, len(data))]
+    for _ in range(10):
+        points = sorted(generator.choices(range(len(data) + 1), k=4))
+        edges = [0, *points, len(data)]
+        ways.append([data[a:b] for a, b in itertools.pairwise(edges)])
+    return ways
 
 
 VECTORS = [param.values[0] for kind in ("valid", "invalid") for param in load(kind)]

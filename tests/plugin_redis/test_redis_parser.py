@@ -104,12 +104,6 @@ def test_faults(data: bytes, text: str) -> None:
     assert parse([PING, *every_byte(data + PING)]) == whole
 
 
-@pytest.mark.parametrize("data", [b"*", b"*1\r", b"*1\r\n", b"*1\r\n$1\r\na", b"PIN", PING[:-1]])
-def test_partial(data: bytes) -> None:
-    assert parse([PING + data]).partial
-    assert parse(every_byte(PING + data)).partial
-
-
 def test_request_size_limit() -> None:
     request = command(b"SET", b"k", b"v" * 100)
     for size, reply in ((0, b""), (1, b"-ERR Protocol error: invalid bulk length\r\n")):

@@ -140,7 +140,7 @@ def test_options_of_an_installed_plugin(
 ) -> None:
     site.install("shout-protocol", "shout", SHOUT)
     site.serve("good-line", "line")
-    monkeypatch.setattr(plugins, "_registry", site.registry())
+    monkeypatch.setattr(plugins.registry, "_registry", site.registry())
     with pytest.raises(SystemExit):
         main(["run", "shout", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
@@ -157,7 +157,7 @@ def test_a_plugin_whose_options_clash_is_listed(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = site.install("shout-protocol", "shout", SHOUT.replace("loud", "plugin"))
-    monkeypatch.setattr(plugins, "_registry", site.registry())
+    monkeypatch.setattr(plugins.registry, "_registry", site.registry())
     message = refused(capsys, "shout", ECHO)
     assert "protocol 'shout': Params.plugin: --plugin is protoserve's own" in message
     assert f"({site.folder / module}.py:6)" in message

@@ -406,7 +406,7 @@ def test_a_plugin_that_the_command_cannot_use(
 ) -> None:
     site.serve("good-line", "line")
     site.install("broken-one", "broken", "1 / 0")
-    monkeypatch.setattr(plugins, "_registry", site.registry())
+    monkeypatch.setattr(plugins.registry, "_registry", site.registry())
     message = refused(capsys, "line", ECHO, "--plugin", "gauge")
     assert message == "--plugin: no plugin 'gauge' is installed; installed: broken, line"
     message = refused(capsys, "line", ECHO, "--plugin", "broken")

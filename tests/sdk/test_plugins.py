@@ -398,7 +398,7 @@ def test_a_plugin_that_asks_for_protocols_while_it_is_imported(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.install("eager", "eager", "import protoserve\nprotoserve.load_protocol('eager')")
-    monkeypatch.setattr(plugins, "_registry", site.registry())
+    monkeypatch.setattr(plugins.registry, "_registry", site.registry())
     (eager,) = installed_plugins()
     assert "while it was being loaded" in eager.reason
 
