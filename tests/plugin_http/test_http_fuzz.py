@@ -12,6 +12,8 @@ from http_exchanges import every_byte, parse
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from protoserve_http import HTTP_SPEC
+
 # Pieces of requests, so that random sequences get somewhere.
 FRAGMENTS = st.sampled_from(
     [
