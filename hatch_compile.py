@@ -61,7 +61,6 @@ MODULES = {
         "streaming",
     ],
     "plugins/redis/protoserve_redis": [
-        "command",
         "dispatch",
         "framing",
         "messages",

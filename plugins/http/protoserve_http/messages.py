@@ -12,7 +12,7 @@ from collections.abc import (
     Mapping,
 )
 from http import HTTPStatus
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final, SupportsIndex, TypeAlias
 
 from multidict import CIMultiDict, CIMultiDictProxy
 from mypy_extensions import mypyc_attr
@@ -193,11 +193,13 @@ class HttpResponse:
 
     def __init__(
         self,
-        status: int = 200,
+        status: SupportsIndex = 200,
         body: Body = _EMPTY,
         headers: HeadersInit | None = None,
     ) -> None:
-        self._status: Any = status  # what it is is looked at when it is sent
+        # What it is is looked at when it is sent. Annotated as int, the compiled build would
+        # look at it here.
+        self._status: Any = status
         self._reason: str | None = None
         self._headers: CIMultiDict[str] | None = None
         self._parts: list[bytes] = []
@@ -219,7 +221,7 @@ class HttpResponse:
         return status
 
     @status.setter
-    def status(self, status: int) -> None:
+    def status(self, status: SupportsIndex) -> None:
         if self._stream is not None:
             self._refuse_when_sent("status")
         self._status = status

@@ -172,7 +172,7 @@ WFHttpTask: TypeAlias = HttpServerTask
 def summary(request: HttpRequest, response: HttpResponse) -> dict[str, object]:
     """The facts of an exchange. ``length``: bytes of content in the reply. A reply that did
     not go out has neither ``status`` nor ``length``: see ``HttpServerTask.summary``."""
-    status = response.status
+    status = response._status
     bare = request.method == "HEAD" or status in WITHOUT_BODY
     return {
         "method": request.method,

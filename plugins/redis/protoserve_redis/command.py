@@ -7,8 +7,6 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from mypy_extensions import mypyc_attr
-
 from protoserve import ConfigError
 
 Handler = Callable[..., Any]
@@ -35,7 +33,6 @@ UNLIMITED: Final = 1 << 62
 _NAME: Final = re.compile(r"[!-{}~]+(?:\|[!-{}~]+)?\Z")  # what can be typed, and one bar
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class Command:
     """A registered command. ``name`` is in upper case, a subcommand's ``CLIENT|ID``.
 
