@@ -6,8 +6,10 @@ import ast
 import copy
 import importlib
 import inspect
+import os
 import pickle
 import pydoc
+import shutil
 import subprocess
 import sys
 import traceback
@@ -328,3 +330,35 @@ def test_a_debugger_sees_what_is_python() -> None:
         sys.settrace(before)
     assert f"meta/{Path(__file__).name}" in seen, "the user's own code always"
     assert ("protoserve_http/parser.py" in seen) is not COMPILED
+
+
+def test_two_installations_are_told_apart(tmp_path: Path) -> None:
+    """In a clone of the sources, where something else is installed, compiled."""
+    source = Path(protoserve.__file__).parent
+    clone, installed = tmp_path / "clone", tmp_path / "installed"
+    ignore = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(source, clone / "protoserve", ignore=ignore)
+    (installed / "protoserve_http").mkdir(parents=True)
+    (installed / "protoserve_http" / "__init__.py").touch()
+    path = os.pathsep.join(map(str, (clone, installed)))
+    command = [sys.executable, "-c", "import protoserve; print(protoserve.BUILD)"]
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    assert run().stdout == "pure\n"
+    (installed / "protoserve__mypyc.cpython-311-x86_64-linux-gnu.so").touch()
+    refused = run()
+    assert refused.returncode == 1
+    *_, last = refused.stderr.splitlines()
+    assert last.startswith("ImportError: two installations of protoserve:")
+    assert str(clone) in last
+    assert str(installed) in last
+    assert "pip install -e ." in last
