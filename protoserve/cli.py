@@ -854,8 +854,12 @@ def _check(args: argparse.Namespace) -> int:
                 if not holds:
                     code = CHECK_FAILED
                 _print(text)
-    except (ConfigError, ModuleNotFoundError) as error:
+    except ConfigError as error:
         raise _CommandError(USAGE, str(error)) from error
+    except ModuleNotFoundError as error:
+        # In the words of the command line.
+        message = str(error).replace("examples=0", "--examples 0")
+        raise _CommandError(USAGE, message) from error
     return code
 
 
