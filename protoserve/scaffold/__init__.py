@@ -53,6 +53,8 @@ class Framing:
     hello: str
     """A request, as Python and shell read it."""
     hello_reply: str
+    more: str
+    """Further requests, as Python reads them."""
 
 
 FRAMINGS: Final = {
@@ -65,6 +67,7 @@ FRAMINGS: Final = {
         frame='text + b"\\n"',
         hello='b"hello\\n"',
         hello_reply=r"b'HELLO\n'",
+        more=r'b"two words\n", b"gr\xc3\xbcn\n"',
     ),
     "length": Framing(
         summary="its length in four bytes, the highest first, and so many bytes",
@@ -75,6 +78,7 @@ FRAMINGS: Final = {
         frame='len(text).to_bytes(4, "big") + text',
         hello='b"\\0\\0\\0\\5hello"',
         hello_reply=r"b'\x00\x00\x00\x05HELLO'",
+        more=r'b"\0\0\0\x09two words", b"\0\0\0\5gr\xc3\xbcn"',
     ),
     "delimiter": Framing(
         summary="all that comes before a zero byte",
@@ -85,6 +89,7 @@ FRAMINGS: Final = {
         frame='text + b"\\0"',
         hello='b"hello\\0"',
         hello_reply=r"b'HELLO\x00'",
+        more=r'b"two words\0", b"gr\xc3\xbcn\0"',
     ),
 }
 """By their names on the command line."""

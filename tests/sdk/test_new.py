@@ -239,6 +239,13 @@ class TestAsMade:
             "hooks": [],
         }
 
+    def test_it_keeps_the_contract(self, environment: Environment, project: Path) -> None:
+        """By its own samples, of which none have to be given."""
+        report = environment.protoserve("check", project.name, "--examples", "20")
+        assert "(3 messages)" in report.partition("\n")[0]
+        assert f"\n{project.name}: " in report
+        assert ", 0 do not, " in report.splitlines()[-1]
+
     def test_it_is_served_as_its_readme_says(
         self, environment: Environment, project: Path, tmp_path: Path
     ) -> None:
