@@ -32,9 +32,10 @@ _FILES: Final = {
     "$package/plugin.py": "plugin.py.in",
     "$package/protocol.py": "protocol.py.in",
     "$package/py.typed": "py.typed.in",
-    "tests/test_protocol.py": "test_protocol.py.in",
+    "tests/test_contract.py": "test_contract.py.in",
 }
-"""What is written, and the template of each."""
+"""What is written, and the template of each. No module of the tests may be called like a package,
+which ends with ``_protocol``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -27,7 +28,7 @@ EXPECTED = {
     "shout_protocol/plugin.py",
     "shout_protocol/protocol.py",
     "shout_protocol/py.typed",
-    "tests/test_protocol.py",
+    "tests/test_contract.py",
 }
 
 
@@ -89,6 +90,23 @@ def test_no_name_is_too_long_for_the_format(framing: str, here: Path) -> None:
             timeout=60,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_name_like_that_of_tests(here: Path) -> None:
+    """The package and the modules of the tests do not get into each other's way."""
+    assert main(["new", "test"]) == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"],
+        cwd=here / "test",
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    modules = [path.stem for path in (here / "test" / "tests").glob("*.py")]
+    assert modules
+    assert "test_protocol" not in modules  # mypy: a duplicate module
 
 
 FORM = "expected lower-case letters, digits, - and _, with a letter first and no - or _ last"
