@@ -41,7 +41,7 @@ from protoserve.plugins import (
     own_version,
 )
 from protoserve.protocol import ProtocolSpec
-from protoserve.scaffold import FRAMINGS, new_distribution
+from protoserve.scaffold import FRAMINGS, new_distribution, own_source
 from protoserve.server import WFServer
 from protoserve.signals import wait_for_signal
 
@@ -878,9 +878,13 @@ def _new(args: argparse.Namespace) -> int:
                 UNWRITABLE, f"cannot write {str(error.filename or folder)!r}: {error.strerror}"
             ) from error
     (protocol,) = (path for path in files if path.name == "protocol.py")
+    source = own_source()
+    # Not from an index, where pip would look for what the distribution needs.
+    first = f"  pip install {shlex.quote(source)}\n" if source else ""
     _print(
         f"made {folder}; the protocol is in {protocol}. Next, in an environment of its own:\n"
         f"  cd {shlex.quote(str(folder))}\n"
+        f"{first}"
         "  pip install -e '.[dev]'\n"
         "  pytest\n"
         f"  protoserve run {args.name}"

@@ -5,19 +5,22 @@ The files are those of ``templates``, with what depends on the name and the fram
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from string import Template
 from typing import Final
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from protoserve.errors import ConfigError
-from protoserve.hookspecs import API_VERSION
+from protoserve.hookspecs import API_VERSION, PROJECT_NAME
 from protoserve.plugins import installed_plugins
 
-__all__ = ["FRAMINGS", "Framing", "new_distribution"]
+__all__ = ["FRAMINGS", "Framing", "new_distribution", "own_source"]
 
 _NAME: Final = re.compile(r"[a-z]([a-z0-9_-]*[a-z0-9])?\Z")
 _LONGEST_NAME: Final = 40  # no line of the templates is too long then
@@ -123,6 +126,25 @@ def new_distribution(name: str, framing: Framing, folder: Path) -> list[Path]:
         files[target] = Template(text).substitute(values)
     _write(files)
     return list(files)
+
+
+def own_source() -> str | None:
+    """What pip is to be given to install protoserve as it is installed here: a path or a URL;
+    ``None`` where its name will do, since it came from an index, and where that is not known.
+    Source: the direct_url.json of the packaging specifications."""
+    try:
+        text = metadata.distribution(PROJECT_NAME).read_text("direct_url.json")
+        known = json.loads(text or "{}")
+        url = known["url"]
+        if vcs := known.get("vcs_info"):
+            return f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
+        parts = urlsplit(url)
+        if parts.scheme != "file":
+            return str(url)
+        path = Path(url2pathname(parts.path))
+        return str(path) if path.exists() else None
+    except (metadata.PackageNotFoundError, LookupError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _check_name(name: str) -> None:
