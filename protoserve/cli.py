@@ -563,7 +563,9 @@ def _run(args: argparse.Namespace) -> int:
                 servers.append(running.enter_context(server))
                 hooks.started(server)
         except ConfigError as error:
-            raise _CommandError(USAGE, str(error)) from error
+            # A server's word for its handler; in a module something else may be called so.
+            message = re.sub(r"\Aprocess(?= )", lambda _: repr(application), str(error))
+            raise _CommandError(USAGE, message) from error
         except BindError as error:
             raise _CommandError(NOT_STARTED, error.strerror or str(error)) from error
         except Exception as error:  # out of descriptors or threads, for example
@@ -815,8 +817,9 @@ def _plugins(args: argparse.Namespace) -> int:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     lines += [f"{p.name} of {p.distribution} {p.version}: {p.remedy}" for p in plugins if p.remedy]
-    # A plugin's words may not be in the terminal's character set.
-    encoding = sys.stdout.encoding or "utf-8"
+    # A plugin's words may not be in the terminal's character set. Python has no standard output
+    # where it was started without.
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     _print("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))
     return CLEAN
 
