@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 import pluggy
 
 from protoserve import hookspecs
+from protoserve.declared import declared
 from protoserve.errors import ConfigError, PluginError
 from protoserve.hookspecs import API_VERSION, PROJECT_NAME
 from protoserve.options import own_options
@@ -488,7 +489,10 @@ def _load(entry: _Entry, patience: float) -> None:
         entry.fail(fault.reason, fault.remedy)
     except BaseException as error:  # SystemExit too
         logger.debug("%s: %s raised", entry, step, exc_info=True)
-        entry.fail(f"{step} raised {describe(error)}", _remedy(entry, error))
+        reason, remedy = f"{step} raised {describe(error)}", _remedy(entry, error)
+        if other := _declared_for_another(entry):
+            reason, remedy = f"{other.reason}; {reason}", other.remedy
+        entry.fail(reason, remedy)
     else:
         entry.specs = tuple(specs)
         entry.manager = manager
@@ -540,7 +544,25 @@ def _look_at_version(entry: _Entry, plugin: object) -> None:
     module = sys.modules.get(entry.point.module)
     owner: object = plugin if hasattr(plugin, API_VERSION_ATTRIBUTE) else module
     built_for: object = getattr(owner, API_VERSION_ATTRIBUTE, API_VERSION)
-    where = _where_assigned(module, API_VERSION_ATTRIBUTE)
+    _check_version(entry, built_for, _where_assigned(module, API_VERSION_ATTRIBUTE))
+
+
+def _declared_for_another(entry: _Entry) -> _UnusableError | None:
+    """What is wrong with the version that a plugin's source says it was built for, whether or not
+    it can be imported: that may be why it cannot."""
+    assert entry.point is not None
+    found = declared(entry.point.module, API_VERSION_ATTRIBUTE)
+    if found is None:
+        return None
+    try:
+        _check_version(entry, found.value, f" ({found.path}:{found.line})")
+    except _UnusableError as fault:
+        return fault
+    return None
+
+
+def _check_version(entry: _Entry, built_for: object, where: str) -> None:
+    """Raise :class:`_UnusableError` for another version than that of this protoserve."""
     if type(built_for) is not int:
         raise _UnusableError(
             f"{API_VERSION_ATTRIBUTE} is {_one_line(repr(built_for))}{where}: "

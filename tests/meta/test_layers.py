@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing/": CORE | {"kernel/", "testing/", "server"},
     "hookspecs": {"protocol"},
     "options": {"errors", "params"},
-    "plugins": {"errors", "hookspecs", "options", "protocol"},
+    "declared": set(),
+    "plugins": {"declared", "errors", "hookspecs", "options", "protocol"},
     "scaffold/": {"errors", "hookspecs", "plugins"},
     "checking": CORE | {"testing/"},
     "cli": CORE

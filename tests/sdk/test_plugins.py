@@ -13,6 +13,7 @@ import pytest
 from plugin_site import GOOD, Site
 
 from protoserve import InstalledPlugin, PluginError, installed_plugins, load_protocol, plugins
+from protoserve.declared import declared
 from protoserve.plugins import PluginRegistry
 
 
@@ -100,6 +101,19 @@ BROKEN = {
     "a name that this protoserve has not": (
         "from protoserve import FromTheFuture",
         "ImportError: cannot import name 'FromTheFuture' from 'protoserve'",
+    ),
+    "newer API, above an import that fails": (
+        "PROTOSERVE_API_VERSION = 2\nfrom protoserve import FromTheFuture",
+        "broken-one 1.0 was built for version 2 of the plugin API; "
+        f"this protoserve has version 1 (it is protoserve {metadata.version('protoserve')}) (",
+    ),
+    "newer API, below an import that fails": (
+        "from protoserve import FromTheFuture\n\nPROTOSERVE_API_VERSION: int = 2",
+        "; importing 'installed_plugin_",
+    ),
+    "this API, below an import that fails": (
+        "from protoserve import FromTheFuture\nPROTOSERVE_API_VERSION = 1",
+        "' raised ImportError: cannot import name 'FromTheFuture' from 'protoserve'",
     ),
     "one of its hooks without a mark": (
         SPEC + HOOK + "(register): register(spec)\ndef protoserve_server_started(server): ...",
@@ -217,6 +231,8 @@ REMEDIES = {
     "misspelt argument": "its arguments are register",
     "forgotten mark": "put @hookimpl above it",
     "newer API": "pip install --upgrade protoserve), or install an older release of broken-one",
+    "newer API, below an import that fails": "pip install --upgrade protoserve), or install",
+    "this API, below an import that fails": "which has version 1 of the plugin API: upgrade",
     "older API": "pip install --upgrade broken-one",
     "no number for the API": f"that of protoserve {metadata.version('protoserve')} is 1",
     "a name that this protoserve has not": (
@@ -242,6 +258,7 @@ LINES = {
     "misspelt argument": 2,
     "forgotten mark": 1,
     "newer API": 1,
+    "newer API, below an import that fails": 3,
     "hook raises": 3,
     "a parser that raises in its constructor": 4,
     "a parser of the wrong type": 2,
@@ -359,6 +376,43 @@ def test_an_entry_point_that_names_the_spec_itself(site: Site) -> None:
         "line", "short", "1.0", f"{module}:SPEC", ("line",), "ok", ""
     )
     assert "built for version 2 of the plugin API" in only(registry, "newer").reason
+
+
+def test_a_version_in_a_package_that_cannot_be_imported(site: Site) -> None:
+    """It is read in the module that the entry point names, though the package above it fails."""
+    name = site.module("").replace("installed", "packaged")
+    package = site.folder / name
+    package.mkdir()
+    (package / "__init__.py").write_text("from protoserve import FromTheFuture")
+    (package / "plugin.py").write_text("from . import spec\nPROTOSERVE_API_VERSION = 3\n")
+    site.distribution("packaged", f"[protoserve]\nother = {name}.plugin\n")
+    reason = only(site.registry(), "packaged").reason
+    assert reason.startswith("packaged 1.0 was built for version 3 of the plugin API; ")
+    assert f"({package / 'plugin.py'}:2); importing '{name}.plugin' raised ImportError" in reason
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("VERSION = 1\nVERSION = 2", 2),
+        ("VERSION: int = 2", 2),
+        ("VERSION: int", None),
+        ("VERSION = OTHER = '2'", "2"),
+        ("VERSION = 1\nVERSION = max(1, 2)", None),
+        ("def f():\n  VERSION = 2", None),
+        ("VERSION = 2\ndef (:", None),
+        ("", None),
+    ],
+)
+def test_what_a_source_declares(site: Site, source: str, value: object) -> None:
+    found = declared(site.module(source), "VERSION")
+    assert (found and found.value) == value
+    assert not site.imported
+
+
+@pytest.mark.parametrize("module", ["no_such_module", "sys", "json.no.such", ".", ""])
+def test_what_has_no_source_declares_nothing(module: str) -> None:
+    assert declared(module, "VERSION") is None
 
 
 def test_an_entry_point_that_names_some_object(site: Site) -> None:
