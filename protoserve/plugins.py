@@ -65,6 +65,9 @@ _REGISTER_PROTOCOLS: Final = hookspecs.protoserve_register_protocols.__name__
 HOOK_PATIENCE: Final = 10.0
 """Seconds that a hook is waited for: it is code of others, and nothing else goes on meanwhile."""
 
+_QUIET: Final = 1.0
+"""Seconds of them without a word."""
+
 _DOCUMENT: Final = "docs/hooks.md"
 
 _loading: Final = contextvars.ContextVar("protoserve_loading", default=False)
@@ -760,7 +763,8 @@ class _Registration(Generic[T]):
 
 def _watched(call: Callable[[], T], patience: float, what: str) -> T:
     """What ``call`` returns, called in a thread of its own: one that blocks is left behind.
-    Raises what it raises, and :class:`_UnusableError` after ``patience`` seconds."""
+    Raises what it raises, and :class:`_UnusableError` after ``patience`` seconds; before that it
+    says in the log what is waited for."""
     outcome: list[T] = []
     raised: list[BaseException] = []
 
@@ -774,7 +778,15 @@ def _watched(call: Callable[[], T], patience: float, what: str) -> T:
         target=contextvars.copy_context().run, args=(run,), name="protoserve-plugin", daemon=True
     )
     thread.start()
-    thread.join(patience)
+    thread.join(min(patience, _QUIET))
+    if thread.is_alive() and patience > _QUIET:
+        logger.warning(
+            "%s still runs%s; waiting for it, up to %g seconds",
+            what,
+            _blocked_at(thread),
+            patience,
+        )
+        thread.join(patience - _QUIET)
     if outcome:
         return outcome[0]
     if raised:

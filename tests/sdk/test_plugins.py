@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 import sys
 import threading
@@ -437,6 +438,33 @@ def test_an_interrupt_is_no_failure_of_the_plugin(site: Site) -> None:
     path = site.folder / f"{module}.py"
     path.write_text(GOOD.format(names=("line",)))
     assert registry.load_protocol("line").name == "line"
+
+
+def test_a_hook_that_takes_its_time_is_named_meanwhile(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only when it has been given up: this one goes on as soon as there is that word."""
+    source = (
+        "import threading\ncome_on = threading.Event()\n"
+        + SPEC
+        + HOOK
+        + "(register):\n  come_on.wait()\n  register(spec)"
+    )
+    module = site.install("slow-one", "slow", source)
+    said: list[str] = []
+
+    class Listening(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+            sys.modules[module].come_on.set()
+
+    monkeypatch.setattr(plugins.logger, "handlers", [Listening(logging.WARNING)])
+    assert only(site.registry(), "slow-one").status == "ok"
+    (line,) = said
+    assert line == (
+        f"protoserve_register_protocols still runs ({site.folder / module}.py:9); "
+        "waiting for it, up to 3 seconds"
+    )
 
 
 def test_registering_after_the_hook_is_refused(site: Site) -> None:
