@@ -141,6 +141,11 @@ BROKEN = {
         "ProtocolSpec(name='broken', message_in=1, message_out=bytes, response=bytes)",
         "protocol 'broken': message_in must be callable, not int (",
     ),
+    "forgotten brackets": (
+        SPEC.replace("lines()", "lines"),
+        "protocol 'broken': message_in is a function that makes a message_in; "
+        "did you mean lines()? (",
+    ),
     "an option that is taken": (
         "from dataclasses import dataclass\n"
         "from protoserve import ProtocolSpec, ServerParams, hookimpl\n"
@@ -264,6 +269,7 @@ LINES = {
     "a parser that raises in its constructor": 4,
     "a parser of the wrong type": 2,
     "wrong types in the spec": 3,
+    "forgotten brackets": 3,
     "an option that is taken": 4,
     "a hook that blocks": 6,
     "empty": 1,
