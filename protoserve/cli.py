@@ -107,7 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             print(f"protoserve: {error}", file=sys.stderr)
         return error.code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        with contextlib.suppress(OSError):
+            for note in getattr(error, "__notes__", ()):  # at which plugin
+                print(f"protoserve: {note}", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:  # `protoserve plugins | head -1`
         return _NO_READER

@@ -105,7 +105,8 @@ def load_protocol(name: str) -> ProtocolSpec[Any, Any, Any]:
     """The protocol that an installed plugin registers as ``name``.
 
     Imports the plugin whose entry point has that name, and the others only when it does
-    not settle the question. Any thread, but not while a plugin is being imported.
+    not settle the question. Any thread, but not while a plugin is being imported. A
+    ``KeyboardInterrupt`` meanwhile has a note that says at which one.
     Raises :class:`~protoserve.errors.PluginError` that says what is installed, or why
     the plugin cannot be used.
     """
@@ -486,7 +487,8 @@ def _load(entry: _Entry, patience: float) -> None:
         step = "looking at its protocols"
         for spec in specs:
             _watched(functools.partial(_look_at_spec, entry, spec), patience, step)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        error.add_note(f"interrupted at {entry}: {step}{_location(_frames(error))}")
         raise
     except _UnusableError as fault:
         entry.fail(fault.reason, fault.remedy)

@@ -696,6 +696,19 @@ def test_an_interrupt_while_importing_is_no_traceback(
     assert capsys.readouterr().err == ""
 
 
+def test_an_interrupt_while_importing_a_plugin_says_which(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        error = KeyboardInterrupt()
+        error.add_note("interrupted at plugin 'slow' of slow 1.0")
+        raise error
+
+    monkeypatch.setattr(cli, "installed_plugins", interrupted)
+    assert main(["plugins"]) == 130
+    assert capsys.readouterr() == ("", "protoserve: interrupted at plugin 'slow' of slow 1.0\n")
+
+
 def test_an_address_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

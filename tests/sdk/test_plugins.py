@@ -439,9 +439,12 @@ def test_an_interrupt_is_no_failure_of_the_plugin(site: Site) -> None:
     module = site.module("raise KeyboardInterrupt")
     site.distribution("slow", f"[protoserve]\nline = {module}\n")
     registry = site.registry()
-    with pytest.raises(KeyboardInterrupt):
-        registry.load_protocol("line")
     path = site.folder / f"{module}.py"
+    with pytest.raises(KeyboardInterrupt) as caught:
+        registry.load_protocol("line")
+    assert caught.value.__notes__ == [
+        f"interrupted at plugin 'line' of slow 1.0: importing '{module}' ({path}:1)"
+    ]
     path.write_text(GOOD.format(names=("line",)))
     assert registry.load_protocol("line").name == "line"
 
