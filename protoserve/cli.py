@@ -41,7 +41,7 @@ from protoserve.plugins import (
     own_version,
 )
 from protoserve.protocol import ProtocolSpec
-from protoserve.scaffold import FRAMINGS, new_distribution
+from protoserve.scaffold import FRAMINGS, new_distribution, own_source
 from protoserve.server import WFServer
 from protoserve.signals import wait_for_signal
 
@@ -107,7 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             print(f"protoserve: {error}", file=sys.stderr)
         return error.code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        with contextlib.suppress(OSError):
+            for note in getattr(error, "__notes__", ()):  # at which plugin
+                print(f"protoserve: {note}", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:  # `protoserve plugins | head -1`
         return _NO_READER
@@ -563,7 +566,9 @@ def _run(args: argparse.Namespace) -> int:
                 servers.append(running.enter_context(server))
                 hooks.started(server)
         except ConfigError as error:
-            raise _CommandError(USAGE, str(error)) from error
+            # A server's word for its handler; in a module something else may be called so.
+            message = re.sub(r"\Aprocess(?= )", lambda _: repr(application), str(error))
+            raise _CommandError(USAGE, message) from error
         except BindError as error:
             raise _CommandError(NOT_STARTED, error.strerror or str(error)) from error
         except Exception as error:  # out of descriptors or threads, for example
@@ -815,8 +820,9 @@ def _plugins(args: argparse.Namespace) -> int:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     lines += [f"{p.name} of {p.distribution} {p.version}: {p.remedy}" for p in plugins if p.remedy]
-    # A plugin's words may not be in the terminal's character set.
-    encoding = sys.stdout.encoding or "utf-8"
+    # A plugin's words may not be in the terminal's character set. Python has no standard output
+    # where it was started without.
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     _print("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))
     return CLEAN
 
@@ -854,8 +860,12 @@ def _check(args: argparse.Namespace) -> int:
                 if not holds:
                     code = CHECK_FAILED
                 _print(text)
-    except (ConfigError, ModuleNotFoundError) as error:
+    except ConfigError as error:
         raise _CommandError(USAGE, str(error)) from error
+    except ModuleNotFoundError as error:
+        # In the words of the command line.
+        message = str(error).replace("examples=0", "--examples 0")
+        raise _CommandError(USAGE, message) from error
     return code
 
 
@@ -874,9 +884,13 @@ def _new(args: argparse.Namespace) -> int:
                 UNWRITABLE, f"cannot write {str(error.filename or folder)!r}: {error.strerror}"
             ) from error
     (protocol,) = (path for path in files if path.name == "protocol.py")
+    source = own_source()
+    # Not from an index, where pip would look for what the distribution needs.
+    first = f"  pip install {shlex.quote(source)}\n" if source else ""
     _print(
         f"made {folder}; the protocol is in {protocol}. Next, in an environment of its own:\n"
         f"  cd {shlex.quote(str(folder))}\n"
+        f"{first}"
         "  pip install -e '.[dev]'\n"
         "  pytest\n"
         f"  protoserve run {args.name}"

@@ -7,6 +7,7 @@ defaults in between. Everything here is free of input and output.
 
 from __future__ import annotations
 
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
@@ -287,6 +288,11 @@ class ProtocolSpec(Generic[REQ, RESP, TASK_co]):
                     f"protocol {self.name!r}: {what} must be callable, "
                     f"not {type(getattr(self, what)).__name__}"
                 )
+        if meant := _without_brackets(self.message_in):
+            raise ConfigError(
+                f"protocol {self.name!r}: message_in is a function that makes a message_in; "
+                f"did you mean {meant}?"
+            )
         for what in (
             "task",
             "error_response",
@@ -326,6 +332,18 @@ class ProtocolSpec(Generic[REQ, RESP, TASK_co]):
                 f"protocol {self.name!r}: samples={self.samples!r}: expected a list of bytes, "
                 "each a request as it comes over the wire"
             )
+
+
+def _without_brackets(message_in: Callable[..., object]) -> str:
+    """How one of the functions of ``protoserve.framing`` is called, if this is one that was not;
+    else empty."""
+    name = getattr(message_in, "__qualname__", "")
+    of_framing = getattr(message_in, "__module__", None) == "protoserve.framing"
+    if not of_framing or "." in name or not inspect.isfunction(message_in):
+        return ""
+    parameters = inspect.signature(message_in).parameters.values()
+    needs = any(parameter.default is parameter.empty for parameter in parameters)
+    return f"{name}(...)" if needs else f"{name}()"
 
 
 def try_parser(name: str, make: Callable[[], MessageParser[Any]]) -> None:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import logging
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import pluggy
 
 from protoserve.errors import PluginError
 from protoserve.plugins.entries import UnusableError, impls_of
 from protoserve.plugins.places import last_place, place_of
+
+logger = logging.getLogger("protoserve")
+
+_QUIET: Final = 1.0
+"""Seconds that a hook is waited for without a word."""
 
 T = TypeVar("T")
 
@@ -78,7 +84,8 @@ class Registration(Generic[T]):
 
 def watched(call: Callable[[], T], patience: float, what: str) -> T:
     """What ``call`` returns, called in a thread of its own: one that blocks is left behind.
-    Raises what it raises, and :class:`UnusableError` after ``patience`` seconds."""
+    Raises what it raises, and :class:`UnusableError` after ``patience`` seconds; before that it
+    says in the log what is waited for."""
     outcome: list[T] = []
     raised: list[BaseException] = []
 
@@ -92,7 +99,15 @@ def watched(call: Callable[[], T], patience: float, what: str) -> T:
         target=contextvars.copy_context().run, args=(run,), name="protoserve-plugin", daemon=True
     )
     thread.start()
-    thread.join(patience)
+    thread.join(min(patience, _QUIET))
+    if thread.is_alive() and patience > _QUIET:
+        logger.warning(
+            "%s still runs%s; waiting for it, up to %g seconds",
+            what,
+            _blocked_at(thread),
+            patience,
+        )
+        thread.join(patience - _QUIET)
     if outcome:
         return outcome[0]
     if raised:

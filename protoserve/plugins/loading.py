@@ -17,6 +17,7 @@ from protoserve.errors import ConfigError, PluginError
 from protoserve.hookspecs import API_VERSION, PROJECT_NAME
 from protoserve.options import own_options
 from protoserve.plugins.calling import Registration, call_hook, watched
+from protoserve.plugins.declared import declared
 from protoserve.plugins.entries import (
     GROUP,
     HOOKS,
@@ -69,13 +70,17 @@ def load_entry(entry: Entry, patience: float) -> None:
         step = "looking at its protocols"
         for spec in specs:
             watched(functools.partial(_look_at_spec, entry, spec), patience, step)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        error.add_note(f"interrupted at {entry}: {step}{last_place(frames_of(error))}")
         raise
     except UnusableError as fault:
         entry.fail(fault.reason, fault.remedy)
     except BaseException as error:  # SystemExit too
         logger.debug("%s: %s raised", entry, step, exc_info=True)
-        entry.fail(f"{step} raised {describe(error)}", _remedy(entry, error))
+        reason, remedy = f"{step} raised {describe(error)}", _remedy(entry, error)
+        if other := _declared_for_another(entry):
+            reason, remedy = f"{other.reason}; {reason}", other.remedy
+        entry.fail(reason, remedy)
     else:
         entry.specs = tuple(specs)
         entry.manager = manager
@@ -127,7 +132,25 @@ def _look_at_version(entry: Entry, plugin: object) -> None:
     module = sys.modules.get(entry.point.module)
     owner: object = plugin if hasattr(plugin, API_VERSION_ATTRIBUTE) else module
     built_for: object = getattr(owner, API_VERSION_ATTRIBUTE, API_VERSION)
-    where = place_assigned(module, API_VERSION_ATTRIBUTE)
+    _check_version(entry, built_for, place_assigned(module, API_VERSION_ATTRIBUTE))
+
+
+def _declared_for_another(entry: Entry) -> UnusableError | None:
+    """What is wrong with the version that a plugin's source says it was built for, whether or not
+    it can be imported: that may be why it cannot."""
+    assert entry.point is not None
+    found = declared(entry.point.module, API_VERSION_ATTRIBUTE)
+    if found is None:
+        return None
+    try:
+        _check_version(entry, found.value, f" ({found.path}:{found.line})")
+    except UnusableError as fault:
+        return fault
+    return None
+
+
+def _check_version(entry: Entry, built_for: object, where: str) -> None:
+    """Raise :class:`UnusableError` for another version than that of this protoserve."""
     if type(built_for) is not int:
         raise UnusableError(
             f"{API_VERSION_ATTRIBUTE} is {one_line(repr(built_for))}{where}: "

@@ -238,7 +238,8 @@ def load_protocol(name: str) -> ProtocolSpec[Any, Any, Any]:
     """The protocol that an installed plugin registers as ``name``.
 
     Imports the plugin whose entry point has that name, and the others only when it does
-    not settle the question. Any thread, but not while a plugin is being imported.
+    not settle the question. Any thread, but not while a plugin is being imported. A
+    ``KeyboardInterrupt`` meanwhile has a note that says at which one.
     Raises :class:`~protoserve.errors.PluginError` that says what is installed, or why
     the plugin cannot be used.
     """

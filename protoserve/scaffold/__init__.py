@@ -5,19 +5,22 @@ The files are those of ``templates``, with what depends on the name and the fram
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from string import Template
 from typing import Final
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from protoserve.errors import ConfigError
-from protoserve.hookspecs import API_VERSION
+from protoserve.hookspecs import API_VERSION, PROJECT_NAME
 from protoserve.plugins import installed_plugins
 
-__all__ = ["FRAMINGS", "Framing", "new_distribution"]
+__all__ = ["FRAMINGS", "Framing", "new_distribution", "own_source"]
 
 _NAME: Final = re.compile(r"[a-z]([a-z0-9_-]*[a-z0-9])?\Z")
 _LONGEST_NAME: Final = 40  # no line of the templates is too long then
@@ -32,9 +35,10 @@ _FILES: Final = {
     "$package/plugin.py": "plugin.py.in",
     "$package/protocol.py": "protocol.py.in",
     "$package/py.typed": "py.typed.in",
-    "tests/test_protocol.py": "test_protocol.py.in",
+    "tests/test_contract.py": "test_contract.py.in",
 }
-"""What is written, and the template of each."""
+"""What is written, and the template of each. No module of the tests may be called like a package,
+which ends with ``_protocol``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,8 @@ class Framing:
     hello: str
     """A request, as Python and shell read it."""
     hello_reply: str
+    more: str
+    """Further requests, as Python reads them."""
 
 
 FRAMINGS: Final = {
@@ -65,6 +71,7 @@ FRAMINGS: Final = {
         frame='text + b"\\n"',
         hello='b"hello\\n"',
         hello_reply=r"b'HELLO\n'",
+        more=r'b"two words\n", b"gr\xc3\xbcn\n"',
     ),
     "length": Framing(
         summary="its length in four bytes, the highest first, and so many bytes",
@@ -75,6 +82,7 @@ FRAMINGS: Final = {
         frame='len(text).to_bytes(4, "big") + text',
         hello='b"\\0\\0\\0\\5hello"',
         hello_reply=r"b'\x00\x00\x00\x05HELLO'",
+        more=r'b"\0\0\0\x09two words", b"\0\0\0\5gr\xc3\xbcn"',
     ),
     "delimiter": Framing(
         summary="all that comes before a zero byte",
@@ -85,6 +93,7 @@ FRAMINGS: Final = {
         frame='text + b"\\0"',
         hello='b"hello\\0"',
         hello_reply=r"b'HELLO\x00'",
+        more=r'b"two words\0", b"gr\xc3\xbcn\0"',
     ),
 }
 """By their names on the command line."""
@@ -117,6 +126,25 @@ def new_distribution(name: str, framing: Framing, folder: Path) -> list[Path]:
         files[target] = Template(text).substitute(values)
     _write(files)
     return list(files)
+
+
+def own_source() -> str | None:
+    """What pip is to be given to install protoserve as it is installed here: a path or a URL;
+    ``None`` where its name will do, since it came from an index, and where that is not known.
+    Source: the direct_url.json of the packaging specifications."""
+    try:
+        text = metadata.distribution(PROJECT_NAME).read_text("direct_url.json")
+        known = json.loads(text or "{}")
+        url = known["url"]
+        if vcs := known.get("vcs_info"):
+            return f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
+        parts = urlsplit(url)
+        if parts.scheme != "file":
+            return str(url)
+        path = Path(url2pathname(parts.path))
+        return str(path) if path.exists() else None
+    except (metadata.PackageNotFoundError, LookupError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _check_name(name: str) -> None:

@@ -119,7 +119,8 @@ def test_without_hypothesis(
     monkeypatch.setitem(sys.modules, "hypothesis", None)
     code, _, err = check(capsys, "http")
     assert code == 2
-    assert "pip install 'protoserve[testing]'" in err
+    assert err.endswith("pip install 'protoserve[testing]', or leave them out with --examples 0\n")
+    assert check(capsys, "http", "--examples", "0")[0] == 0
 
 
 def test_typed_samples() -> None:

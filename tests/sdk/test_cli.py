@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -429,6 +430,16 @@ def test_it_serves_on_when_it_cannot_say_so(kind: str, app: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["plugins"], ["plugins", "--json"]])
+def test_no_output_at_all(arguments: list[str]) -> None:
+    """As ``>&-`` of a shell leaves it: Python has no ``sys.stdout`` then."""
+    command = shlex.join([sys.executable, "-m", "protoserve", *arguments])
+    done = subprocess.run(
+        ["sh", "-c", f"{command} >&-"], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [["plugins"], ["plugins", "--json"]])
 def test_a_full_device(arguments: list[str]) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("no such device here")
@@ -606,11 +617,17 @@ def test_a_file_name_is_turned_into_a_module_name(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("attribute", "message"),
     [
-        ("proces", "module 'the_app' has no 'proces'; it has: Site, process"),
+        (
+            "proces",
+            "module 'the_app' has no 'proces'; it has: Site, nothing, pieces, process",
+        ),
         ("site.serv", "Site 'the_app:site' has no 'serv'; it has: serve"),
         ("port", "'the_app:port' is of type int and cannot be called"),
         ("site.name", "'the_app:site.name' is of type str and cannot be called"),
-        ("site.trouble", "the_app:site.trouble raised OSError: trouble (.*the_app.py:10)"),
+        ("site.trouble", "the_app:site.trouble raised OSError: trouble (.*the_app.py:12)"),
+        ("Site", "'the_app:Site' is the class Site, and would make an object of each request"),
+        ("pieces", "'the_app:pieces' is a generator function"),
+        ("nothing", r"'the_app:nothing' takes \(\)"),
     ],
 )
 def test_what_is_no_callable(
@@ -622,6 +639,8 @@ def test_what_is_no_callable(
         port = 80
         def process(task): ...
         def _private(task): ...
+        def pieces(task): yield
+        def nothing(): ...
         class Site:
             name = "site"
             def serve(self, task): ...
@@ -675,6 +694,19 @@ def test_an_interrupt_while_importing_is_no_traceback(
     app.write_text("raise KeyboardInterrupt")
     assert main(["run", "http", "the_app:process"]) == 130
     assert capsys.readouterr().err == ""
+
+
+def test_an_interrupt_while_importing_a_plugin_says_which(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        error = KeyboardInterrupt()
+        error.add_note("interrupted at plugin 'slow' of slow 1.0")
+        raise error
+
+    monkeypatch.setattr(cli, "installed_plugins", interrupted)
+    assert main(["plugins"]) == 130
+    assert capsys.readouterr() == ("", "protoserve: interrupted at plugin 'slow' of slow 1.0\n")
 
 
 def test_an_address_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:

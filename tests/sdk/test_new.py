@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import subprocess
@@ -27,7 +29,7 @@ EXPECTED = {
     "shout_protocol/plugin.py",
     "shout_protocol/protocol.py",
     "shout_protocol/py.typed",
-    "tests/test_protocol.py",
+    "tests/test_contract.py",
 }
 
 
@@ -55,7 +57,10 @@ def test_there_is_a_name_for_each_framing() -> None:
     assert NAMES.keys() == FRAMINGS.keys()
 
 
-def test_it_says_what_it_made(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_says_what_it_made(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata, "distribution", lambda name: Installed(None))
     assert main(["new", "shout"]) == 0
     assert capsys.readouterr().out == (
         "made shout; the protocol is in shout/shout_protocol/protocol.py. "
@@ -66,6 +71,56 @@ def test_it_says_what_it_made(here: Path, capsys: pytest.CaptureFixture[str]) ->
         "  protoserve run shout\n"
     )
     assert files(here / "shout") == EXPECTED
+
+
+class Installed:
+    """A distribution with this ``direct_url.json``."""
+
+    version = metadata.version("protoserve")
+
+    def __init__(self, text: str | None) -> None:
+        self.text = text
+
+    def read_text(self, name: str) -> str | None:
+        assert name == "direct_url.json"
+        return self.text
+
+
+@pytest.mark.parametrize(
+    ("known", "source"),
+    [
+        ({"url": "file://HERE/my%20clone", "dir_info": {"editable": True}}, "'HERE/my clone'"),
+        ({"url": "file://HERE/p.whl", "archive_info": {}}, "HERE/p.whl"),
+        ({"url": "https://host/p.whl", "archive_info": {}}, "https://host/p.whl"),
+        (
+            {"url": "https://host/p", "vcs_info": {"vcs": "git", "commit_id": "4f"}},
+            "git+https://host/p@4f",
+        ),
+        ({"url": "file://HERE/gone", "dir_info": {}}, None),
+        ({"url": 1}, None),
+        ({}, None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_it_says_where_protoserve_is_to_be_had(
+    known: object,
+    source: str | None,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where it did not come from an index, pip would not find it there."""
+    (here / "my clone").mkdir()
+    (here / "p.whl").touch()
+    text = json.dumps(known).replace("HERE", str(here))
+    monkeypatch.setattr(metadata, "distribution", lambda name: Installed(text))
+    assert main(["new", "shout"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    expected = [f"  pip install {source}".replace("HERE", str(here))] if source else []
+    assert lines[1:] == [
+        "  cd shout", *expected, "  pip install -e '.[dev]'", "  pytest", "  protoserve run shout",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("into", ["deeper/and deeper", "."])
@@ -89,6 +144,23 @@ def test_no_name_is_too_long_for_the_format(framing: str, here: Path) -> None:
             timeout=60,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_name_like_that_of_tests(here: Path) -> None:
+    """The package and the modules of the tests do not get into each other's way."""
+    assert main(["new", "test"]) == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"],
+        cwd=here / "test",
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    modules = [path.stem for path in (here / "test" / "tests").glob("*.py")]
+    assert modules
+    assert "test_protocol" not in modules  # mypy: a duplicate module
 
 
 FORM = "expected lower-case letters, digits, - and _, with a letter first and no - or _ last"
@@ -238,6 +310,13 @@ class TestAsMade:
             "remedy": "",
             "hooks": [],
         }
+
+    def test_it_keeps_the_contract(self, environment: Environment, project: Path) -> None:
+        """By its own samples, of which none have to be given."""
+        report = environment.protoserve("check", project.name, "--examples", "20")
+        assert "(3 messages)" in report.partition("\n")[0]
+        assert f"\n{project.name}: " in report
+        assert ", 0 do not, " in report.splitlines()[-1]
 
     def test_it_is_served_as_its_readme_says(
         self, environment: Environment, project: Path, tmp_path: Path

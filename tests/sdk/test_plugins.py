@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 import sys
 import threading
@@ -14,6 +15,7 @@ from plugin_site import GOOD, Site
 
 from protoserve import InstalledPlugin, PluginError, installed_plugins, load_protocol, plugins
 from protoserve.plugins import PluginRegistry
+from protoserve.plugins.declared import declared
 
 
 def owner(registry: PluginRegistry, protocol: str) -> str | None:
@@ -101,6 +103,19 @@ BROKEN = {
         "from protoserve import FromTheFuture",
         "ImportError: cannot import name 'FromTheFuture' from 'protoserve'",
     ),
+    "newer API, above an import that fails": (
+        "PROTOSERVE_API_VERSION = 2\nfrom protoserve import FromTheFuture",
+        "broken-one 1.0 was built for version 2 of the plugin API; "
+        f"this protoserve has version 1 (it is protoserve {metadata.version('protoserve')}) (",
+    ),
+    "newer API, below an import that fails": (
+        "from protoserve import FromTheFuture\n\nPROTOSERVE_API_VERSION: int = 2",
+        "; importing 'installed_plugin_",
+    ),
+    "this API, below an import that fails": (
+        "from protoserve import FromTheFuture\nPROTOSERVE_API_VERSION = 1",
+        "' raised ImportError: cannot import name 'FromTheFuture' from 'protoserve'",
+    ),
     "one of its hooks without a mark": (
         SPEC + HOOK + "(register): register(spec)\ndef protoserve_server_started(server): ...",
         "protoserve_server_started is not marked with protoserve.hookimpl (",
@@ -125,6 +140,11 @@ BROKEN = {
         "from protoserve import ProtocolSpec\nx = 1\n"
         "ProtocolSpec(name='broken', message_in=1, message_out=bytes, response=bytes)",
         "protocol 'broken': message_in must be callable, not int (",
+    ),
+    "forgotten brackets": (
+        SPEC.replace("lines()", "lines"),
+        "protocol 'broken': message_in is a function that makes a message_in; "
+        "did you mean lines()? (",
     ),
     "an option that is taken": (
         "from dataclasses import dataclass\n"
@@ -217,6 +237,8 @@ REMEDIES = {
     "misspelt argument": "its arguments are register",
     "forgotten mark": "put @hookimpl above it",
     "newer API": "pip install --upgrade protoserve), or install an older release of broken-one",
+    "newer API, below an import that fails": "pip install --upgrade protoserve), or install",
+    "this API, below an import that fails": "which has version 1 of the plugin API: upgrade",
     "older API": "pip install --upgrade broken-one",
     "no number for the API": f"that of protoserve {metadata.version('protoserve')} is 1",
     "a name that this protoserve has not": (
@@ -242,10 +264,12 @@ LINES = {
     "misspelt argument": 2,
     "forgotten mark": 1,
     "newer API": 1,
+    "newer API, below an import that fails": 3,
     "hook raises": 3,
     "a parser that raises in its constructor": 4,
     "a parser of the wrong type": 2,
     "wrong types in the spec": 3,
+    "forgotten brackets": 3,
     "an option that is taken": 4,
     "a hook that blocks": 6,
     "empty": 1,
@@ -361,6 +385,43 @@ def test_an_entry_point_that_names_the_spec_itself(site: Site) -> None:
     assert "built for version 2 of the plugin API" in only(registry, "newer").reason
 
 
+def test_a_version_in_a_package_that_cannot_be_imported(site: Site) -> None:
+    """It is read in the module that the entry point names, though the package above it fails."""
+    name = site.module("").replace("installed", "packaged")
+    package = site.folder / name
+    package.mkdir()
+    (package / "__init__.py").write_text("from protoserve import FromTheFuture")
+    (package / "plugin.py").write_text("from . import spec\nPROTOSERVE_API_VERSION = 3\n")
+    site.distribution("packaged", f"[protoserve]\nother = {name}.plugin\n")
+    reason = only(site.registry(), "packaged").reason
+    assert reason.startswith("packaged 1.0 was built for version 3 of the plugin API; ")
+    assert f"({package / 'plugin.py'}:2); importing '{name}.plugin' raised ImportError" in reason
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("VERSION = 1\nVERSION = 2", 2),
+        ("VERSION: int = 2", 2),
+        ("VERSION: int", None),
+        ("VERSION = OTHER = '2'", "2"),
+        ("VERSION = 1\nVERSION = max(1, 2)", None),
+        ("def f():\n  VERSION = 2", None),
+        ("VERSION = 2\ndef (:", None),
+        ("", None),
+    ],
+)
+def test_what_a_source_declares(site: Site, source: str, value: object) -> None:
+    found = declared(site.module(source), "VERSION")
+    assert (found and found.value) == value
+    assert not site.imported
+
+
+@pytest.mark.parametrize("module", ["no_such_module", "sys", "json.no.such", ".", ""])
+def test_what_has_no_source_declares_nothing(module: str) -> None:
+    assert declared(module, "VERSION") is None
+
+
 def test_an_entry_point_that_names_some_object(site: Site) -> None:
     module = site.module("from pathlib import Path\npath = Path()\nclass Parser: ...")
     site.distribution("one", f"[protoserve]\none = {module}:path.parts\n")
@@ -378,11 +439,41 @@ def test_an_interrupt_is_no_failure_of_the_plugin(site: Site) -> None:
     module = site.module("raise KeyboardInterrupt")
     site.distribution("slow", f"[protoserve]\nline = {module}\n")
     registry = site.registry()
-    with pytest.raises(KeyboardInterrupt):
-        registry.load_protocol("line")
     path = site.folder / f"{module}.py"
+    with pytest.raises(KeyboardInterrupt) as caught:
+        registry.load_protocol("line")
+    assert caught.value.__notes__ == [
+        f"interrupted at plugin 'line' of slow 1.0: importing '{module}' ({path}:1)"
+    ]
     path.write_text(GOOD.format(names=("line",)))
     assert registry.load_protocol("line").name == "line"
+
+
+def test_a_hook_that_takes_its_time_is_named_meanwhile(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only when it has been given up: this one goes on as soon as there is that word."""
+    source = (
+        "import threading\ncome_on = threading.Event()\n"
+        + SPEC
+        + HOOK
+        + "(register):\n  come_on.wait()\n  register(spec)"
+    )
+    module = site.install("slow-one", "slow", source)
+    said: list[str] = []
+
+    class Listening(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+            sys.modules[module].come_on.set()
+
+    monkeypatch.setattr(plugins.logger, "handlers", [Listening(logging.WARNING)])
+    assert only(site.registry(), "slow-one").status == "ok"
+    (line,) = said
+    assert line == (
+        f"protoserve_register_protocols still runs ({site.folder / module}.py:9); "
+        "waiting for it, up to 3 seconds"
+    )
 
 
 def test_registering_after_the_hook_is_refused(site: Site) -> None:

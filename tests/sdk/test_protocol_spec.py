@@ -9,13 +9,29 @@ from typing import Any
 
 import pytest
 
-from protoserve import ConfigError, ProtocolSpec
+from protoserve import ConfigError, ProtocolSpec, framing
 
 
 def test_help_shows_the_text_of_each_field() -> None:
     shown = pydoc.render_doc(ProtocolSpec, renderer=pydoc.plaintext)
     for field in fields(ProtocolSpec):
         assert re.search(rf"``{field.name}``: \S", shown), field.name
+
+
+@pytest.mark.parametrize(
+    ("function", "meant"),
+    [
+        (framing.lines, "lines()"),
+        (framing.varint_prefixed, "varint_prefixed()"),
+        (framing.delimited, "delimited(...)"),
+        (framing.prefixed, "prefixed(...)"),
+        (framing.fixed, "fixed(...)"),
+    ],
+)
+def test_forgotten_brackets(function: Any, meant: str) -> None:
+    message = f"protocol 'a': message_in is a function that .*; did you mean {re.escape(meant)}\\?"
+    with pytest.raises(ConfigError, match=message):
+        ProtocolSpec(name="a", message_in=function, message_out=print, response=object)
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, None, "2"])

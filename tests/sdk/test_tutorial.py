@@ -98,7 +98,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     for new in (wheels, libraries, folder):
         new.mkdir()
     build(ROOT, wheels)
-    needed = ["protoserve", "pytest", "hatchling"]
+    needed = ["protoserve", "pytest", "hypothesis", "hatchling"]
     for name in {*needed[1:]}.union(*map(dependencies, needed)):
         link(name, libraries)
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PIP_"))}
