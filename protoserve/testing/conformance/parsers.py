@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from protoserve.protocol import HOLD, MessageParser
-from protoserve.testing.conformance.error import ConformanceError, NotTried
+from protoserve.testing.conformance.error import ConformanceError, NotTried, bytes_as_text
 from protoserve.testing.conformance.run import Outcome, Run, difference, drive, drive_run
 from protoserve.testing.conformance.suite import (
     Sample,
@@ -58,6 +58,7 @@ def check_separate(suite: Suite) -> str:
         pieces = [_bytes_of(sample.data, 256) for sample in (one, other)]
         try:
             alone = [drive(suite.subject, its) for its in pieces]
+            whole = [drive(suite.subject, [b"".join(its)]) for its in pieces]
         except ConformanceError:
             continue  # other checks say what is wrong with one alone
         for turn in range(max(map(len, pieces))):
@@ -70,7 +71,7 @@ def check_separate(suite: Suite) -> str:
             _feed(run, b"".join(its), remedy, take=False)
         for run in runs:
             _feed(run, b"", remedy)
-        _compare_separate(runs, alone, "fed, and only then asked", remedy)
+        _compare_separate(runs, whole, "fed, and only then asked", remedy)
     _one_after_another(suite, remedy)
     return ""
 
@@ -396,7 +397,8 @@ def check_round_trip(suite: Suite) -> str:
                 "a message does not survive the way out and in again",
                 fed=[data],
                 details=[f"was: {sample.outcome.events!r}", f"got: {outcome.events!r}"],
-                remedy=f"It came from {sample.data!r}; what encode makes of it must be the same.",
+                remedy=f"It came from {bytes_as_text(sample.data)}; what encode makes of it must be "
+                "the same.",
             )
     return ""
 
