@@ -397,8 +397,8 @@ def check_round_trip(suite: Suite) -> str:
                 "a message does not survive the way out and in again",
                 fed=[data],
                 details=[f"was: {sample.outcome.events!r}", f"got: {outcome.events!r}"],
-                remedy=f"It came from {bytes_as_text(sample.data)}; what encode makes of it must be "
-                "the same.",
+                remedy=f"It came from {bytes_as_text(sample.data)}; what encode makes of it must "
+                "be the same.",
             )
     return ""
 
