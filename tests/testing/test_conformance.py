@@ -422,6 +422,23 @@ def test_the_round_trip() -> None:
     assert "Word(text=b'A')" in str(error)
 
 
+def test_the_round_trip_with_the_end_forgotten() -> None:
+    def encode(line: bytes) -> bytes:
+        return line
+
+    error = fault_of(lines(), [b"ab\n"], encode=encode)
+    assert error.check == "round trip"
+    assert error.fed == (b"abab",)
+    check_protocol(words(lines()), [b"a\n"], encode=lambda line: [line, b"\n"], examples=0)
+
+
+@pytest.mark.parametrize("returned", ["text", None, [1]])
+def test_what_encode_returns_is_no_bytes(returned: Any) -> None:
+    error = fault_of(lines(), [b"a\n"], encode=lambda line: returned)
+    assert error.check == "round trip"
+    assert "encode, or a piece of what it returned, is at fault: TypeError" in error.fault
+
+
 # -- what a server says by itself ------------------------------------------------------
 
 
@@ -438,6 +455,10 @@ def _fails(connection: CommConnection, reason: CloseReason) -> bytes:
     return b""
 
 
+async def _later(reply: Reply) -> bytes:
+    return reply.text
+
+
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
@@ -445,6 +466,13 @@ def _fails(connection: CommConnection, reason: CloseReason) -> bytes:
         ({"farewell": lambda connection, reason: "bye"}, "the farewell for NO_REQUEST is str"),
         ({"greeting": lambda connection: 1}, "the greeting is int"),
         ({"error_response": lambda request, error: None}, "or message_out of it, raised"),
+        ({"message_out": lambda reply: "text"}, "message_out(response()) is str, which"),
+        ({"message_out": lambda reply: None}, "message_out(response()) is NoneType, which"),
+        ({"message_out": lambda reply: 1 / 0}, "message_out(response()) raised ZeroDivisionError"),
+        ({"message_out": _later}, "message_out(response()) is coroutine, which"),
+        ({"message_out": lambda reply: iter([b"a", 1])}, "message_out(response()) is int, which"),
+        ({"response": lambda: None}, "message_out(response()) raised AttributeError"),
+        ({"response": lambda: 1 / 0}, "response() raised ZeroDivisionError"),
     ],
 )
 def test_what_cannot_be_sent(fields: dict[str, Any], text: str) -> None:

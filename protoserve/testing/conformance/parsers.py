@@ -7,7 +7,14 @@ from typing import Any, Final
 
 from protoserve.protocol import HOLD, MessageParser
 from protoserve.testing.conformance.error import ConformanceError, NotTried, bytes_as_text
-from protoserve.testing.conformance.run import Outcome, Run, difference, drive, drive_run
+from protoserve.testing.conformance.run import (
+    Outcome,
+    Run,
+    described,
+    difference,
+    drive,
+    drive_run,
+)
 from protoserve.testing.conformance.suite import (
     Sample,
     Suite,
@@ -390,15 +397,28 @@ def check_round_trip(suite: Suite) -> str:
     for sample in suite.samples:
         if sample.holds or len(sample.messages) != 1:
             continue
-        data = encoded(encode(sample.messages[0]))
-        outcome = drive(suite.subject, [data])
-        if outcome.events != sample.outcome.events:
+        try:
+            data = encoded(encode(sample.messages[0]))
+        except Exception as error:
             raise ConformanceError(
-                "a message does not survive the way out and in again",
-                fed=[data],
-                details=[f"was: {sample.outcome.events!r}", f"got: {outcome.events!r}"],
+                f"encode, or a piece of what it returned, is at fault: {described(error)}",
+                fed=[sample.data],
+                remedy="encode(request) makes the bytes of any request: bytes-like, or a list "
+                "of such.",
+            ) from error
+        # Twice where another may follow: the end of the connection would take the place of a
+        # delimiter that encode forgot.
+        times = 1 if sample.final else 2
+        expected = sample.outcome.events * times
+        outcome = drive(suite.subject, [data * times])
+        if outcome.events != expected:
+            raise ConformanceError(
+                "a message does not survive the way out and in again"
+                + (", sent twice" if times > 1 else ""),
+                fed=[data * times],
+                details=[f"was: {expected!r}", f"got: {outcome.events!r}"],
                 remedy=f"It came from {bytes_as_text(sample.data)}; what encode makes of it must "
-                "be the same.",
+                "be the same, with all that ends it.",
             )
     return ""
 

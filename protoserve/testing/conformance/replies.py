@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -73,17 +74,39 @@ def _connection(spec: ProtocolSpec[Any, Any]) -> Iterator[CommConnection]:
 
 
 def check_replies(suite: Suite) -> str:
-    """Greeting, farewells and the replies to failed handlers are bytes that can be sent."""
+    """Greeting, farewells, the reply of an untouched response and those to failed handlers are
+    bytes that can be sent."""
     spec = suite.spec
-    first, second = spec.response(), spec.response()
+    try:
+        first, second = spec.response(), spec.response()
+    except Exception as error:
+        raise ConformanceError(
+            f"response() raised {described(error)}",
+            remedy="It makes the empty response of each request: give the class.",
+        ) from error
     if first is second and not isinstance(first, _UNCHANGEABLE):
         raise ConformanceError(
             "response() returned the same object twice: two requests would fill in one response",
             remedy="It makes a new one each time: give the class.",
         )
+    _check_untouched(spec, second)
     _check_error_responses(suite)
     _check_words(suite)
     return ""
+
+
+def _check_untouched(spec: ProtocolSpec[Any, Any], response: Any) -> None:
+    """A handler may leave the response as it was made."""
+    try:
+        _collected(spec.message_out(response), "message_out(response())")
+    except ConformanceError:
+        raise
+    except Exception as error:
+        raise ConformanceError(
+            f"message_out(response()) raised {described(error)}",
+            remedy="A handler may leave the response as it was made: that is a reply, too, or "
+            "none where message_out returns no bytes.",
+        ) from error
 
 
 def _check_error_responses(suite: Suite) -> None:
@@ -146,10 +169,12 @@ def _collected(out: Any, what: str) -> bytes:
         return b""  # nobody can await it here
     if isinstance(out, _BUFFERS):
         return bytes(out)
+    if inspect.iscoroutine(out):
+        out.close()
     if isinstance(out, str) or not hasattr(out, "__iter__"):
         raise ConformanceError(
             f"{what} is {type(out).__name__}, which cannot be sent",
-            remedy="It must be bytes-like, or a list of such.",
+            remedy="It must be bytes-like, a list of such, or an iterator of either.",
         )
     pieces = islice(out, _PIECES)
     return b"".join(_collected(piece, what) for piece in pieces)
