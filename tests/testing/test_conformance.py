@@ -222,6 +222,43 @@ def test_memory_is_not_taken_before_the_limit_is_looked_at() -> None:
     assert "bytes of memory were taken for a message" in error.fault
 
 
+class Fours(MessageParser[bytes]):
+    """Four bytes each; knows no limit."""
+
+    def __init__(self, params: ServerParams) -> None:
+        self.held = b""
+
+    def feed(self, data: bytes) -> None:
+        self.held += data
+
+    def next_message(self) -> Any:
+        if len(self.held) < 4:
+            return NEED_DATA
+        message, self.held = self.held[:4], self.held[4:]
+        return message
+
+    @property
+    def partial(self) -> bool:
+        return bool(self.held)
+
+
+@pytest.mark.parametrize(
+    ("message_in", "samples", "text"),
+    [
+        (Fours, [b"abcd"], "is the limit looked at?"),
+        (fixed(1), [b"a"], "below the size of one"),
+    ],
+)
+def test_a_limit_that_nothing_shows_is_not_tried(
+    message_in: Any, samples: list[bytes], text: str
+) -> None:
+    results = check_results(words(message_in), samples, examples=0)
+    (result,) = (result for result in results if result.name == "limit")
+    assert not result.tried
+    assert result.error is None
+    assert text in result.note
+
+
 def test_what_announces_many_bytes_is_measured() -> None:
     error = fault_of(LengthIsQuadratic, [b"3:abc", b"1:x"])
     assert error.check == "linear"

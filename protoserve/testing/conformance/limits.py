@@ -132,9 +132,17 @@ def check_limit(suite: Suite) -> str:
     with _memory_traced():
         for beginning, part in cases:
             endless += _goes_on(suite, params, limit, beginning, part)
-    _check_small_limits(suite)
+    tried, refused = _check_small_limits(suite)
     _check_forgets(suite)
-    return f"{endless} endless messages that go on, bounded" if endless else ""
+    if not refused and not endless:
+        raise NotTried(
+            "no sample can be made endless, and none is refused where request_size_limit is less "
+            "than its size: is the limit looked at?"
+            if tried
+            else "no sample can be made endless, and the parameters allow no request_size_limit "
+            "below the size of one: give a longer sample"
+        )
+    return f"{endless} endless messages bounded, {refused} of {tried} short limits kept"
 
 
 _REFUSE: Final = (
@@ -146,7 +154,7 @@ _REFUSE: Final = (
 def _goes_on(
     suite: Suite, params: ServerParams, limit: int, beginning: bytes, part: bytes
 ) -> bool:
-    """Whether an unfinished message may go on for ever: then it is not held."""
+    """Whether an unfinished message goes on beyond the limit: it is refused, or not held."""
     run = Run(suite.subject, params)
     empty = _size_held(run.parser)
     tracemalloc.reset_peak()
@@ -174,7 +182,7 @@ def _goes_on(
             _REFUSE,
         )
     run.close()
-    return endless
+    return endless or (run.fault is not None and sum(map(len, run.fed)) > limit)
 
 
 @contextmanager
@@ -213,8 +221,11 @@ def _check_forgets(suite: Suite) -> None:
     run.close()
 
 
-def _check_small_limits(suite: Suite) -> None:
-    """Whether a message is too large does not depend on how it was split."""
+def _check_small_limits(suite: Suite) -> tuple[int, int]:
+    """Whether a message is too large does not depend on how it was split. Returns how many
+    were given a limit that is a byte too small, and how many of them were refused: those that
+    are short by the protocol's own rules, as WebSocket's pings, need not be."""
+    tried = refused = 0
     for sample in suite.samples:
         size = len(sample.data)
         if size > _LONGEST_BEGUN:
@@ -233,6 +244,10 @@ def _check_small_limits(suite: Suite) -> None:
                         details=details,
                         remedy="Hold messages that come whole to the limit, too.",
                     )
+            if limit == size - 1:
+                tried += 1
+                refused += expected.fault is not None
+    return tried, refused
 
 
 _SHARED: Final = (type, ModuleType, FunctionType, BuiltinFunctionType, CodeType, ServerParams)
