@@ -200,7 +200,7 @@ class FramedParser(MessageParser[REQ], Generic[REQ]):
     raise, a ``UnicodeDecodeError`` among them.
     """
 
-    __slots__ = ("_fault", "_steps", "inbox")
+    __slots__ = ("_at_hold", "_fault", "_over", "_steps", "inbox")
 
     def __init__(self, params: ServerParams, *, limit: int | None = None) -> None:
         """``limit``: bytes of a message, where it is smaller than ``request_size_limit``."""
@@ -208,10 +208,14 @@ class FramedParser(MessageParser[REQ], Generic[REQ]):
         self.inbox = Inbox(min(limits, default=None))
         self._steps: Parsing[REQ] | None = None
         self._fault: Exception | None = None
+        self._at_hold = False  # the last answer was HOLD
+        self._over = False  # `messages` has ended there: nothing more is read
 
     @abstractmethod
     def messages(self) -> Parsing[REQ]:
-        """Yield each request. Must not end, and must wait for something between two."""
+        """Yield each request. Must wait for something between two, and must not end but after
+        ``yield HOLD``, where the connection goes on in another protocol: when it does not, what
+        still comes is ignored."""
 
     def farewell(self, fault: str) -> bytes:
         """What is sent before a peer that did this is cut; by default nothing. Not asked where
@@ -220,19 +224,31 @@ class FramedParser(MessageParser[REQ], Generic[REQ]):
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the peer."""
-        if self._fault is None:
+        if self._fault is None and not self._over:
             self.inbox._feed(data)
 
     def next_message(self) -> REQ | NeedData | Feedback | Hold:
         """The next of ``messages``. Raises ``ProtocolError``, and again on later calls."""
         if self._fault is not None:
             raise self._fault.with_traceback(None)
+        if self._over:
+            return NEED_DATA
         if self._steps is None:
             self._steps = self.messages()
+        at_hold, self._at_hold = self._at_hold, False
         try:
             message = next(self._steps)
         except StopIteration:
-            self._fail(RuntimeError(f"{type(self).__qualname__}.messages has ended: a loop?"))
+            if at_hold:
+                self._over = True
+                self.inbox._clear()
+                return NEED_DATA
+            self._fail(
+                RuntimeError(
+                    f"{type(self).__qualname__}.messages has ended: a loop? Only after `yield "
+                    "HOLD` it may"
+                )
+            )
         except ConfigError as error:  # a bug, though it is a ValueError
             self._fail(error)
         except ProtocolError as error:
@@ -244,7 +260,10 @@ class FramedParser(MessageParser[REQ], Generic[REQ]):
             self._fail(ProtocolError(text, reply=self.farewell(text)))
         except Exception as error:
             self._fail(error)
-        if message is NEED_DATA or message is HOLD or isinstance(message, Feedback):
+        if message is HOLD:
+            self._at_hold = True
+            return message
+        if message is NEED_DATA or isinstance(message, Feedback):
             return message
         self.inbox.discard()
         return message

@@ -433,3 +433,42 @@ def test_messages_take_time_linear_in_their_bytes() -> None:
     parser.inbox._held = Counting()  # type: ignore[attr-defined]
     in_pieces(parser, b"a" * 20_000 + b"\r\n", 1)
     assert searched < 3 * 20_002
+
+
+class Handshake(FramedParser[bytes]):
+    """One line; then the connection goes on in another protocol."""
+
+    def messages(self) -> Parsing[bytes]:
+        yield (yield from self.inbox.until(b"\n"))
+        yield HOLD
+
+
+def test_messages_may_end_at_hold() -> None:
+    parser = Handshake(PARAMS)
+    parser.feed(b"up\nrest")
+    assert parser.next_message() == b"up"
+    assert parser.next_message() is HOLD
+    assert parser.leftover() == b"rest"
+    parser.feed(b" of it")
+    assert parser.leftover() == b"rest of it"
+    for _ in range(2):  # it does not go on: what comes is ignored
+        assert parser.next_message() is NEED_DATA
+        assert not parser.partial
+        assert parser.leftover() == b""
+        parser.feed(b"x" * 1000)
+    parser.feed_eof()
+    assert parser.next_message() is NEED_DATA
+    parser.close()
+
+
+def test_messages_may_not_end_later() -> None:
+    class Longer(Handshake):
+        def messages(self) -> Parsing[bytes]:
+            yield from super().messages()
+            yield (yield from self.inbox.until(b"\n"))
+
+    parser = Longer(PARAMS)
+    parser.feed(b"up\nmore\n")
+    assert [parser.next_message() for _ in range(3)] == [b"up", HOLD, b"more"]
+    with pytest.raises(RuntimeError, match=r"Longer\.messages has ended.*Only after `yield HOLD`"):
+        parser.next_message()

@@ -64,6 +64,8 @@ from protoserve import (
     ServerParams,
 )
 from protoserve.framing import (
+    FramedParser,
+    Parsing,
     encode_prefixed,
     encode_varint,
     fixed,
@@ -242,21 +244,13 @@ class Fours(MessageParser[bytes]):
         return bool(self.held)
 
 
-@pytest.mark.parametrize(
-    ("message_in", "samples", "text"),
-    [
-        (Fours, [b"abcd"], "is the limit looked at?"),
-        (fixed(1), [b"a"], "below the size of one"),
-    ],
-)
-def test_a_limit_that_nothing_shows_is_not_tried(
-    message_in: Any, samples: list[bytes], text: str
-) -> None:
+@pytest.mark.parametrize(("message_in", "samples"), [(Fours, [b"abcd"]), (fixed(1), [b"a"])])
+def test_a_limit_that_nothing_shows_is_not_tried(message_in: Any, samples: list[bytes]) -> None:
     results = check_results(words(message_in), samples, examples=0)
     (result,) = (result for result in results if result.name == "limit")
     assert not result.tried
     assert result.error is None
-    assert text in result.note
+    assert "nothing shows whether request_size_limit is looked at" in result.note
 
 
 def test_what_announces_many_bytes_is_measured() -> None:
@@ -358,6 +352,43 @@ def test_last_samples_end_the_connection() -> None:
 
     check_protocol(words(Quits), SAMPLES, last=[b"quit;"], examples=50)
     error = fault_of(Quits, [*SAMPLES, b"quit;"])
+    assert "belongs into last=" in error.remedy
+
+
+class Tunnel(FramedParser[tuple[str, bytes]]):
+    """A handshake of two requests, after which the connection goes on as another protocol."""
+
+    def messages(self) -> Parsing[tuple[str, bytes]]:
+        if (yield from self.inbox.exactly(1)) != b"\5":
+            raise ProtocolError("another version")
+        yield "hello", (yield from self.inbox.prefixed(1))
+        yield HOLD
+        yield "open", (yield from self.inbox.prefixed(1))
+        yield HOLD
+
+
+class OnlyTunnel(Tunnel):
+    """Is an error where it does not."""
+
+    def messages(self) -> Parsing[tuple[str, bytes]]:
+        yield from super().messages()
+        raise ProtocolError("the tunnel was refused")
+
+
+HELLO, OPEN = b"\5\2ab", b"\4host"
+
+
+@pytest.mark.parametrize("message_in", [Tunnel, OnlyTunnel])
+def test_a_handshake_that_ends_in_an_upgrade(message_in: Any) -> None:
+    whole = {"last": [HELLO + OPEN], "handle": lambda parser, request: None}
+    for options in (whole, {"last": [OPEN], "before": HELLO}):
+        results = [*check_results(words(message_in), [], examples=50, **options)]
+        assert [result.error for result in results] == [None] * len(CHECKS)
+        not_tried = {result.name for result in results if not result.tried}
+        assert "order" in not_tried
+        assert "leftover" not in not_tried
+    error = fault_of(OnlyTunnel, [OPEN], before=HELLO)
+    assert "a sample is refused: the tunnel was refused" in error.fault
     assert "belongs into last=" in error.remedy
 
 

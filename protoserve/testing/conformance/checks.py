@@ -84,9 +84,10 @@ def check_protocol(
     each other as possible; by default ``spec.samples``. Those that stream in (``Arriving``) are
     read to their end, and every ``HOLD`` is answered at once.
 
-    ``last``: samples after which the parser reads nothing more. ``refused``: input that must
-    lead to ``ProtocolError``. ``before``: what each connection begins with, such as a
-    handshake, before the first sample.
+    ``last``: samples after which the parser reads nothing more; one that ends in ``HOLD`` may
+    raise ``ProtocolError`` when it is asked again, as where an upgrade must follow.
+    ``refused``: input that must lead to ``ProtocolError``. ``before``: what each connection
+    begins with, such as a handshake, before the first sample.
 
     ``same``: whether two requests are the same, where their class has no equality and their
     public attributes do not tell. ``encode``: makes the bytes of a request, for the round trip;
@@ -136,7 +137,7 @@ def check_results(
     """The same, one property after the other, those that fail included. Where the samples are
     no messages, nothing else is tried. To be used up by the thread that began it, or closed."""
     samples = spec.samples if samples is None else samples
-    if not samples:
+    if not samples and not last:
         raise ConfigError(
             f"protocol {spec.name!r} has no samples: give requests as they come over the wire, "
             "or ProtocolSpec.samples"
