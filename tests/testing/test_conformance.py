@@ -316,12 +316,44 @@ def test_samples_that_are_no_messages(sample: bytes, text: str) -> None:
         ({"samples": [b""]}, "none of them empty"),
         ({"samples": ["a;"]}, "expected a list of bytes"),
         ({"refused": [1]}, "refused=[1]"),
+        ({"samples": 5}, "samples=5: expected a list of bytes"),
+        ({"last": None}, "last=None: expected a list of bytes"),
+        ({"before": "a"}, "before='a': expected bytes"),
+        ({"encode": 1}, "encode=1: expected a function"),
+        ({"examples": -1}, "examples=-1: expected a number"),
+        ({"examples": "3"}, "examples='3'"),
+        ({"examples": 1.5}, "examples=1.5"),
+        ({"examples": True}, "examples=True"),
+        ({"call_limit": "x"}, "call_limit='x': expected seconds"),
+        ({"call_limit": None}, "call_limit=None"),
+        ({"call_limit": 0}, "call_limit=0"),
+        ({"call_limit": -1}, "call_limit=-1"),
+        ({"call_limit": float("nan")}, "call_limit=nan"),
+        ({"call_limit": float("inf")}, "call_limit=inf"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_protocol(words(), **{"samples": SAMPLES, **options})
     assert text in str(caught.value)
+
+
+def test_what_is_checked_is_a_protocol() -> None:
+    spec: Any = "x"
+    with pytest.raises(ConfigError, match="spec must be a ProtocolSpec, not str"):
+        check_protocol(spec)
+
+
+def test_a_parser_that_ends_the_process() -> None:
+    class Exits(WordParser):
+        def next_message(self) -> Any:
+            if self.held.startswith(b"h"):
+                raise SystemExit(3)
+            return super().next_message()
+
+    error = fault_of(Exits)
+    assert error.check == "samples"
+    assert "next_message raised SystemExit: 3" in error.fault
 
 
 def test_samples_of_the_spec_must_be_bytes() -> None:

@@ -17,7 +17,7 @@ from protoserve.errors import ProtocolError
 from protoserve.params import ServerParams
 from protoserve.protocol import NEED_DATA
 from protoserve.testing.conformance.error import ConformanceError, NotTried
-from protoserve.testing.conformance.run import Run, compared, drive
+from protoserve.testing.conformance.run import FAULTS, Run, compared, described, drive
 from protoserve.testing.conformance.suite import Suite, places, slices
 
 FILLERS: Final = (b"a", b"0", b" ", b"\0", b"\x80")
@@ -342,6 +342,12 @@ def _cost_unfinished(
         cost = time.thread_time() - begun
     except ProtocolError:
         return None
+    except FAULTS as error:
+        raise run.broken(
+            f"a parser that is fed {len(piece)} bytes at a time raised {described(error)}",
+            "Whatever the peer sends leads to messages, or to a ProtocolError raised by "
+            "next_message.",
+        ) from error
     finally:
         watch.leave()
     run.close()

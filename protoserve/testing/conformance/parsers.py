@@ -8,6 +8,7 @@ from typing import Any, Final
 from protoserve.protocol import HOLD, MessageParser
 from protoserve.testing.conformance.error import ConformanceError, NotTried, bytes_as_text
 from protoserve.testing.conformance.run import (
+    FAULTS,
     Outcome,
     Run,
     described,
@@ -401,7 +402,7 @@ def check_round_trip(suite: Suite) -> str:
             continue
         try:
             data = encoded(encode(sample.messages[0]))
-        except Exception as error:
+        except FAULTS as error:
             raise ConformanceError(
                 f"encode, or a piece of what it returned, is at fault: {described(error)}",
                 fed=[sample.data],

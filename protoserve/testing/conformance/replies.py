@@ -17,7 +17,7 @@ from protoserve.kernel.session import CommSession
 from protoserve.kernel.transport import Transport
 from protoserve.protocol import HOLD, MessageParser, ProtocolSpec
 from protoserve.testing.conformance.error import ConformanceError
-from protoserve.testing.conformance.run import described
+from protoserve.testing.conformance.run import FAULTS, described
 from protoserve.testing.conformance.suite import Suite
 from protoserve.testing.memory import MemoryEngine, connection_of
 
@@ -79,7 +79,7 @@ def check_replies(suite: Suite) -> str:
     spec = suite.spec
     try:
         first, second = spec.response(), spec.response()
-    except Exception as error:
+    except FAULTS as error:
         raise ConformanceError(
             f"response() raised {described(error)}",
             remedy="It makes the empty response of each request: give the class.",
@@ -101,7 +101,7 @@ def _check_untouched(spec: ProtocolSpec[Any, Any], response: Any) -> None:
         _collected(spec.message_out(response), "message_out(response())")
     except ConformanceError:
         raise
-    except Exception as error:
+    except FAULTS as error:
         raise ConformanceError(
             f"message_out(response()) raised {described(error)}",
             remedy="A handler may leave the response as it was made: that is a reply, too, or "
@@ -121,7 +121,7 @@ def _check_error_responses(suite: Suite) -> None:
                 data = _collected(spec.message_out(response), what)
             except ConformanceError:
                 raise
-            except Exception as error:
+            except FAULTS as error:
                 raise ConformanceError(
                     f"error_response, or message_out of it, raised {described(error)}",
                     fed=[sample.data],
@@ -151,7 +151,7 @@ def _check_words(suite: Suite) -> None:
                     last: Any = b"" if spec.farewell is None else spec.farewell(connection, reason)
                 except ConformanceError:
                     raise
-                except Exception as error:
+                except FAULTS as error:
                     raise ConformanceError(
                         f"{what} raised {described(error)}",
                         fed=[beginning] if beginning else [],
