@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -177,6 +178,19 @@ def test_an_error_that_all_connections_share(refused: list[bytes]) -> None:
     error = fault_of(Here, refused=refused)
     assert error.check == "separate"
     assert "connections share state" in error.fault
+
+
+def test_messages_that_differ_from_one_run_to_the_next() -> None:
+    numbers = count()
+    error = fault_of(lines(lambda line: (next(numbers), line)), [b"a\n"])
+    assert error.check == "separate"
+    assert "Or do messages differ from one run to the next" in error.remedy
+    check_protocol(
+        words(lines(lambda line: (next(numbers), line))),
+        [b"a\n"],
+        same=lambda one, other: one[1] == other[1],
+        examples=0,
+    )
 
 
 def test_messages_that_wait_in_one_queue() -> None:
@@ -670,6 +684,51 @@ class BodyParser(MessageParser[str]):
 
 def test_bodies_that_stream_in_and_interim_answers() -> None:
     check_protocol(words(BodyParser), [b"3abc", b"1;"], refused=[b"a"], examples=50)
+
+
+class RawParser(MessageParser[IncomingStream]):
+    """A tunnel: one request, whose body is all that comes."""
+
+    def __init__(self, params: ServerParams) -> None:
+        self.stream = IncomingStream()
+        self.held = b""
+        self.begun = self.ended = False
+
+    def feed(self, data: bytes) -> None:
+        self.held += data
+
+    def feed_eof(self) -> None:
+        self.ended = True
+
+    def next_message(self) -> Any:
+        if self.held and not self.begun:
+            self.begun = True
+            return Arriving(self.stream, self.stream)
+        if self.held:
+            self.stream.feed(self.held)
+            self.held = b""
+        if self.begun and self.ended and not self.stream.over:
+            self.stream.end()
+        return NEED_DATA
+
+    @property
+    def partial(self) -> bool:
+        return self.begun
+
+
+def test_a_tunnel_is_a_body_without_end() -> None:
+    check_protocol(words(RawParser), [b"any bytes", b"x" * 2000], examples=50)
+
+    class EachRead(RawParser):
+        def next_message(self) -> Any:
+            read, self.held = self.held, b""
+            return read or NEED_DATA
+
+        @property
+        def partial(self) -> bool:
+            return False
+
+    assert fault_of(EachRead, [b"any bytes"]).check == "order"
 
 
 def test_a_body_that_does_not_end_is_no_message() -> None:

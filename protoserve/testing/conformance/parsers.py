@@ -54,7 +54,8 @@ def check_separate(suite: Suite) -> str:
     first, second = Run(suite.subject), Run(suite.subject)
     remedy = (
         "What a parser holds belongs in self, made in __init__: not in the class, a module, "
-        "or a default argument."
+        "or a default argument. Or do messages differ from one run to the next, as by the time or "
+        "by chance? Then give same=f, which leaves that out."
     )
     if first.parser is second.parser:
         raise ConformanceError(
