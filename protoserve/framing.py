@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Generator
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, cast
 
 from protoserve.errors import ConfigError, ProtocolError
@@ -68,7 +69,8 @@ class Inbox:
     changed at any time. A method that is told a ``limit`` of its own holds to the smaller one.
 
     Every method raises :class:`~protoserve.errors.ProtocolError` for what is longer, as soon as
-    that is known, and may be called by the parser only, on whichever thread that runs.
+    that is known, and :class:`~protoserve.errors.ConfigError` for a width or a limit that cannot
+    be one. They may be called by the parser only, on whichever thread that runs.
     """
 
     __slots__ = ("_at", "_ended", "_held", "_searched", "limit")
@@ -131,6 +133,7 @@ class Inbox:
     ) -> Waiting:
         """As many bytes as the unsigned number of ``width`` bytes in front of them says.
         ``includes_header``: that counts itself too."""
+        _check_prefix(width, byteorder)
         size = int.from_bytes((yield from self.exactly(width)), byteorder)
         if includes_header:
             size -= width
@@ -143,6 +146,7 @@ class Inbox:
     ) -> Waiting:
         """As many bytes as the varint in front of them says: seven bits a byte, the lowest
         first, the top bit of all but the last set (protobuf; MQTT, with four bytes at most)."""
+        _check_max_bytes(max_bytes)
         size = shift = 0
         while True:
             (byte,) = yield from self.exactly(1)
@@ -169,8 +173,10 @@ class Inbox:
     def _check(self, end: int, limit: int | None) -> None:
         """A message that reaches to ``end`` is not too long, nor this part of it."""
         if self.limit is not None and end > self.limit:
+            _check_limit(self.limit, 0)
             raise ProtocolError(f"message of more than {self.limit} bytes")
         if limit is not None and end - self._at > limit:
+            _check_limit(limit, 0)
             raise ProtocolError(f"more than {limit} bytes")
 
     # -- for the parser --------------------------------------------------------------------
@@ -200,18 +206,33 @@ class FramedParser(MessageParser[REQ], Generic[REQ]):
     raise, a ``UnicodeDecodeError`` among them.
     """
 
-    __slots__ = ("_fault", "_steps", "inbox")
+    __slots__ = ("_at_hold", "_fault", "_over", "_steps", "inbox")
 
     def __init__(self, params: ServerParams, *, limit: int | None = None) -> None:
         """``limit``: bytes of a message, where it is smaller than ``request_size_limit``."""
+        _check_limit(limit, 1)
         limits = [size for size in (params.request_size_limit, limit) if size is not None]
         self.inbox = Inbox(min(limits, default=None))
         self._steps: Parsing[REQ] | None = None
         self._fault: Exception | None = None
+        self._at_hold = False  # the last answer was HOLD
+        self._over = False  # `messages` has ended there: nothing more is read
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in FramedParser.__slots__:
+                raise ConfigError(
+                    f"{type(self).__qualname__} has no {name} yet: its __init__ must call "
+                    "super().__init__(params) before all else"
+                )
+            return object.__getattribute__(self, name)  # raises what it raised before
 
     @abstractmethod
     def messages(self) -> Parsing[REQ]:
-        """Yield each request. Must not end, and must wait for something between two."""
+        """Yield each request. Must wait for something between two, and must not end but after
+        ``yield HOLD``, where the connection goes on in another protocol: when it does not, what
+        still comes is ignored."""
 
     def farewell(self, fault: str) -> bytes:
         """What is sent before a peer that did this is cut; by default nothing. Not asked where
@@ -220,19 +241,31 @@ class FramedParser(MessageParser[REQ], Generic[REQ]):
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the peer."""
-        if self._fault is None:
+        if self._fault is None and not self._over:
             self.inbox._feed(data)
 
     def next_message(self) -> REQ | NeedData | Feedback | Hold:
         """The next of ``messages``. Raises ``ProtocolError``, and again on later calls."""
         if self._fault is not None:
             raise self._fault.with_traceback(None)
+        if self._over:
+            return NEED_DATA
         if self._steps is None:
             self._steps = self.messages()
+        at_hold, self._at_hold = self._at_hold, False
         try:
             message = next(self._steps)
         except StopIteration:
-            self._fail(RuntimeError(f"{type(self).__qualname__}.messages has ended: a loop?"))
+            if at_hold:
+                self._over = True
+                self.inbox._clear()
+                return NEED_DATA
+            self._fail(
+                RuntimeError(
+                    f"{type(self).__qualname__}.messages has ended: a loop? Only after `yield "
+                    "HOLD` it may"
+                )
+            )
         except ConfigError as error:  # a bug, though it is a ValueError
             self._fail(error)
         except ProtocolError as error:
@@ -244,8 +277,19 @@ class FramedParser(MessageParser[REQ], Generic[REQ]):
             self._fail(ProtocolError(text, reply=self.farewell(text)))
         except Exception as error:
             self._fail(error)
-        if message is NEED_DATA or message is HOLD or isinstance(message, Feedback):
+        if message is HOLD:
+            self._at_hold = True
             return message
+        if message is NEED_DATA or isinstance(message, Feedback):
+            return message
+        if isinstance(message, GeneratorType):
+            self._fail(
+                TypeError(
+                    f"{type(self).__qualname__}.messages yielded {message.__qualname__}() itself, "
+                    "not what it gives: put `yield from` before it, as in `line = yield from "
+                    "self.inbox.until(...)`"
+                )
+            )
         self.inbox.discard()
         return message
 
@@ -310,9 +354,14 @@ def _ready(
     decode: Callable[[bytes], REQ] | None,
     limit: int | None,
     farewell: Farewell,
+    least: int = 1,
 ) -> MessageIn[REQ]:
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit={limit!r}: expected a number of bytes, 1 or more, or None")
+    if decode is not None and not callable(decode):
+        raise ConfigError(
+            f"decode={decode!r}: expected a function that makes a request of a frame's bytes, "
+            "such as bytes.decode, or None"
+        )
+    _check_limit(limit, least)
     if not callable(farewell) and not isinstance(farewell, bytes):
         raise ConfigError(
             f"farewell={farewell!r}: expected bytes, or a function that makes them of a text"
@@ -356,7 +405,9 @@ def delimited(
     """Frames end with exactly these bytes, which are not part of them. See :func:`lines`."""
     if not isinstance(delimiter, bytes) or not delimiter:
         raise ConfigError(f"delimiter={delimiter!r}: expected bytes, at least one")
-    return _ready(lambda inbox: inbox.until(delimiter), decode, limit, farewell)
+    return _ready(
+        lambda inbox: inbox.until(delimiter), decode, limit, farewell, least=len(delimiter)
+    )
 
 
 def prefixed(
@@ -375,7 +426,7 @@ def prefixed(
     def frame(inbox: Inbox) -> Waiting:
         return inbox.prefixed(width, byteorder, includes_header=includes_header)
 
-    return _ready(frame, decode, limit, farewell)
+    return _ready(frame, decode, limit, farewell, least=width)
 
 
 def varint_prefixed(
@@ -387,8 +438,7 @@ def varint_prefixed(
 ) -> MessageIn[REQ]:
     """A frame follows its length, a varint of at most ``max_bytes`` bytes, seven bits in each,
     the lowest first, as protobuf's streams have it. See :func:`lines`."""
-    if max_bytes not in range(1, VARINT_BYTES + 1):
-        raise ConfigError(f"max_bytes={max_bytes!r}: expected 1 to {VARINT_BYTES}")
+    _check_max_bytes(max_bytes)
     return _ready(
         lambda inbox: inbox.varint_prefixed(max_bytes=max_bytes), decode, limit, farewell
     )
@@ -401,7 +451,7 @@ def fixed(
     farewell: Farewell = b"",
 ) -> MessageIn[REQ]:
     """Each frame has ``size`` bytes. See :func:`lines`."""
-    if size < 1:
+    if not _is_whole(size) or size < 1:
         raise ConfigError(f"size={size!r}: expected a number of bytes, 1 or more")
     return _ready(lambda inbox: inbox.exactly(size), decode, None, farewell)
 
@@ -414,9 +464,16 @@ def encode_prefixed(
     includes_header: bool = False,
 ) -> list[bytes]:
     """What :func:`prefixed` reads, for ``message_out``. Raises ``OverflowError`` where the
-    length does not fit into ``width`` bytes."""
+    length does not fit into ``width`` bytes, and ``TypeError`` for data that is not bytes."""
     _check_prefix(width, byteorder)
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"the data of encode_prefixed is bytes, not {type(data).__name__}")
     size = len(data) + (width if includes_header else 0)
+    if size >> 8 * width:
+        raise OverflowError(
+            f"a length of {size} does not fit into width={width}: it is {(1 << 8 * width) - 1} at "
+            "most there"
+        )
     return [size.to_bytes(width, byteorder), data]
 
 
@@ -432,8 +489,23 @@ def encode_varint(number: int) -> bytes:
     return bytes(encoded)
 
 
+def _is_whole(value: object) -> bool:
+    """Whether it is an ``int``, and not meant as true or false."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_limit(limit: int | None, least: int) -> None:
+    if limit is not None and (not _is_whole(limit) or limit < least):
+        raise ConfigError(f"limit={limit!r}: expected a number of bytes, {least} or more, or None")
+
+
+def _check_max_bytes(max_bytes: int) -> None:
+    if not _is_whole(max_bytes) or not 1 <= max_bytes <= VARINT_BYTES:
+        raise ConfigError(f"max_bytes={max_bytes!r}: expected 1 to {VARINT_BYTES}")
+
+
 def _check_prefix(width: int, byteorder: str) -> None:
-    if width not in WIDTHS:
+    if not _is_whole(width) or width not in WIDTHS:
         raise ConfigError(f"width={width!r}: expected 1 to 8 bytes, mostly 1, 2, 4 or 8")
     if byteorder not in ("big", "little"):
         raise ConfigError(f"byteorder={byteorder!r}: expected 'big' or 'little'")

@@ -183,6 +183,19 @@ class MessageParser(ABC, Generic[REQ_co]):
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_.+-]*\Z")
 
+_CALLED_WITH: Final = {
+    "message_in": ("params",),
+    "message_out": ("response",),
+    "response": (),
+    "error_response": ("request", "error"),
+    "greeting": ("connection",),
+    "farewell": ("connection", "reason"),
+    "summary": ("request", "response"),
+    "handler_key": ("request",),
+    "server": ("process", "params"),
+}
+"""The fields of a spec that are called, and with what."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolSpec(Generic[REQ, RESP, TASK_co]):
@@ -308,6 +321,8 @@ class ProtocolSpec(Generic[REQ, RESP, TASK_co]):
                     f"protocol {self.name!r}: {what} must be callable, or None, "
                     f"not {type(value).__name__}"
                 )
+        for what, arguments in _CALLED_WITH.items():
+            _check_takes(self.name, what, getattr(self, what), arguments)
         if (
             isinstance(self.in_flight, bool)
             or not isinstance(self.in_flight, int)
@@ -344,6 +359,23 @@ def _without_brackets(message_in: Callable[..., object]) -> str:
     parameters = inspect.signature(message_in).parameters.values()
     needs = any(parameter.default is parameter.empty for parameter in parameters)
     return f"{name}(...)" if needs else f"{name}()"
+
+
+def _check_takes(name: str, what: str, function: object, arguments: tuple[str, ...]) -> None:
+    """Raise ``ConfigError`` where it cannot be called with so many."""
+    if not callable(function):
+        return
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        return  # some in C have none to look at
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"protocol {name!r}: {what} is called as {what}({', '.join(arguments)}), which "
+            f"{getattr(function, '__qualname__', function)}{signature} does not allow: {error}"
+        ) from None
 
 
 def try_parser(name: str, make: Callable[[], MessageParser[Any]]) -> None:

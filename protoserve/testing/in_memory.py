@@ -9,7 +9,7 @@ from itertools import count
 from math import inf
 from typing import Any, Final, Generic
 
-from protoserve.errors import UsageError
+from protoserve.errors import ConfigError, UsageError
 from protoserve.kernel.engine import Engine
 from protoserve.kernel.readiness import WRITABLE
 from protoserve.kernel.scheduler import CommScheduler, get_scheduler
@@ -38,6 +38,8 @@ def new_server(
 ) -> WFServer[REQ, RESP]:
     """The server that the command line would make of ``spec``, with some parameters changed.
     Raises :class:`~protoserve.errors.ConfigError` as that does."""
+    if not isinstance(spec, ProtocolSpec):
+        raise ConfigError(f"spec must be a ProtocolSpec, not {type(spec).__name__}")
     wanted = spec.params.replace(**params)
     return WFServer(spec, process, wanted) if spec.server is None else spec.server(process, wanted)
 
@@ -230,7 +232,8 @@ class MemoryServer(Generic[REQ, RESP]):
 
     def advance(self, seconds: float) -> None:
         """Let time pass: every timer and time-out that comes due is run at its own time.
-        Raises ``ValueError`` for a negative time."""
+        Raises :class:`~protoserve.errors.ConfigError`, a ``ValueError``, for a negative time and
+        for more than a year."""
         self.clock.advance(seconds)
 
     def run(self) -> None:
@@ -302,6 +305,8 @@ def memory_server(
     ``WaitGroup.wait`` or ``server.wait_stopping``, waits for ever. Raises
     :class:`~protoserve.errors.ConfigError` for parameters or handlers that make no sense.
     """
+    if clock is not None and not isinstance(clock, ManualClock):
+        raise ConfigError(f"clock must be a ManualClock, or None, not {type(clock).__name__}")
     server = new_server(spec, process, params)
     if server.asynchronous:
         name = getattr(process, "__qualname__", type(process).__qualname__)

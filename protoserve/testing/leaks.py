@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from protoserve.errors import ConfigError
 from protoserve.kernel.engine import loop_factory
 from protoserve.kernel.scheduler import get_scheduler
+from protoserve.testing.memory import is_number
 
 _TABLES: Final = (Path("/proc/self/fd"), Path("/dev/fd"))
 """Where the system lists the descriptors of a process: Linux, and others."""
@@ -93,8 +95,11 @@ def no_leaks(patience: float = PATIENCE) -> Iterator[None]:
     not there at its beginning, or an engine still runs. What the block raises goes first.
 
     It sees all of the process, so clients have to be closed in the block as well; and what
-    another thread opens meanwhile counts. Descriptors are seen on Linux and macOS.
+    another thread opens meanwhile counts. Descriptors are seen on Linux and macOS. Raises
+    :class:`~protoserve.errors.ConfigError` where ``patience`` is no number of seconds.
     """
+    if not is_number(patience) or patience < 0:
+        raise ConfigError(f"patience={patience!r}: expected seconds, 0 or more")
     factory = loop_factory()
     if factory is not None:
         factory().close()  # the first of uvloop's opens a pipe that the process keeps

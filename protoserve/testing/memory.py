@@ -13,21 +13,48 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from itertools import count
-from math import inf
-from typing import Any, Final, Protocol
+from math import inf, isfinite
+from typing import Any, Final, Protocol, TypeGuard
 
-from protoserve.errors import UsageError
+from protoserve.errors import ConfigError, UsageError
 from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.connection import CommConnection
 from protoserve.kernel.poller import Poller
 from protoserve.kernel.readiness import HANGUP, READABLE, WRITABLE
 from protoserve.kernel.service import CommService
+from protoserve.params import YEAR
 from protoserve.protocol import Buffer
 
 _descriptors = count(1_000_000)  # far above any descriptor of the system
 
 MOST_TURNS: Final = 10_000
 """Turns of a poller after which something is taken to spin."""
+
+
+def _check_time(seconds: object) -> None:
+    """Raise ``ConfigError`` where that is no time to let pass: timers may ring all along."""
+    if not is_number(seconds) or not 0 <= seconds <= YEAR:
+        raise ConfigError(
+            f"advance({seconds!r}): expected 0 seconds or more, and at most a year, {YEAR} seconds"
+        )
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a number, and finite."""
+    if isinstance(value, float):
+        return isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _checked_size(what: str, value: int | None, least: int) -> int | None:
+    """Raise ``ConfigError`` where it is no number of bytes."""
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, int) or value < least
+    ):
+        raise ConfigError(
+            f"{what}={value!r}: expected a number of bytes, {least} or more, or None for no limit"
+        )
+    return value
 
 
 class Driven(Protocol):
@@ -46,9 +73,12 @@ class Driven(Protocol):
 
 class ManualClock:
     """A clock for everything that takes ``clock=``: ``now`` is in seconds, and moves when
-    ``advance`` is called. One thread at a time."""
+    ``advance`` is called. One thread at a time. Raises :class:`~protoserve.errors.ConfigError`
+    where ``now`` is no number."""
 
     def __init__(self, now: float = 1000.0) -> None:
+        if not is_number(now):
+            raise ConfigError(f"now={now!r}: expected seconds, a finite number")
         self.now = now
         self._driven: list[Driven] = []
 
@@ -58,9 +88,9 @@ class ManualClock:
     def advance(self, seconds: float) -> None:
         """Let time pass. In the memory servers of this clock every timer that comes due is run
         at its own time; whoever else owns timers has to look at them. In a handler, which
-        takes so long then, no timer is run. Raises ``ValueError`` for a negative time."""
-        if not seconds >= 0:
-            raise ValueError(f"advance({seconds!r}): expected 0 seconds or more")
+        takes so long then, no timer is run. Raises :class:`~protoserve.errors.ConfigError`, a
+        ``ValueError``, for a negative time and for more than a year."""
+        _check_time(seconds)
         end = self.now + seconds
         if not any(driven.busy for driven in self._driven):
             while self.step(end):
@@ -155,10 +185,8 @@ class MemoryPeer:
         """How many calls of the server's it took to send that."""
         self.reads = 0
         """How often the server read, or found nothing to read."""
-        self.room: int | None = None
-        """How many bytes the server may write before its buffer is full; None: no limit."""
-        self.at_most: int | None = None
-        """How many bytes one call of the server's writes; None: all that there is room for."""
+        self._room: int | None = None
+        self._at_most: int | None = None
         self.eof = False
         """The server has ended its sending side, or closed."""
         self.closed = False
@@ -189,6 +217,26 @@ class MemoryPeer:
         self._full = False
 
     # -- the client --------------------------------------------------------------------
+
+    @property
+    def room(self) -> int | None:
+        """How many bytes the server may write before its buffer is full; None: no limit. Set
+        to less than none, it raises :class:`~protoserve.errors.ConfigError`."""
+        return self._room
+
+    @room.setter
+    def room(self, size: int | None) -> None:
+        self._room = _checked_size("room", size, 0)
+
+    @property
+    def at_most(self) -> int | None:
+        """How many bytes one call of the server's writes; None: all that there is room for.
+        Set to less than one, it raises :class:`~protoserve.errors.ConfigError`."""
+        return self._at_most
+
+    @at_most.setter
+    def at_most(self, size: int | None) -> None:
+        self._at_most = _checked_size("at_most", size, 1)
 
     def send(self, data: bytes, *, deliver: int | None = None) -> None:
         """Send bytes. With ``deliver`` only so many of what is on the way arrive now; the rest
@@ -250,12 +298,15 @@ class MemoryPeer:
 
     def stall(self, room: int = 0) -> None:
         """Read nothing: the server can write ``room`` bytes more, and then finds its buffer
-        full. ``read()`` goes on."""
+        full. ``read()`` goes on. Raises :class:`~protoserve.errors.ConfigError` for what is no
+        number of bytes."""
         with self._lock:
             self.room = room
 
     def read(self, size: int | None = None) -> None:
-        """After ``stall``: make room for ``size`` more bytes; None for any number."""
+        """After ``stall``: make room for ``size`` more bytes; None for any number. Raises
+        :class:`~protoserve.errors.ConfigError` for what is no number of bytes."""
+        _checked_size("size", size, 0)
         with self._lock:
             self.room = None if size is None else (self.room or 0) + size
             full, self._full = self._full, False
@@ -265,7 +316,9 @@ class MemoryPeer:
 
     def receive(self, size: int | None = None) -> bytes:
         """What was received since the last call, ``size`` bytes at most. Empty where there is
-        nothing new; ``eof`` says whether there will be."""
+        nothing new; ``eof`` says whether there will be. Raises
+        :class:`~protoserve.errors.ConfigError` for what is no number of bytes."""
+        _checked_size("size", size, 0)
         with self._lock:
             end = len(self.received) if size is None else self._taken + size
             data = bytes(self.received[self._taken : end])
@@ -431,7 +484,9 @@ class MemoryEngine:
         run(self.poller, limit)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass: every timer that comes due is run at its own time."""
+        """Let time pass: every timer that comes due is run at its own time. Raises as
+        ``ManualClock.advance`` does."""
+        _check_time(seconds)
         end = self.clock.now + seconds
         self.run()
         while (due := self.clock.now + self.readiness.timeout) <= end:

@@ -21,7 +21,9 @@ from protoserve import (
 )
 from protoserve.framing import (
     FramedParser,
+    Inbox,
     Parsing,
+    Waiting,
     delimited,
     encode_prefixed,
     encode_varint,
@@ -30,6 +32,7 @@ from protoserve.framing import (
     prefixed,
     varint_prefixed,
 )
+from protoserve.protocol import try_parser
 
 PARAMS = ServerParams(request_size_limit=100)
 
@@ -205,6 +208,22 @@ def test_the_last_line_ends_with_the_connection() -> None:
         (lambda: varint_prefixed(max_bytes=11), "max_bytes=11"),
         (lambda: fixed(0), "size=0"),
         (lambda: encode_prefixed(b"", 0), "width=0"),
+        (lambda: lines("utf8"), "decode='utf8': expected a function"),  # type: ignore[arg-type,var-annotated]
+        (lambda: lines(3), "decode=3"),  # type: ignore[arg-type,var-annotated]
+        (lambda: lines(limit="5"), "limit='5'"),  # type: ignore[arg-type]
+        (lambda: lines(limit=2.5), "limit=2.5"),  # type: ignore[arg-type]
+        (lambda: lines(limit=True), "limit=True"),
+        (lambda: lines(limit=-1), "limit=-1"),
+        (lambda: delimited(b"ab", limit=1), "limit=1: expected a number of bytes, 2 or more"),
+        (lambda: prefixed(4, limit=3), "limit=3: expected a number of bytes, 4 or more"),
+        (lambda: prefixed(4.0), "width=4.0"),  # type: ignore[arg-type]
+        (lambda: prefixed(True), "width=True"),
+        (lambda: prefixed("4"), "width='4'"),  # type: ignore[arg-type]
+        (lambda: varint_prefixed(max_bytes=4.0), "max_bytes=4.0"),  # type: ignore[arg-type]
+        (lambda: fixed(2.0), "size=2.0"),  # type: ignore[arg-type]
+        (lambda: fixed("3"), "size='3'"),  # type: ignore[arg-type]
+        (lambda: Mails(PARAMS, limit=-1), "limit=-1"),
+        (lambda: Mails(PARAMS, limit=2.5), "limit=2.5"),  # type: ignore[arg-type]
     ],
 )
 def test_what_cannot_work_is_refused_when_it_is_made(make: Any, text: str) -> None:
@@ -214,8 +233,11 @@ def test_what_cannot_work_is_refused_when_it_is_made(make: Any, text: str) -> No
 
 
 def test_numbers_that_do_not_fit() -> None:
-    with pytest.raises(OverflowError):
+    with pytest.raises(OverflowError, match=r"a length of 256 .* width=1: it is 255 at most"):
         encode_prefixed(b"a" * 256, 1)
+    assert encode_prefixed(b"a" * 255, 1)[0] == b"\xff"
+    with pytest.raises(TypeError, match=r"the data of encode_prefixed is bytes, not str"):
+        encode_prefixed("x", 4)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"-1"):
         encode_varint(-1)
 
@@ -433,3 +455,121 @@ def test_messages_take_time_linear_in_their_bytes() -> None:
     parser.inbox._held = Counting()  # type: ignore[attr-defined]
     in_pieces(parser, b"a" * 20_000 + b"\r\n", 1)
     assert searched < 3 * 20_002
+
+
+class Handshake(FramedParser[bytes]):
+    """One line; then the connection goes on in another protocol."""
+
+    def messages(self) -> Parsing[bytes]:
+        yield (yield from self.inbox.until(b"\n"))
+        yield HOLD
+
+
+def test_messages_may_end_at_hold() -> None:
+    parser = Handshake(PARAMS)
+    parser.feed(b"up\nrest")
+    assert parser.next_message() == b"up"
+    assert parser.next_message() is HOLD
+    assert parser.leftover() == b"rest"
+    parser.feed(b" of it")
+    assert parser.leftover() == b"rest of it"
+    for _ in range(2):  # it does not go on: what comes is ignored
+        assert parser.next_message() is NEED_DATA
+        assert not parser.partial
+        assert parser.leftover() == b""
+        parser.feed(b"x" * 1000)
+    parser.feed_eof()
+    assert parser.next_message() is NEED_DATA
+    parser.close()
+
+
+def test_messages_may_not_end_later() -> None:
+    class Longer(Handshake):
+        def messages(self) -> Parsing[bytes]:
+            yield from super().messages()
+            yield (yield from self.inbox.until(b"\n"))
+
+    parser = Longer(PARAMS)
+    parser.feed(b"up\nmore\n")
+    assert [parser.next_message() for _ in range(3)] == [b"up", HOLD, b"more"]
+    with pytest.raises(RuntimeError, match=r"Longer\.messages has ended.*Only after `yield HOLD`"):
+        parser.next_message()
+
+
+@pytest.mark.parametrize(
+    ("wait", "text"),
+    [
+        (lambda inbox: inbox.prefixed(0), "width=0"),
+        (lambda inbox: inbox.prefixed(9), "width=9"),
+        (lambda inbox: inbox.prefixed(2, "native"), "byteorder='native'"),
+        (lambda inbox: inbox.varint_prefixed(max_bytes=99), "max_bytes=99"),
+        (lambda inbox: inbox.until(b"x", limit=-1), "limit=-1"),
+        (lambda inbox: inbox.exactly(1, limit=-1), "limit=-1"),
+        (lambda inbox: inbox.rest(limit=-1), "limit=-1"),
+        (lambda inbox: (setattr(inbox, "limit", -1), inbox.until(b"x"))[1], "limit=-1"),
+    ],
+)
+def test_what_an_inbox_cannot_wait_for_is_a_bug(
+    wait: Callable[[Inbox], Waiting], text: str
+) -> None:
+    class Waits(FramedParser[bytes]):
+        def messages(self) -> Parsing[bytes]:
+            while True:
+                yield (yield from wait(self.inbox))
+
+    parser = Waits(PARAMS)
+    parser.feed(b"abc")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=text):
+            parser.next_message()
+
+
+def test_a_forgotten_yield_from_is_a_bug() -> None:
+    class Forgets(FramedParser[Any]):
+        def messages(self) -> Parsing[Any]:
+            while True:
+                line = self.inbox.until(b"\n")
+                yield line
+
+    parser = Forgets(PARAMS)
+    parser.feed(b"a\n")
+    for _ in range(2):
+        with pytest.raises(TypeError, match=r"Forgets\.messages yielded Inbox\.until\(\) itself"):
+            parser.next_message()
+
+
+def test_a_forgotten_init_of_the_base_is_named() -> None:
+    class Forgets(FramedParser[bytes]):
+        def __init__(self, params: ServerParams) -> None:
+            self.name = "x"
+
+        def messages(self) -> Parsing[bytes]:
+            while True:
+                yield (yield from self.inbox.until(b"\n"))
+
+    parser = Forgets(PARAMS)
+    text = r"Forgets has no \w+ yet: its __init__ must call super\(\).__init__\(params\)"
+    calls: list[Callable[[], object]] = [
+        lambda: parser.feed(b"a\n"),
+        parser.next_message,
+        parser.feed_eof,
+        parser.leftover,
+        parser.close,
+        lambda: parser.partial,
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError, match=text):
+            call()
+    with pytest.raises(ConfigError, match=text):
+        try_parser("forgets", lambda: Forgets(PARAMS))
+    assert not hasattr(parser, "other")
+
+
+def test_an_attribute_that_a_property_lacks_is_named() -> None:
+    class Lacks(Handshake):
+        @property
+        def partial(self) -> bool:
+            return bool(self.lacking)  # type: ignore[attr-defined]
+
+    with pytest.raises(AttributeError, match="lacking"):
+        _ = Lacks(PARAMS).partial

@@ -48,3 +48,27 @@ def test_what_is_to_be_called_can_be(field: str) -> None:
         ProtocolSpec(
             name="a", message_in=print, message_out=print, response=object, **{field: b"220"}
         )
+
+
+@pytest.mark.parametrize(
+    ("field", "function", "text"),
+    [
+        ("message_in", lambda: None, r"message_in\(params\), which .*<lambda>\(\) does not"),
+        ("message_out", lambda: b"", r"message_out\(response\), .* too many positional arguments"),
+        ("response", lambda text: text, r"response\(\), .* missing a required argument: 'text'"),
+        ("error_response", lambda error: b"", r"error_response\(request, error\)"),
+        ("greeting", lambda: b"", r"greeting\(connection\)"),
+        ("farewell", lambda reason: b"", r"farewell\(connection, reason\)"),
+        ("summary", lambda request: {}, r"summary\(request, response\)"),
+        ("handler_key", lambda: 1, r"handler_key\(request\)"),
+        ("server", lambda process: None, r"server\(process, params\)"),
+    ],
+)
+def test_what_is_called_takes_what_it_is_called_with(field: str, function: Any, text: str) -> None:
+    fields = {"message_in": print, "message_out": print, "response": object, field: function}
+    with pytest.raises(ConfigError, match=text):
+        ProtocolSpec(name="a", **fields)
+
+
+def test_what_has_no_signature_is_believed() -> None:
+    assert ProtocolSpec(name="a", message_in=print, message_out=print, response=bytes)

@@ -540,13 +540,8 @@ class LengthIsQuadratic(MessageParser[bytes]):
 
 def words(message_in: Any = WordParser, **fields: Any) -> ProtocolSpec[Word, Reply]:
     """The protocol, with that parser."""
-    return ProtocolSpec(
-        name="words",
-        message_in=message_in,
-        message_out=lambda reply: reply.text + b";",
-        response=Reply,
-        **fields,
-    )
+    given = {"message_out": lambda reply: reply.text + b";", "response": Reply, **fields}
+    return ProtocolSpec(name="words", message_in=message_in, **given)
 
 
 WORDS = words(samples=(b"a;", b"hello;", b";", b"up;"))

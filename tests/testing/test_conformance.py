@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -64,6 +65,8 @@ from protoserve import (
     ServerParams,
 )
 from protoserve.framing import (
+    FramedParser,
+    Parsing,
     encode_prefixed,
     encode_varint,
     fixed,
@@ -177,6 +180,19 @@ def test_an_error_that_all_connections_share(refused: list[bytes]) -> None:
     assert "connections share state" in error.fault
 
 
+def test_messages_that_differ_from_one_run_to_the_next() -> None:
+    numbers = count()
+    error = fault_of(lines(lambda line: (next(numbers), line)), [b"a\n"])
+    assert error.check == "separate"
+    assert "Or do messages differ from one run to the next" in error.remedy
+    check_protocol(
+        words(lines(lambda line: (next(numbers), line))),
+        [b"a\n"],
+        same=lambda one, other: one[1] == other[1],
+        examples=0,
+    )
+
+
 def test_messages_that_wait_in_one_queue() -> None:
     class Here(SharesWhatIsReady):
         ready: deque[object] = deque()  # noqa: RUF012 - the fault
@@ -220,6 +236,35 @@ def test_memory_is_not_taken_before_the_limit_is_looked_at() -> None:
     error = fault_of(TakesMemoryFirst, [b"\0\0\3abc", b"\0\0\0"])
     assert error.check == "limit"
     assert "bytes of memory were taken for a message" in error.fault
+
+
+class Fours(MessageParser[bytes]):
+    """Four bytes each; knows no limit."""
+
+    def __init__(self, params: ServerParams) -> None:
+        self.held = b""
+
+    def feed(self, data: bytes) -> None:
+        self.held += data
+
+    def next_message(self) -> Any:
+        if len(self.held) < 4:
+            return NEED_DATA
+        message, self.held = self.held[:4], self.held[4:]
+        return message
+
+    @property
+    def partial(self) -> bool:
+        return bool(self.held)
+
+
+@pytest.mark.parametrize(("message_in", "samples"), [(Fours, [b"abcd"]), (fixed(1), [b"a"])])
+def test_a_limit_that_nothing_shows_is_not_tried(message_in: Any, samples: list[bytes]) -> None:
+    results = check_results(words(message_in), samples, examples=0)
+    (result,) = (result for result in results if result.name == "limit")
+    assert not result.tried
+    assert result.error is None
+    assert "nothing shows whether request_size_limit is looked at" in result.note
 
 
 def test_what_announces_many_bytes_is_measured() -> None:
@@ -285,12 +330,44 @@ def test_samples_that_are_no_messages(sample: bytes, text: str) -> None:
         ({"samples": [b""]}, "none of them empty"),
         ({"samples": ["a;"]}, "expected a list of bytes"),
         ({"refused": [1]}, "refused=[1]"),
+        ({"samples": 5}, "samples=5: expected a list of bytes"),
+        ({"last": None}, "last=None: expected a list of bytes"),
+        ({"before": "a"}, "before='a': expected bytes"),
+        ({"encode": 1}, "encode=1: expected a function"),
+        ({"examples": -1}, "examples=-1: expected a number"),
+        ({"examples": "3"}, "examples='3'"),
+        ({"examples": 1.5}, "examples=1.5"),
+        ({"examples": True}, "examples=True"),
+        ({"call_limit": "x"}, "call_limit='x': expected seconds"),
+        ({"call_limit": None}, "call_limit=None"),
+        ({"call_limit": 0}, "call_limit=0"),
+        ({"call_limit": -1}, "call_limit=-1"),
+        ({"call_limit": float("nan")}, "call_limit=nan"),
+        ({"call_limit": float("inf")}, "call_limit=inf"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_protocol(words(), **{"samples": SAMPLES, **options})
     assert text in str(caught.value)
+
+
+def test_what_is_checked_is_a_protocol() -> None:
+    spec: Any = "x"
+    with pytest.raises(ConfigError, match="spec must be a ProtocolSpec, not str"):
+        check_protocol(spec)
+
+
+def test_a_parser_that_ends_the_process() -> None:
+    class Exits(WordParser):
+        def next_message(self) -> Any:
+            if self.held.startswith(b"h"):
+                raise SystemExit(3)
+            return super().next_message()
+
+    error = fault_of(Exits)
+    assert error.check == "samples"
+    assert "next_message raised SystemExit: 3" in error.fault
 
 
 def test_samples_of_the_spec_must_be_bytes() -> None:
@@ -321,6 +398,43 @@ def test_last_samples_end_the_connection() -> None:
 
     check_protocol(words(Quits), SAMPLES, last=[b"quit;"], examples=50)
     error = fault_of(Quits, [*SAMPLES, b"quit;"])
+    assert "belongs into last=" in error.remedy
+
+
+class Tunnel(FramedParser[tuple[str, bytes]]):
+    """A handshake of two requests, after which the connection goes on as another protocol."""
+
+    def messages(self) -> Parsing[tuple[str, bytes]]:
+        if (yield from self.inbox.exactly(1)) != b"\5":
+            raise ProtocolError("another version")
+        yield "hello", (yield from self.inbox.prefixed(1))
+        yield HOLD
+        yield "open", (yield from self.inbox.prefixed(1))
+        yield HOLD
+
+
+class OnlyTunnel(Tunnel):
+    """Is an error where it does not."""
+
+    def messages(self) -> Parsing[tuple[str, bytes]]:
+        yield from super().messages()
+        raise ProtocolError("the tunnel was refused")
+
+
+HELLO, OPEN = b"\5\2ab", b"\4host"
+
+
+@pytest.mark.parametrize("message_in", [Tunnel, OnlyTunnel])
+def test_a_handshake_that_ends_in_an_upgrade(message_in: Any) -> None:
+    whole = {"last": [HELLO + OPEN], "handle": lambda parser, request: None}
+    for options in (whole, {"last": [OPEN], "before": HELLO}):
+        results = [*check_results(words(message_in), [], examples=50, **options)]
+        assert [result.error for result in results] == [None] * len(CHECKS)
+        not_tried = {result.name for result in results if not result.tried}
+        assert "order" in not_tried
+        assert "leftover" not in not_tried
+    error = fault_of(OnlyTunnel, [OPEN], before=HELLO)
+    assert "a sample is refused: the tunnel was refused" in error.fault
     assert "belongs into last=" in error.remedy
 
 
@@ -422,6 +536,23 @@ def test_the_round_trip() -> None:
     assert "Word(text=b'A')" in str(error)
 
 
+def test_the_round_trip_with_the_end_forgotten() -> None:
+    def encode(line: bytes) -> bytes:
+        return line
+
+    error = fault_of(lines(), [b"ab\n"], encode=encode)
+    assert error.check == "round trip"
+    assert error.fed == (b"abab",)
+    check_protocol(words(lines()), [b"a\n"], encode=lambda line: [line, b"\n"], examples=0)
+
+
+@pytest.mark.parametrize("returned", ["text", None, [1]])
+def test_what_encode_returns_is_no_bytes(returned: Any) -> None:
+    error = fault_of(lines(), [b"a\n"], encode=lambda line: returned)
+    assert error.check == "round trip"
+    assert "encode, or a piece of what it returned, is at fault: TypeError" in error.fault
+
+
 # -- what a server says by itself ------------------------------------------------------
 
 
@@ -438,6 +569,10 @@ def _fails(connection: CommConnection, reason: CloseReason) -> bytes:
     return b""
 
 
+async def _later(reply: Reply) -> bytes:
+    return reply.text
+
+
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
@@ -445,6 +580,13 @@ def _fails(connection: CommConnection, reason: CloseReason) -> bytes:
         ({"farewell": lambda connection, reason: "bye"}, "the farewell for NO_REQUEST is str"),
         ({"greeting": lambda connection: 1}, "the greeting is int"),
         ({"error_response": lambda request, error: None}, "or message_out of it, raised"),
+        ({"message_out": lambda reply: "text"}, "message_out(response()) is str, which"),
+        ({"message_out": lambda reply: None}, "message_out(response()) is NoneType, which"),
+        ({"message_out": lambda reply: 1 / 0}, "message_out(response()) raised ZeroDivisionError"),
+        ({"message_out": _later}, "message_out(response()) is coroutine, which"),
+        ({"message_out": lambda reply: iter([b"a", 1])}, "message_out(response()) is int, which"),
+        ({"response": lambda: None}, "message_out(response()) raised AttributeError"),
+        ({"response": lambda: 1 / 0}, "response() raised ZeroDivisionError"),
     ],
 )
 def test_what_cannot_be_sent(fields: dict[str, Any], text: str) -> None:
@@ -542,6 +684,51 @@ class BodyParser(MessageParser[str]):
 
 def test_bodies_that_stream_in_and_interim_answers() -> None:
     check_protocol(words(BodyParser), [b"3abc", b"1;"], refused=[b"a"], examples=50)
+
+
+class RawParser(MessageParser[IncomingStream]):
+    """A tunnel: one request, whose body is all that comes."""
+
+    def __init__(self, params: ServerParams) -> None:
+        self.stream = IncomingStream()
+        self.held = b""
+        self.begun = self.ended = False
+
+    def feed(self, data: bytes) -> None:
+        self.held += data
+
+    def feed_eof(self) -> None:
+        self.ended = True
+
+    def next_message(self) -> Any:
+        if self.held and not self.begun:
+            self.begun = True
+            return Arriving(self.stream, self.stream)
+        if self.held:
+            self.stream.feed(self.held)
+            self.held = b""
+        if self.begun and self.ended and not self.stream.over:
+            self.stream.end()
+        return NEED_DATA
+
+    @property
+    def partial(self) -> bool:
+        return self.begun
+
+
+def test_a_tunnel_is_a_body_without_end() -> None:
+    check_protocol(words(RawParser), [b"any bytes", b"x" * 2000], examples=50)
+
+    class EachRead(RawParser):
+        def next_message(self) -> Any:
+            read, self.held = self.held, b""
+            return read or NEED_DATA
+
+        @property
+        def partial(self) -> bool:
+            return False
+
+    assert fault_of(EachRead, [b"any bytes"]).check == "order"
 
 
 def test_a_body_that_does_not_end_is_no_message() -> None:

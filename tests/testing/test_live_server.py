@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from shouting import SHOUT, Task, shout, shout_later
@@ -213,3 +214,15 @@ def test_a_client_that_stays_open_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
         clients.append(live.connect())
     for client in clients:
         client.close()
+
+
+@pytest.mark.parametrize("patience", [-1, "x", None, float("nan"), True])
+def test_how_long_to_wait_for_what_ends(patience: Any) -> None:
+    with pytest.raises(ConfigError, match="patience="), no_leaks(patience):
+        pass
+
+
+def test_what_is_live_is_a_protocol() -> None:
+    spec: Any = "x"
+    with pytest.raises(ConfigError, match="spec must be a ProtocolSpec"), live_server(spec, print):
+        pass

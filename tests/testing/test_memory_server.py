@@ -523,6 +523,62 @@ def test_senseless_parameters_are_refused() -> None:
 # -- the stop ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("spec", ["x", None, SHOUT.message_in])
+def test_what_is_served_is_a_protocol(spec: Any) -> None:
+    with (
+        pytest.raises(ConfigError, match="spec must be a ProtocolSpec"),
+        memory_server(spec, shout),
+    ):
+        pass
+
+
+def test_what_the_clock_is() -> None:
+    clock: Any = 5
+    with (
+        pytest.raises(ConfigError, match="clock must be a ManualClock, or None, not int"),
+        memory_server(SHOUT, shout, clock=clock),
+    ):
+        pass
+    now: Any
+    for now in ("x", None, float("nan"), float("inf"), True):
+        with pytest.raises(ConfigError, match="now="):
+            ManualClock(now)
+
+
+@pytest.mark.parametrize(
+    "seconds", [-1, float("nan"), float("inf"), 10**12, 10**400, "1", None, True]
+)
+def test_how_much_time_may_pass(seconds: Any) -> None:
+    with memory_server(SHOUT, shout) as memory:
+        before = memory.clock.now
+        with pytest.raises(ConfigError, match=r"advance\(.*at most a year"):
+            memory.advance(seconds)
+        assert memory.clock.now == before
+        memory.advance(366 * 86_400)
+
+
+def test_how_many_bytes_a_client_takes() -> None:
+    with memory_server(SHOUT, shout) as memory:
+        client: Any = greeted(memory)
+        for wrong in (-1, "a", 1.5, True):
+            for command in (
+                lambda size: client.stall(room=size),
+                lambda size: client.read(size),
+                lambda size: client.receive(size),
+                lambda size: setattr(client, "room", size),
+                lambda size: setattr(client, "at_most", size),
+                lambda size: memory.connect(room=size),
+            ):
+                with pytest.raises(ConfigError, match="expected a number of bytes"):
+                    command(wrong)
+        with pytest.raises(ConfigError, match="at_most=0: expected a number of bytes, 1 or more"):
+            client.at_most = 0
+        assert client.room is None
+        assert client.at_most is None
+        client.send(b"one\n")
+        assert client.receive() == b"ONE\n"
+
+
 def test_the_stop_is_graceful() -> None:
     def process(task: Task) -> None:
         task.series.push_back(timer(10))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from protoserve.testing.conformance.watch import Stuck, Watch
 
 EXAMPLES: Final = 200
 CALL_LIMIT: Final = 5.0
+MOST_CALL_LIMIT: Final = 3600.0
 
 CHECKS: Final[dict[str, Callable[[Suite], str]]] = {
     "samples": check_samples,
@@ -84,9 +85,10 @@ def check_protocol(
     each other as possible; by default ``spec.samples``. Those that stream in (``Arriving``) are
     read to their end, and every ``HOLD`` is answered at once.
 
-    ``last``: samples after which the parser reads nothing more. ``refused``: input that must
-    lead to ``ProtocolError``. ``before``: what each connection begins with, such as a
-    handshake, before the first sample.
+    ``last``: samples after which the parser reads nothing more; one that ends in ``HOLD`` may
+    raise ``ProtocolError`` when it is asked again, as where an upgrade must follow.
+    ``refused``: input that must lead to ``ProtocolError``. ``before``: what each connection
+    begins with, such as a handshake, before the first sample.
 
     ``same``: whether two requests are the same, where their class has no equality and their
     public attributes do not tell. ``encode``: makes the bytes of a request, for the round trip;
@@ -99,8 +101,9 @@ def check_protocol(
     ``examples``: how many random inputs, made by Hypothesis (``protoserve[testing]``); 0 for
     none. ``call_limit``: seconds of CPU time after which a call of the parser is said to hang.
 
-    Raises :class:`~protoserve.errors.ConfigError` where there are no samples, and
-    ``ModuleNotFoundError`` where Hypothesis is missing. Any thread; takes some seconds.
+    Raises :class:`~protoserve.errors.ConfigError` where there are no samples, and for
+    arguments that make no sense; ``ModuleNotFoundError`` where Hypothesis is missing. Any
+    thread; takes some seconds.
     """
     for result in check_results(
         spec,
@@ -135,17 +138,34 @@ def check_results(
 ) -> Iterator[CheckResult]:
     """The same, one property after the other, those that fail included. Where the samples are
     no messages, nothing else is tried. To be used up by the thread that began it, or closed."""
+    if not isinstance(spec, ProtocolSpec):
+        raise ConfigError(f"spec must be a ProtocolSpec, not {type(spec).__name__}")
     samples = spec.samples if samples is None else samples
-    if not samples:
+    for what, given in {"samples": samples, "last": last, "refused": refused}.items():
+        if isinstance(given, (bytes, str)) or not _are_bytes(given):
+            raise ConfigError(f"{what}={given!r}: expected a list of bytes, none of them empty")
+    if not samples and not last:
         raise ConfigError(
             f"protocol {spec.name!r} has no samples: give requests as they come over the wire, "
             "or ProtocolSpec.samples"
         )
-    for what, given in {"samples": samples, "last": last, "refused": refused}.items():
-        if isinstance(given, (bytes, str)) or not all(
-            isinstance(data, bytes) and data for data in given
-        ):
-            raise ConfigError(f"{what}={given!r}: expected a list of bytes, none of them empty")
+    if not isinstance(before, bytes):
+        raise ConfigError(f"before={before!r}: expected bytes, empty for none")
+    functions = {"same": same, "encode": encode, "handle": handle, "is_reply": is_reply}
+    for what, function in functions.items():
+        if function is not None and not callable(function):
+            raise ConfigError(f"{what}={function!r}: expected a function, or None")
+    if isinstance(examples, bool) or not isinstance(examples, int) or examples < 0:
+        raise ConfigError(f"examples={examples!r}: expected a number of random inputs, 0 for none")
+    if (
+        isinstance(call_limit, bool)
+        or not isinstance(call_limit, (int, float))
+        or not 0 < call_limit <= MOST_CALL_LIMIT
+    ):
+        raise ConfigError(
+            f"call_limit={call_limit!r}: expected seconds of CPU time, more than 0 and at most "
+            f"{MOST_CALL_LIMIT:g}"
+        )
     if examples:
         require_hypothesis()
     with Watch(call_limit) as watch:
@@ -156,6 +176,13 @@ def check_results(
             yield result
             if name == "samples" and result.error is not None:
                 return
+
+
+def _are_bytes(given: object) -> bool:
+    """Whether it is a list of bytes, none of them empty."""
+    return isinstance(given, Collection) and all(
+        isinstance(data, bytes) and bool(data) for data in given
+    )
 
 
 def _result(name: str, check: Callable[[Suite], str], suite: Suite) -> CheckResult:

@@ -17,7 +17,7 @@ from protoserve.errors import ProtocolError
 from protoserve.params import ServerParams
 from protoserve.protocol import NEED_DATA
 from protoserve.testing.conformance.error import ConformanceError, NotTried
-from protoserve.testing.conformance.run import Run, compared, drive
+from protoserve.testing.conformance.run import FAULTS, Run, compared, described, drive
 from protoserve.testing.conformance.suite import Suite, places, slices
 
 FILLERS: Final = (b"a", b"0", b" ", b"\0", b"\x80")
@@ -132,9 +132,14 @@ def check_limit(suite: Suite) -> str:
     with _memory_traced():
         for beginning, part in cases:
             endless += _goes_on(suite, params, limit, beginning, part)
-    _check_small_limits(suite)
+    tried, refused = _check_small_limits(suite)
     _check_forgets(suite)
-    return f"{endless} endless messages that go on, bounded" if endless else ""
+    if not refused and not endless:
+        raise NotTried(
+            "nothing shows whether request_size_limit is looked at: no message can be made "
+            "endless, and none is refused with a limit below its size"
+        )
+    return f"{endless} endless messages bounded, {refused} of {tried} short limits kept"
 
 
 _REFUSE: Final = (
@@ -146,7 +151,7 @@ _REFUSE: Final = (
 def _goes_on(
     suite: Suite, params: ServerParams, limit: int, beginning: bytes, part: bytes
 ) -> bool:
-    """Whether an unfinished message may go on for ever: then it is not held."""
+    """Whether an unfinished message goes on beyond the limit: it is refused, or not held."""
     run = Run(suite.subject, params)
     empty = _size_held(run.parser)
     tracemalloc.reset_peak()
@@ -174,7 +179,7 @@ def _goes_on(
             _REFUSE,
         )
     run.close()
-    return endless
+    return endless or (run.fault is not None and sum(map(len, run.fed)) > limit)
 
 
 @contextmanager
@@ -213,8 +218,11 @@ def _check_forgets(suite: Suite) -> None:
     run.close()
 
 
-def _check_small_limits(suite: Suite) -> None:
-    """Whether a message is too large does not depend on how it was split."""
+def _check_small_limits(suite: Suite) -> tuple[int, int]:
+    """Whether a message is too large does not depend on how it was split. Returns how many
+    were given a limit that is a byte too small, and how many of them were refused: those that
+    are short by the protocol's own rules, as WebSocket's pings, need not be."""
+    tried = refused = 0
     for sample in suite.samples:
         size = len(sample.data)
         if size > _LONGEST_BEGUN:
@@ -233,6 +241,10 @@ def _check_small_limits(suite: Suite) -> None:
                         details=details,
                         remedy="Hold messages that come whole to the limit, too.",
                     )
+            if limit == size - 1:
+                tried += 1
+                refused += expected.fault is not None and sample.outcome.fault is None
+    return tried, refused
 
 
 _SHARED: Final = (type, ModuleType, FunctionType, BuiltinFunctionType, CodeType, ServerParams)
@@ -330,6 +342,12 @@ def _cost_unfinished(
         cost = time.thread_time() - begun
     except ProtocolError:
         return None
+    except FAULTS as error:
+        raise run.broken(
+            f"a parser that is fed {len(piece)} bytes at a time raised {described(error)}",
+            "Whatever the peer sends leads to messages, or to a ProtocolError raised by "
+            "next_message.",
+        ) from error
     finally:
         watch.leave()
     run.close()

@@ -7,7 +7,15 @@ from typing import Any, Final
 
 from protoserve.protocol import HOLD, MessageParser
 from protoserve.testing.conformance.error import ConformanceError, NotTried, bytes_as_text
-from protoserve.testing.conformance.run import Outcome, Run, difference, drive, drive_run
+from protoserve.testing.conformance.run import (
+    FAULTS,
+    Outcome,
+    Run,
+    described,
+    difference,
+    drive,
+    drive_run,
+)
 from protoserve.testing.conformance.suite import (
     Sample,
     Suite,
@@ -46,7 +54,8 @@ def check_separate(suite: Suite) -> str:
     first, second = Run(suite.subject), Run(suite.subject)
     remedy = (
         "What a parser holds belongs in self, made in __init__: not in the class, a module, "
-        "or a default argument."
+        "or a default argument. Or do messages differ from one run to the next, as by the time or "
+        "by chance? Then give same=f, which leaves that out."
     )
     if first.parser is second.parser:
         raise ConformanceError(
@@ -58,6 +67,7 @@ def check_separate(suite: Suite) -> str:
         pieces = [_bytes_of(sample.data, 256) for sample in (one, other)]
         try:
             alone = [drive(suite.subject, its) for its in pieces]
+            whole = [drive(suite.subject, [b"".join(its)]) for its in pieces]
         except ConformanceError:
             continue  # other checks say what is wrong with one alone
         for turn in range(max(map(len, pieces))):
@@ -70,7 +80,6 @@ def check_separate(suite: Suite) -> str:
             _feed(run, b"".join(its), remedy, take=False)
         for run in runs:
             _feed(run, b"", remedy)
-        whole = [one.outcome, other.outcome]
         _compare_separate(runs, whole, "fed, and only then asked", remedy)
     _one_after_another(suite, remedy)
     return ""
@@ -184,6 +193,8 @@ def check_order(suite: Suite) -> str:
     """Messages that come together are those that come one by one, in their order."""
     source = suite.random()
     joinable = suite.joinable
+    if not joinable:
+        raise NotTried("nothing can follow any of the samples")
     final = [sample for sample in suite.samples if sample.final]
     chains: list[list[Sample]] = [[a, b] for a in joinable for b in [*joinable, *final]]
     if len(chains) > _MOST_PAIRS:
@@ -191,7 +202,7 @@ def check_order(suite: Suite) -> str:
     chains.sort(key=lambda chain: sum(len(sample.data) for sample in chain))
     for sample in joinable:
         chains.append([sample] * max(3, min(100, _MOST_JOINED // len(sample.data))))
-    for _ in range(_RANDOM if joinable else 0):
+    for _ in range(_RANDOM):
         chain = source.choices(joinable, k=source.randint(3, 20))
         chains.append(chain + final[:1] if source.random() < 0.5 else chain)
     for chain in chains:
@@ -200,10 +211,10 @@ def check_order(suite: Suite) -> str:
         for pieces in ([data], [sample.data for sample in chain]):
             run = _compare_order(suite, pieces, expected)
             run.check_unchanged()
-    if size := sum(len(sample.data) for sample in joinable):
-        chains.append(joinable * max(1, _READ // size))
-        data = b"".join(sample.data for sample in chains[-1])
-        _compare_order(suite, [data], suite.joined(chains[-1]))
+    size = sum(len(sample.data) for sample in joinable)
+    chains.append(joinable * max(1, _READ // size))
+    data = b"".join(sample.data for sample in chains[-1])
+    _compare_order(suite, [data], suite.joined(chains[-1]))
     return f"{len(chains)} pipelines"
 
 
@@ -390,15 +401,28 @@ def check_round_trip(suite: Suite) -> str:
     for sample in suite.samples:
         if sample.holds or len(sample.messages) != 1:
             continue
-        data = encoded(encode(sample.messages[0]))
-        outcome = drive(suite.subject, [data])
-        if outcome.events != sample.outcome.events:
+        try:
+            data = encoded(encode(sample.messages[0]))
+        except FAULTS as error:
             raise ConformanceError(
-                "a message does not survive the way out and in again",
-                fed=[data],
-                details=[f"was: {sample.outcome.events!r}", f"got: {outcome.events!r}"],
+                f"encode, or a piece of what it returned, is at fault: {described(error)}",
+                fed=[sample.data],
+                remedy="encode(request) makes the bytes of any request: bytes-like, or a list "
+                "of such.",
+            ) from error
+        # Twice where another may follow: the end of the connection would take the place of a
+        # delimiter that encode forgot.
+        times = 1 if sample.final else 2
+        expected = sample.outcome.events * times
+        outcome = drive(suite.subject, [data * times])
+        if outcome.events != expected:
+            raise ConformanceError(
+                "a message does not survive the way out and in again"
+                + (", sent twice" if times > 1 else ""),
+                fed=[data * times],
+                details=[f"was: {expected!r}", f"got: {outcome.events!r}"],
                 remedy=f"It came from {bytes_as_text(sample.data)}; what encode makes of it must "
-                "be the same.",
+                "be the same, with all that ends it.",
             )
     return ""
 

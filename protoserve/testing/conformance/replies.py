@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -16,7 +17,7 @@ from protoserve.kernel.session import CommSession
 from protoserve.kernel.transport import Transport
 from protoserve.protocol import HOLD, MessageParser, ProtocolSpec
 from protoserve.testing.conformance.error import ConformanceError
-from protoserve.testing.conformance.run import described
+from protoserve.testing.conformance.run import FAULTS, described
 from protoserve.testing.conformance.suite import Suite
 from protoserve.testing.memory import MemoryEngine, connection_of
 
@@ -73,17 +74,39 @@ def _connection(spec: ProtocolSpec[Any, Any]) -> Iterator[CommConnection]:
 
 
 def check_replies(suite: Suite) -> str:
-    """Greeting, farewells and the replies to failed handlers are bytes that can be sent."""
+    """Greeting, farewells, the reply of an untouched response and those to failed handlers are
+    bytes that can be sent."""
     spec = suite.spec
-    first, second = spec.response(), spec.response()
+    try:
+        first, second = spec.response(), spec.response()
+    except FAULTS as error:
+        raise ConformanceError(
+            f"response() raised {described(error)}",
+            remedy="It makes the empty response of each request: give the class.",
+        ) from error
     if first is second and not isinstance(first, _UNCHANGEABLE):
         raise ConformanceError(
             "response() returned the same object twice: two requests would fill in one response",
             remedy="It makes a new one each time: give the class.",
         )
+    _check_untouched(spec, second)
     _check_error_responses(suite)
     _check_words(suite)
     return ""
+
+
+def _check_untouched(spec: ProtocolSpec[Any, Any], response: Any) -> None:
+    """A handler may leave the response as it was made."""
+    try:
+        _collected(spec.message_out(response), "message_out(response())")
+    except ConformanceError:
+        raise
+    except FAULTS as error:
+        raise ConformanceError(
+            f"message_out(response()) raised {described(error)}",
+            remedy="A handler may leave the response as it was made: that is a reply, too, or "
+            "none where message_out returns no bytes.",
+        ) from error
 
 
 def _check_error_responses(suite: Suite) -> None:
@@ -98,7 +121,7 @@ def _check_error_responses(suite: Suite) -> None:
                 data = _collected(spec.message_out(response), what)
             except ConformanceError:
                 raise
-            except Exception as error:
+            except FAULTS as error:
                 raise ConformanceError(
                     f"error_response, or message_out of it, raised {described(error)}",
                     fed=[sample.data],
@@ -128,7 +151,7 @@ def _check_words(suite: Suite) -> None:
                     last: Any = b"" if spec.farewell is None else spec.farewell(connection, reason)
                 except ConformanceError:
                     raise
-                except Exception as error:
+                except FAULTS as error:
                     raise ConformanceError(
                         f"{what} raised {described(error)}",
                         fed=[beginning] if beginning else [],
@@ -146,10 +169,12 @@ def _collected(out: Any, what: str) -> bytes:
         return b""  # nobody can await it here
     if isinstance(out, _BUFFERS):
         return bytes(out)
+    if inspect.iscoroutine(out):
+        out.close()
     if isinstance(out, str) or not hasattr(out, "__iter__"):
         raise ConformanceError(
             f"{what} is {type(out).__name__}, which cannot be sent",
-            remedy="It must be bytes-like, or a list of such.",
+            remedy="It must be bytes-like, a list of such, or an iterator of either.",
         )
     pieces = islice(out, _PIECES)
     return b"".join(_collected(piece, what) for piece in pieces)

@@ -19,6 +19,9 @@ from protoserve.testing.conformance.watch import Watch
 _BUFFERS: Final = (bytes, bytearray, memoryview)
 _TRIES: Final = 3
 
+FAULTS: Final = (Exception, SystemExit)
+"""What functions of a protocol raise by fault; a key that is pressed is none."""
+
 
 @dataclass(slots=True)
 class Subject:
@@ -41,7 +44,7 @@ class Subject:
             return
         try:
             verdict = self.is_reply(reply)
-        except Exception as error:
+        except FAULTS as error:
             raise ConformanceError(
                 f"{what} is not well formed: {described(error)}",
                 fed=fed,
@@ -202,7 +205,7 @@ class Run:
         self._subject.watch.enter(self, "partial")
         try:
             value: object = self.parser.partial
-        except Exception as error:
+        except FAULTS as error:
             raise self.broken(
                 f"partial raised {described(error)}", "It says True or False."
             ) from error
@@ -286,7 +289,7 @@ class Run:
             return function(*arguments)
         except ProtocolError:
             raise
-        except Exception as error:
+        except FAULTS as error:
             raise self.broken(
                 f"{what} raised {described(error)}",
                 "Whatever the peer sends leads to messages, or to a ProtocolError raised by "

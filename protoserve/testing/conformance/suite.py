@@ -63,13 +63,20 @@ class Suite:
         return [sample for sample in self.samples if not sample.final]
 
     def params(self, limit: int) -> ServerParams | None:
-        """Those with this ``request_size_limit``; ``None`` where they do not allow it."""
+        """Those with this ``request_size_limit``; ``None`` where they do not allow it, or what
+        each connection begins with is too large for it."""
         if limit < len(self.subject.before):
             return None
         try:
-            return self.spec.params.replace(request_size_limit=limit)
+            params = self.spec.params.replace(request_size_limit=limit)
         except ConfigError:
             return None
+        if self.subject.before:
+            try:
+                Run(self.subject, params)
+            except ConformanceError:
+                return None
+        return params
 
     def random(self) -> random.Random:
         """The same numbers each time."""
@@ -100,9 +107,10 @@ class Suite:
         remedy = (
             "Each sample is one whole message as a client sends it. One that needs others before "
             "it: give those with it as one sample, and handle=f where it takes a handler's word; "
-            "or before=, for what begins each connection."
+            "or before=, for what begins each connection. One after which nothing is read, as "
+            "before an upgrade, belongs into last=."
         )
-        if run.fault is not None:
+        if run.fault is not None and not (last and run.events and run.events[-1] is HOLD):
             raise run.broken(f"a sample is refused: {run.fault}", remedy)
         if not run.count:
             raise run.broken("a sample is no whole message: nothing came of it", remedy)
@@ -121,10 +129,10 @@ class Suite:
         return Sample(data, outcome, run.messages, final)
 
     def _look_behind(self, data: bytes, alone: Outcome) -> None:
-        more = min((given for given, last in self._given if not last), key=len, default=b"")
+        more = min((given for given, last in self._given if not last), key=len, default=data)
         for pieces in ([data + more], [data, more]):
             outcome = drive(self.subject, pieces, end=False)
-            if outcome.events != alone.events or outcome.fault is not None:
+            if outcome.events != alone.events or outcome.fault != alone.fault:
                 raise ConformanceError(
                     "what follows a sample of `last` is read",
                     fed=pieces,
@@ -140,7 +148,7 @@ class Suite:
     def joined(self, samples: Sequence[Sample]) -> Outcome:
         """What several samples must be, one after the other."""
         events = [event for sample in samples for event in sample.outcome.events]
-        return Outcome(events, None, samples[-1].outcome.partial)
+        return Outcome(events, samples[-1].outcome.fault, samples[-1].outcome.partial)
 
 
 def places(size: int, most: int) -> list[int]:
