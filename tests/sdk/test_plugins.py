@@ -467,7 +467,7 @@ def test_a_hook_that_takes_its_time_is_named_meanwhile(
             said.append(record.getMessage())
             sys.modules[module].come_on.set()
 
-    monkeypatch.setattr(plugins.logger, "handlers", [Listening(logging.WARNING)])
+    monkeypatch.setattr(plugins.calling.logger, "handlers", [Listening(logging.WARNING)])
     assert only(site.registry(), "slow-one").status == "ok"
     (line,) = said
     assert line == (
