@@ -9,7 +9,7 @@ WHEEL := build/wheel/.built
 BUILT_FROM = pyproject.toml $(shell find protoserve protoserve_pytest plugins hatch_*.py -name '*.py' -o -name '*.in')
 # What is not in the tree any more must not be in the copy.
 COPY = mkdir -p $(COMPILED) && \
-  find $(COMPILED) -path $(COMPILED)/.venv -prune -o -type f ! -name '*.so' ! -name .installed -delete && \
+  find $(COMPILED) -type f ! -path '$(COMPILED)/.venv/*' ! -name '*.so' ! -name .installed -delete && \
   git ls-files -z --cached --others --exclude-standard | xargs -0 tar -cf - | tar -xf - -C $(COMPILED)
 # Tests wait more than they compute.
 WORKERS ?= 4
@@ -71,7 +71,7 @@ $(VENV)/.installed-dev: pyproject.toml
 # A copy, so that the sources here stay what is tested as pure Python.
 $(COMPILED)/.installed: $(BUILT_FROM)
 	$(COPY)
-	find $(COMPILED) -path $(COMPILED)/.venv -prune -o -name '*.so' -delete
+	find $(COMPILED) -name '*.so' ! -path '$(COMPILED)/.venv/*' -delete
 	test -x $(COMPILED)/.venv/bin/python || $(PYTHON) -m venv $(COMPILED)/.venv
 	cd $(COMPILED) && PROTOSERVE_COMPILE=1 .venv/bin/python -m pip --disable-pip-version-check --quiet \
 	  install --editable '.[dev]'

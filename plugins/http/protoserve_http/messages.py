@@ -144,11 +144,14 @@ class HttpRequest:
 
     def text(self, encoding: str = "utf-8") -> str:
         """The body as text. Raises ``UnicodeDecodeError`` when it is none."""
-        return self.body.decode(encoding)
+        return self._whole_body().decode(encoding)
 
     def json(self) -> Any:
         """The body parsed as JSON. Raises ``ValueError`` when it is none."""
-        return json.loads(self.body)
+        return json.loads(self._whole_body())
+
+    def _whole_body(self) -> bytes:
+        return self.body
 
     def _origin_form(self) -> str:
         target = self.target
@@ -194,7 +197,7 @@ class HttpResponse:
     def __init__(
         self,
         status: SupportsIndex = 200,
-        body: Body = _EMPTY,
+        body: Body = b"",
         headers: HeadersInit | None = None,
     ) -> None:
         # What it is is looked at when it is sent. Annotated as int, the compiled build would

@@ -143,7 +143,8 @@ class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
         if self.state is TaskState.SUCCESS:
             return facts
         unknown = {"length"}
-        form = getattr(self.resp, "_stream", None)  # whatever a handler has put there
+        task: Any = self
+        form = getattr(task.resp, "_stream", None)  # whatever a handler has put there
         if (
             self.state is TaskState.NOREPLY
             or self.error == errno.ENOENT  # the peer was gone before

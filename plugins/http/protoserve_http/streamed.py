@@ -21,6 +21,13 @@ class StreamedRequest(HttpRequest):
     @property
     def body(self) -> bytes:
         """The body, where it was collected. Otherwise raises ``UsageError``."""
+        return self._whole_body()
+
+    @body.setter
+    def body(self, body: bytes) -> None:
+        self._body = body
+
+    def _whole_body(self) -> bytes:
         if self.stream is not None:
             raise UsageError(
                 "the body of this request is on its way: read task.req.stream (for piece in "
@@ -28,10 +35,6 @@ class StreamedRequest(HttpRequest):
                 "new_session and set conn.arriving.streams = False to have it whole"
             )
         return self._body
-
-    @body.setter
-    def body(self, body: bytes) -> None:
-        self._body = body
 
     def take(self, body: bytes) -> None:
         """It was collected."""
