@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable
 from itertools import count
@@ -76,6 +79,7 @@ from protoserve.framing import (
 )
 from protoserve.testing import ConformanceError, check_protocol
 from protoserve.testing.conformance import CHECKS, check_results
+from protoserve.testing.conformance.watch import Stuck, Watch
 
 SAMPLES = [b"a;", b"hello;", b";", b"up;"]
 
@@ -272,6 +276,48 @@ def test_what_announces_many_bytes_is_measured() -> None:
     assert error.check == "linear"
     assert "grows with the square of its size" in error.fault
     assert b"".join(error.fed).startswith(b"4194304:a")
+
+
+def test_who_traces_afterwards_is_not_stopped() -> None:
+    """As a debugger, or coverage, does."""
+    code = """
+import sys
+from protoserve.testing import check_protocol
+from protoserve_http import HTTP_SPEC
+
+check_protocol(HTTP_SPEC, examples=0)
+lines = 0
+
+def trace(*event):
+    global lines
+    lines += 1
+    return trace
+
+sys.settrace(trace)
+exec("for number in range(1000): str(number)")
+sys.settrace(None)
+print("traced" if lines else "not traced")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("traced\n", 0), done.stderr
+
+
+def test_a_watch_ends_nothing_that_comes_after_it() -> None:
+    class Late(threading.Event):
+        """When the watch is over, it finds that a call takes too long."""
+
+        def set(self) -> None:
+            if not self.is_set():
+                super().set()
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(threading.get_ident()), ctypes.py_object(Stuck)
+                )
+
+    watch = Watch(60)
+    watch._over = Late()
+    with watch:
+        pass
+    assert [str(number) for number in range(3)] == ["0", "1", "2"]
 
 
 def test_a_parser_that_hangs_is_ended() -> None:

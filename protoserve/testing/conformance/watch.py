@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from protoserve.testing.conformance.error import ConformanceError
 
@@ -27,7 +27,6 @@ class Watch:
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
-        self._lock = threading.Lock()
         self._over = threading.Event()
         self._owner = threading.get_ident()
         self._thread = threading.Thread(target=self._look, name="protoserve check", daemon=True)
@@ -41,9 +40,15 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._raise(None)  # one that comes too late
+        while True:
+            try:
+                self._over.set()
+                self._thread.join()
+                for _ in range(2):
+                    pass  # where one is raised that comes too late
+                return
+            except Stuck:
+                continue
 
     def enter(self, run: Run, what: str) -> None:
         """A call begins."""
@@ -74,11 +79,9 @@ class Watch:
                 calls = self._calls
                 since = now
             elif now - since > self._limit:
-                self._raise(Stuck)
+                # Not taken back by setting none: in CPython 3.11 the thread would look for it
+                # for ever, and hang where it is traced.
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(self._owner), ctypes.py_object(Stuck)
+                )
                 since = now
-
-    def _raise(self, error: Any) -> None:
-        with self._lock:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(self._owner), None if error is None else ctypes.py_object(error)
-            )
