@@ -38,7 +38,6 @@ def no_arguments() -> LineParser:
         (lambda params: NoParser(), "derive it from MessageParser"),
         (lambda params: None, "a NoneType, which has no method feed()"),
         (lambda params: 1 / 0, "message_in raised ZeroDivisionError"),
-        (no_arguments, "is called with the server's parameters"),
     ],
 )
 def test_refused_at_the_start(message_in: Any, remedy: str) -> None:
@@ -46,6 +45,13 @@ def test_refused_at_the_start(message_in: Any, remedy: str) -> None:
     with pytest.raises(ConfigError) as info:
         server.start("127.0.0.1", 0)
     assert remedy in str(info.value)
+    assert "protocol 'odd'" in str(info.value)
+
+
+def test_refused_before() -> None:
+    with pytest.raises(ConfigError) as info:
+        spec(no_arguments)
+    assert "message_in is called as message_in(params)" in str(info.value)
     assert "protocol 'odd'" in str(info.value)
 
 

@@ -44,7 +44,7 @@ class Watch:
             try:
                 self._over.set()
                 self._thread.join()
-                for _ in range(2):
+                for _late in range(2):
                     pass  # where one is raised that comes too late
                 return
             except Stuck:
