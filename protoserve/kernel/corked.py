@@ -75,6 +75,7 @@ class Corked:
         """Send all that waits. Any thread, without a lock."""
         self.overdue = False
         entries = self._entries
+        now = self._communicator.clock() if entries else 0.0
         while entries:
             try:
                 entry = entries.popleft()
@@ -86,7 +87,7 @@ class Corked:
             try:
                 if entry.life.rung < SHUT:
                     output.flush(entry)
-                    settle(entry)
+                    settle(entry, now)
             except BaseException:
                 broken(entry)
             entry.release()
