@@ -17,8 +17,8 @@ def _refuse_a_mixture() -> None:
     """Raise ``ImportError`` where this is Python, and the protocols' packages that would be
     imported are compiled, with the kernel of another installation inside: so it is in a clone of
     the sources, when something else than the clone is installed."""
-    spec = find_spec("protoserve_http")
-    if BUILD == "pure" and spec is not None and spec.origin is not None:
+    spec = find_spec("protoserve_http") if BUILD == "pure" else None
+    if spec is not None and spec.origin is not None:
         here, there = Path(__file__).parent.parent, Path(spec.origin).parent.parent
         if there != here and any(there.glob("protoserve__mypyc.*")):
             raise ImportError(

@@ -7,6 +7,7 @@ than the sending; of those that are sent together the first wakes it.
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from protoserve.kernel.ending import broken
@@ -31,14 +32,18 @@ class Corked:
     none held.
     """
 
-    __slots__ = ("_communicator", "_entries", "_since", "overdue")
+    __slots__ = ("_communicator", "_entries", "_since")
 
     def __init__(self, communicator: Communicator) -> None:
         self._communicator = communicator
         self._entries: deque[CommConnEntry] = deque()
-        self._since = 0.0
-        self.overdue = False
-        """The first has waited long enough: ``send`` is to be called."""
+        self._since = inf
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the first has waited long enough, whatever was handled meanwhile: ``send`` is to
+        be called."""
+        return self._communicator.poller.now - self._since > PATIENCE
 
     def take(self, entry: CommConnEntry, now: float) -> bool:
         """Let the output of a connection wait, whose requests were handled up to ``now``.
@@ -62,8 +67,6 @@ class Corked:
             if not entries:
                 self._since = now
                 poller.ready.append((self.send, None, 0))
-            elif now - self._since > PATIENCE:
-                self.overdue = True
             output.corked = True
             entries.append(entry)
             # Another thread may have become the leader this moment, and wait already.
@@ -73,7 +76,7 @@ class Corked:
 
     def send(self, _: object = None, __: int = 0) -> None:
         """Send all that waits. Any thread, without a lock."""
-        self.overdue = False
+        self._since = inf
         entries = self._entries
         now = self._communicator.clock() if entries else 0.0
         while entries:

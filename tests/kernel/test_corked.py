@@ -87,6 +87,26 @@ def test_a_reply_that_has_waited_long_enough_waits_for_no_other_handler(
     assert [bytes(peer.received) for peer in peers] == [b"0\n", b"1\n", b"2\n", b"3\n"]
 
 
+def test_a_reply_waits_no_longer_for_handlers_whose_own_replies_do_not_wait(
+    engine: MemoryEngine,
+) -> None:
+    log = Log(engine, nothing)
+    engine.communicator.threads = Threads(lambda: None)
+
+    def slow(session: LineSession) -> None:
+        engine.clock.advance(2 * PATIENCE)
+        log.events.append("slow")
+        session.reply()
+
+    service = LineService(slow)
+    service.habits.note(None, True, False)
+    log.clients(1)
+    for peer in [engine.connect(service) for _ in range(3)]:
+        peer.send(b"x\n")
+    engine.run()
+    assert log.events[:3] == ["handle 0", "slow", "send 0"]
+
+
 def test_nobody_waits_where_handlers_are_known_to_be_slow(engine: MemoryEngine) -> None:
     def learn(session: LineSession) -> None:
         log.service.habits.note("slow", True, True)
