@@ -40,6 +40,7 @@ MODULES = {
         "intake",
         "leader_followers",
         "life",
+        "monitor",
         "output",
         "poller",
         "reading",

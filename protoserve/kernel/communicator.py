@@ -392,7 +392,7 @@ class Communicator:
         ):
             exchanges.session = None  # entry.answered(), where nothing else follows
             entry.deadline.keep_alive = keep_alive
-            if keep_alive == 0:
+            if keep_alive is not None and keep_alive == 0.0:
                 entry.life.end(CloseReason.LAST_REPLY)
         else:
             entry.answered(session, keep_alive)

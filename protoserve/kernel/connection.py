@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from protoserve.errors import UsageError
 from protoserve.events import CloseReason
 from protoserve.kernel.entry import CommConnEntry
-from protoserve.kernel.life import LAST, SHUT, TOLD, CallbackHandle
+from protoserve.kernel.life import SHUT, TOLD, CallbackHandle
 from protoserve.kernel.output import PUSH_LIMIT
 from protoserve.kernel.states import state_of
 from protoserve.kernel.wakeup import NO_WAIT, Wakeup, block
@@ -69,8 +69,7 @@ class CommConnection:
     def closing(self) -> bool:
         """Whether the connection ends with the current reply, because the server stops:
         the reply should say so where the protocol has a way to."""
-        entry = self.entry
-        return entry.life.rung >= LAST or entry.service.stopping
+        return self.entry.closing
 
     @property
     def peer_ended(self) -> bool:

@@ -61,8 +61,11 @@ class Corked:
             return False
         if not output.corked:
             threads = self._communicator.threads
-            if threads is not None and not threads.led_here:
-                return False
+            leader = None
+            if threads is not None:
+                leader = threads.leader_here()
+                if leader is None:
+                    return False
             entries = self._entries
             if not entries:
                 self._since = now
@@ -70,7 +73,7 @@ class Corked:
             output.corked = True
             entries.append(entry)
             # Another thread may have become the leader this moment, and wait already.
-            if threads is not None and not threads.led_here:
+            if threads is not None and threads.leader is not leader:
                 poller.post(self.send, None)
         return True
 

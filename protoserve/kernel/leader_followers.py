@@ -20,6 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from threading import get_ident
 from typing import Any
 
 from mypy_extensions import mypyc_attr
@@ -143,18 +144,17 @@ class LeaderFollowers:
             self._idle.clear()
             self._monitor.unpark()
         self.poller.wake()
-        if self.owns(threading.get_ident()):
+        if self.owns(get_ident()):
             return False
         if self._monitor.thread is not None:
             threads.append(self._monitor.thread)
         return self._joiner.join(threads, timeout)
 
-    @property
-    def led_here(self) -> bool:
-        """Whether the calling thread leads. Another may take its place at any time, but while
-        it holds the baton."""
+    def leader_here(self) -> Worker | None:
+        """The leader, if that is the calling thread. Another may take its place at any time,
+        but while it holds the baton."""
         leader = self.leader
-        return leader is not None and leader.ident == threading.get_ident()
+        return leader if leader is not None and leader.ident == get_ident() else None
 
     # -- for who is about to run a handler ---------------------------------------------
 
@@ -163,7 +163,7 @@ class LeaderFollowers:
         block. Harmless elsewhere."""
         exhausted = False
         with self.mutex:
-            if not self.led_here or self.stopping:
+            if self.leader_here() is None or self.stopping:
                 return
             # Free while a handler of the leader's runs: who takes it holds the mutex.
             if not self.baton.acquire(False):
@@ -180,12 +180,7 @@ class LeaderFollowers:
         thread may run it, after all."""
         with self.mutex:
             leader = self.leader
-            if (
-                not self.full
-                or self.stopping
-                or leader is None
-                or leader.ident != threading.get_ident()
-            ):
+            if not self.full or self.stopping or leader is None or leader.ident != get_ident():
                 return False
             self._queue.append((callback, argument, 0))
             return True
@@ -195,7 +190,7 @@ class LeaderFollowers:
         """While the block waits for work that handler threads may have to do, another
         handler may run in place of this thread's (the article's framework does the same)."""
         with self.mutex:
-            lent = threading.get_ident() in self._idents
+            lent = get_ident() in self._idents
             if lent:
                 self._lent += 1
                 self._staff_locked()
@@ -227,7 +222,7 @@ class LeaderFollowers:
     # -- handler threads ---------------------------------------------------------------
 
     def _run(self, worker: Worker) -> None:
-        ident = worker.ident = threading.get_ident()
+        ident = worker.ident = get_ident()
         if sys.platform == "linux":  # others have no such clock
             with contextlib.suppress(OSError):
                 worker.clock = time.pthread_getcpuclockid(ident)

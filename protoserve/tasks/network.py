@@ -91,6 +91,12 @@ class WFNetworkTask(SubTask, CommSession, Generic[REQ, RESP]):
         """Whether the peer is known to be gone, so that a reply would not arrive."""
         return self.connection.closed
 
+    @property
+    def closing(self) -> bool:
+        """Whether the connection ends with this reply, because the server stops: it should say so
+        where the protocol has a way to."""
+        return self.connection.entry.closing
+
     def set_keep_alive(self, seconds: float | None) -> None:
         """Keep the connection for ``seconds`` after this reply; 0 closes it, None keeps
         it without limit. Raises ``ValueError`` for a negative time, or one beyond a year."""

@@ -260,12 +260,12 @@ def test_who_does_not_lead_any_more_leaves_nothing_behind(engine: MemoryEngine) 
     """The leader is replaced while it puts a reply aside, and its successor waits already."""
     log = Log(engine, nothing)
     peers = log.clients(2)
-    leads = iter([True, False])  # asked before, and after
 
     class Overtaken(Threads):
-        @property
-        def led_here(self) -> bool:
-            return next(leads)
+        def leader_here(self) -> Worker | None:
+            leader = super().leader_here()
+            self.leader = Worker()
+            return leader
 
     engine.communicator.threads = Overtaken(lambda: None)
     poller = engine.poller

@@ -8,9 +8,12 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
-from typing import Final
+from typing import Final, TypeVar
 
 from multidict import CIMultiDict, CIMultiDictProxy, istr
+
+KEY = TypeVar("KEY")
+VALUE = TypeVar("VALUE")
 
 MAX_FIELDS: Final = 128  # Apache 100, Node 2000 by default, h2o 100
 MAX_BLOCK: Final = 64 * 1024  # nginx 4 x 8 KiB, Node 16 KiB, aiohttp 8 KiB a field
@@ -88,16 +91,7 @@ _known_host = lru_cache(maxsize=1024)(_judge_host)
 
 def split_fields(block: bytes) -> list[tuple[str, str]]:
     """The names and values of a block of header lines, each after CR LF."""
-    lines = block.decode("latin-1").split("\r\n")
-    del lines[0]
-    # Without an argument strip() is much faster, but takes a no-break space as well.
-    whitespace = None if block.isascii() else _OWS
-    fields = []
-    known = _NAMES.get
-    for line in lines:
-        name, _, value = line.partition(":")
-        fields.append((known(name, name), value.strip(whitespace)))
-    return fields
+    return [Line(line).pair for line in block.split(b"\r\n")[1:]]
 
 
 def list_tokens(values: list[str]) -> list[str]:
@@ -225,32 +219,36 @@ class Line:
         """Whether it is remembered."""
 
 
-# What clients repeat, by all connections, from which no value is ever changed: threads at
-# worst do the same work twice.
+# What clients repeat, by all connections; no value is ever changed.
 _lines: Final[dict[bytes, Line]] = {}
 _facts: Final[dict[bytes, Facts]] = {}
+
+
+def remember(known: dict[KEY, VALUE], most: int, key: KEY, value: VALUE) -> None:
+    """Keep what was made of ``key``, which clients repeat; where there are ``most`` already,
+    all start anew. Any thread: two at once may keep a few more, or make the same twice."""
+    if len(known) >= most:
+        known.clear()
+    known[key] = value
 
 
 def _read(line: bytes) -> Line:
     found = Line(line)
     if found.shared:
-        if len(_lines) >= _REMEMBERED:
-            _lines.clear()
-        _lines[line] = found
+        remember(_lines, _REMEMBERED, line, found)
     return found
 
 
 def _judge(deciding: list[bytes], text: bytes) -> Facts:
     facts = Facts(deciding)
     if len(text) <= _REMEMBERED_LINE:
-        if len(_facts) >= _REMEMBERED:
-            _facts.clear()
-        _facts[text] = facts
+        remember(_facts, _REMEMBERED, text, facts)
     return facts
 
 
 class HeaderBlock:
-    """The header fields of one request: ``block`` are their lines, each after CR LF.
+    """The header fields of one request: ``block`` are their lines, each after CR LF, and what
+    is before the first; ``lines`` the same, taken apart.
 
     Immutable. Clients mostly send lines that they, or others, have sent before: these are not
     read again.
@@ -258,7 +256,7 @@ class HeaderBlock:
 
     __slots__ = ("_fields", "_headers", "block", "facts", "shared")
 
-    def __init__(self, block: bytes) -> None:
+    def __init__(self, block: bytes, lines: list[bytes]) -> None:
         self.block = block
         self._headers: CIMultiDictProxy[str] | None = None
         self.shared = True
@@ -266,7 +264,6 @@ class HeaderBlock:
         fields: list[tuple[str, str]] = []
         deciding: list[bytes] = []
         known = _lines
-        lines = block.split(b"\r\n")
         for index in range(1, len(lines)):
             line = lines[index]
             found = known.get(line)

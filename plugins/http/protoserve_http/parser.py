@@ -26,6 +26,7 @@ from protoserve_http.fields import (
     MAX_BLOCK,
     MAX_FIELDS,
     HeaderBlock,
+    remember,
     split_fields,
 )
 from protoserve_http.heads import (
@@ -231,21 +232,26 @@ class HttpRequestParser(MessageParser[HttpRequest]):
 
         A head that some client has repeated byte for byte, as those do that poll and probe, is
         known by all connections: llhttp's judgement stands."""
-        end = data.find(b"\r\n\r\n") + 4
+        head_end = data.find(b"\r\n\r\n")
+        end = head_end + 4
         if not 4 < end <= _REMEMBERED_HEAD:
-            return self._take_plain(data, 0)
+            return self._take_plain(data, 0, head_end)
         head = data if end == size else data[:end]
         known = _heads.get(head)
         if known is not None:
             method, target, block = known
-            self._blank = pos = 0
+            self._blank = 0
+            self._ready.append(HttpRequest(method, target, block, True))
+            pos = end
+            if pos == size:
+                return pos
             while data.startswith(head, pos):
                 self._ready.append(HttpRequest(method, target, block, True))
                 pos += end
-            return pos if pos == size else self._take_plain(data, pos)
+            return self._take_plain(data, pos, data.find(b"\r\n\r\n", pos))
         before, self._seen = self._seen, hash(head)
         place = len(self._ready)
-        pos = self._take_plain(data, 0)
+        pos = self._take_plain(data, 0, head_end)
         if self._seen == before and pos >= end and len(self._ready) > place:
             first = self._ready[place]
             if (
@@ -254,40 +260,34 @@ class HttpRequestParser(MessageParser[HttpRequest]):
                 and not first._block.facts.length
                 and first._block.shared
             ):
-                if len(_heads) >= _REMEMBERED:
-                    _heads.clear()
-                _heads[head] = (first.method, first.target, first._block)
+                known = (first.method, first.target, first._block)
+                remember(_heads, _REMEMBERED, head, known)
         return pos
 
-    def _take_plain(self, data: bytes, start: int) -> int:
-        """Take the plain requests at ``data[start:]``: those with nothing to judge. Returns
+    def _take_plain(self, data: bytes, start: int, head_end: int) -> int:
+        """Take the plain requests at ``data[start:]``: those with nothing to judge. ``head_end``
+        is where the empty line after the first head begins, or -1 when there is none. Returns
         where what is left to the careful way begins."""
         size = len(data)
         requests: list[HttpRequest] = []
         begun: HttpRequest | None = None  # one whose body is taken step by step
         pos = stop = start
-        while pos < size:
-            end = data.find(b"\r\n\r\n", pos)
-            if end < 0:
+        while head_end >= 0:
+            head = data[pos:head_end]
+            lines = head.split(b"\r\n")
+            words = self._split_line(lines[0])
+            if words is None or len(lines) > 1 + MAX_FIELDS:
                 break
-            line_end = data.find(b"\r\n", pos)
-            words = self._split_line(data[pos:line_end])
-            if words is None:
-                break
-            block = data[line_end:end]
-            fields = HeaderBlock(block)
+            fields = HeaderBlock(head, lines)
             facts = fields.facts
-            # Each takes four bytes at least, so that few blocks are counted.
-            if not facts.plain or (
-                end - line_end > 4 * MAX_FIELDS and block.count(b"\n") > MAX_FIELDS
-            ):
+            if not facts.plain:
                 break
             method, target, version = words
             if version == "HTTP/1.1":
                 request = HttpRequest(method, target, fields, facts.persists)
             else:
                 request = Http10Request(method, target, fields, facts.persists_http10)
-            end += 4
+            end = head_end + 4
             length = facts.length
             if length:
                 if end + length > size or not self._collects:
@@ -302,6 +302,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
                 break  # what follows is ignored
             requests.append(request)
             pos = stop = end
+            head_end = data.find(b"\r\n\r\n", pos) if pos < size else -1
         if stop == start:
             return start
         heads = len(requests) if begun is None else len(requests) + 1
@@ -528,7 +529,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         line = self._head
         method, target, version = line[:-2].decode("latin-1").split(" ")
         block = self._section[:-4]
-        fields = HeaderBlock(block)
+        fields = HeaderBlock(block, block.split(b"\r\n"))
         modern = version != "HTTP/1.0"
         framing = judge_fields(fields.headers, modern=modern)
         request: HttpRequest

@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from protoserve import IncomingStream, MessageOut, Piece, UsageError
-from protoserve_http.fields import CONNECTION, list_tokens
+from protoserve_http.fields import CONNECTION, list_tokens, remember
 from protoserve_http.messages import Data, HttpResponse
 from protoserve_http.sent import SENT_WHOLE, Sent
 
@@ -109,10 +109,8 @@ def header_line(name: Any, value: Any) -> bytes:
 def _remembered_line(name: Any, value: Any) -> bytes:
     line = header_line(name, value)
     if len(value) <= _CACHED_VALUE:
-        if len(_lines) >= _CACHED_LINES:
-            _lines.clear()
         # Exact strings only: a subclass may compare as it likes.
-        _lines[(str(name), str(value))] = line
+        remember(_lines, _CACHED_LINES, (str(name), str(value)), line)
     return line
 
 

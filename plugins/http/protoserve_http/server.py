@@ -95,13 +95,14 @@ class HttpServerTask(WFServerTask[HttpRequest, HttpResponse]):
         """
         req = self.req
         resp = self.resp
+        keep_alive = self.keep_alive
         stream = resp._stream
         if stream is SENT_WHOLE:
             stream = None  # a response that serves many requests
         if (
             not req.keep_alive
-            or self.keep_alive == 0
-            or self.connection.closing
+            or (keep_alive is not None and keep_alive == 0.0)
+            or self.closing
             or (resp._headers is not None and wants_close(resp))
             or (stream is not None and not self._delimits_streams)
             or (req.stream is not None and self._cuts_body(stream is None))
