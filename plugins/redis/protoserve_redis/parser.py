@@ -16,9 +16,10 @@ _FAST_SIZE: Final = 64 * 1024
 _KEPT_READER: Final = 16 * 1024
 """A reader that read more than this in a piece has a buffer that is not worth keeping."""
 
-# What begins a request of few and short strings, and the number of lines of the request.
+# What begins a request of few strings, and the number of lines of the request; what is before
+# a short string, by its length.
 _COUNTS: Final = {b"*%d" % i: 2 * i + 1 for i in range(1, 65)}
-_LENGTHS: Final = {b"$%d" % i: i for i in range(1025)}
+_LENGTHS: Final = [b"$%d" % size for size in range(1025)]
 
 _UNFINISHED: Final = object()
 
@@ -91,10 +92,14 @@ class RedisParser(MessageParser[RedisRequest]):
             pos = 0
             last = len(lines) - 1
             while pos < last:
-                end = pos + _COUNTS.get(lines[pos], last + 1)
-                if end > last or not _lengths_fit(lines, pos + 1, end):
+                count = _COUNTS.get(lines[pos])
+                if count is None or pos + count > last:
                     break
-                self._ready.append(RedisRequest(lines[pos + 2 : end : 2]))
+                end = pos + count
+                args = _strings(lines, pos + 1, end)
+                if args is None:
+                    break
+                self._ready.append(RedisRequest(args))
                 pos = end
             else:
                 return
@@ -185,12 +190,15 @@ class RedisParser(MessageParser[RedisRequest]):
         return args
 
 
-def _lengths_fit(lines: list[bytes], pos: int, end: int) -> bool:
-    """Whether each second line is as long as the line before it says."""
+def _strings(lines: list[bytes], pos: int, end: int) -> list[bytes] | None:
+    """Each second line, where it is as long as the line before it says."""
+    strings: list[bytes] = []
     while pos < end:
-        length = _LENGTHS.get(lines[pos])
-        size = len(lines[pos + 1])
-        if length != size and (length is not None or lines[pos] != b"$%d" % size):
-            return False
+        string = lines[pos + 1]
+        size = len(string)
+        length = _LENGTHS[size] if size < len(_LENGTHS) else b"$%d" % size
+        if lines[pos] != length:
+            return None
+        strings.append(string)
         pos += 2
-    return True
+    return strings

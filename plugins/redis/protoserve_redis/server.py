@@ -23,6 +23,7 @@ from protoserve import (
 from protoserve_redis.messages import RedisRequest, RedisResponse
 from protoserve_redis.parser import RedisParser
 from protoserve_redis.serialiser import NO_COPY, message_out
+from protoserve_redis.session import RedisSession
 from protoserve_redis.values import RedisError
 
 MIB: Final = 1024 * 1024
@@ -40,7 +41,7 @@ class RedisServerTask(WFServerTask[RedisRequest, RedisResponse]):
 
         Raises ``TypeError`` and ``ValueError`` for a value that cannot be sent.
         """
-        session = self.connection.state
+        session: RedisSession | None = self.connection.state
         if session is None:
             return message_out(self.resp)
         if not session.wrapped:
