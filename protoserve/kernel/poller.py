@@ -221,7 +221,8 @@ class Poller:
         for fd, mask in events:
             target = targets.get(fd)
             if target is not None:
-                ready.append((*target, mask))
+                callback, argument = target
+                ready.append((callback, argument, mask))
         if self._posted or self._timers:
             with self._lock:
                 # All of it and no more: what these calls post belongs to the next turn,
@@ -231,11 +232,10 @@ class Poller:
                 timers = self._timers
                 while timers and timers[0][0] <= now:
                     entry = heappop(timers)
-                    callback = entry[2]
-                    if callback is None:
+                    if entry[2] is None:
                         self._canceled -= 1
                         continue
-                    ready.append((callback, entry[3], 0))
+                    ready.append((entry[2], entry[3], 0))
                     entry[2] = None  # too late to cancel
 
     def fileno(self) -> int:
