@@ -27,9 +27,9 @@ class Corked:
     """Connections of one communicator whose replies are given, and go out when the other events of
     the turn have had theirs.
 
-    Filled by the thread that leads, emptied by any: by the leader at the end of the turn, or
-    as soon as a handler blocks it. The connections' locks are taken here one at a time, with
-    none held.
+    Filled by the thread that leads, emptied by any: by the leader at the end of the turn, and
+    before a handler that was slow before; as soon as a handler blocks it, by the next. The
+    connections' locks are taken here one at a time, with none held.
     """
 
     __slots__ = ("_communicator", "_entries", "_since")
@@ -56,7 +56,6 @@ class Corked:
             or entry.life.rung
             or output.size >= JOIN_SIZE
             or output.size >= output.limit
-            or entry.protocol.habits.known  # the next handler may be a slow one
         ):
             return False
         if not output.corked:

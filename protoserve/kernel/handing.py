@@ -6,13 +6,14 @@ pumps, with the lock, which they let go while user code runs.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from protoserve.kernel.deadline import NO_LIMIT, TAKE
 from protoserve.kernel.ending import end_without_word, fail
 from protoserve.kernel.exchanges import COMING
-from protoserve.kernel.habits import SLOW, Watch
+from protoserve.kernel.habits import SLOW, Habit, Watch
 from protoserve.kernel.intake import Fault
 from protoserve.kernel.life import OPEN, SHUT
 from protoserve.kernel.reading import look_at_body
@@ -75,15 +76,15 @@ def hand_over(
             let_others_pump(entry, session)
         else:
             exchanges.session = session
-        if service.habits.known:
-            now = handle_watched(entry, session)
+        habits = service.habits
+        if habits.known and (habit := habits.of(key := session.handler_key())) is not None:
+            now = handle_watched(entry, session, key, habit)
         else:
             session.handle(TOREPLY, 0)
             communicator = entry.communicator
             began, now = now, communicator.clock()
-            slow = now - began > SLOW
-            if slow and communicator.threads is not None and service.habits.learns:
-                service.habits.note(session.handler_key(), True, False)
+            if now - began > SLOW and communicator.threads is not None and habits.learns:
+                habits.note(session.handler_key(), True, False)
     except BaseException:
         lock.acquire()
         return session_failed(entry, session)
@@ -167,22 +168,22 @@ def let_others_pump(entry: CommConnEntry, session: CommSession) -> None:
         entry.exchanges.pumping = False
 
 
-def handle_watched(entry: CommConnEntry, session: CommSession) -> float:
-    """Run a handler where some are known to be slow. Returns the time afterwards."""
-    threads = entry.communicator.threads
+def handle_watched(
+    entry: CommConnEntry, session: CommSession, key: Hashable, habit: Habit
+) -> float:
+    """Run a handler whose like were slow before. Returns the time afterwards."""
+    communicator = entry.communicator
+    threads = communicator.threads
     assert threads is not None
-    habits = entry.protocol.habits
-    key = session.handler_key()
-    habit = habits.of(key)
-    if habit is not None and habit.blocks:
+    communicator.corked.send()  # no reply waits for it
+    if habit.blocks:
         if entry.exchanges.others is not None:
             entry.resume_reading()
-        entry.communicator.corked.send()  # who leads next has a turn of its own
         threads.promote()
-    watch = Watch(entry.communicator.clock)
+    watch = Watch(communicator.clock)
     session.handle(TOREPLY, 0)
     now, slow, blocked = watch.end()
-    habits.note(key, slow, blocked)
+    entry.protocol.habits.note(key, slow, blocked)
     return now
 
 

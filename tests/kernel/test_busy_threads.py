@@ -11,6 +11,8 @@ import pytest
 from line_service import LineService, LineSession, echo
 
 from protoserve import TaskState
+from protoserve.kernel import habits as habits_module
+from protoserve.kernel.habits import _SUSPICION, OTHERS
 from protoserve.kernel.leader_followers import LeaderFollowers
 from protoserve.kernel.poller import Callback
 from protoserve.kernel.waiting import stop_connection
@@ -216,6 +218,47 @@ def test_what_is_noted_of_a_slow_handler(
     peer.send(b"a\n")
     engine.run()
     assert bool(service.habits.known) == learns
+
+
+def test_only_who_was_slow_is_watched(
+    engine: MemoryEngine, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Watching takes system calls: paths that are all different must not keep it going."""
+    watched: list[str] = []
+
+    class Keyed(LineSession):
+        def handler_key(self) -> str:
+            return self.line
+
+    def handler(session: LineSession) -> None:
+        if session.line == "slow":
+            engine.clock.advance(0.003)
+        handled.append(session.line)
+        session.reply()
+
+    def thread_time() -> float:
+        watched.append(handled[-1] if handled else "")
+        return 0.0
+
+    handled: list[str] = []
+    monkeypatch.setattr(habits_module, "thread_time", thread_time)
+    service = LineService(handler, session=Keyed)
+    peer = engine.connect(service)
+    peer.send(b"slow\n")
+    engine.run()
+    assert set(service.habits.known) == {"slow", OTHERS}
+    for number in range(_SUSPICION - 1):
+        peer.send(b"%d\n" % number)
+        engine.run()
+    assert len(watched) == _SUSPICION - 1  # anybody might be slow
+    assert set(service.habits.known) == {"slow"}
+    for number in range(100):
+        peer.send(b"another%d\n" % number)
+        engine.run()
+    assert len(watched) == _SUSPICION - 1
+    peer.send(b"slow\n")
+    engine.run()
+    assert len(watched) >= _SUSPICION
 
 
 def test_nothing_is_noted_of_a_fast_handler(engine: MemoryEngine, threads: Threads) -> None:

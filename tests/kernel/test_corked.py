@@ -91,38 +91,34 @@ def test_a_reply_waits_no_longer_for_handlers_whose_own_replies_do_not_wait(
     engine: MemoryEngine,
 ) -> None:
     log = Log(engine, nothing)
-    engine.communicator.threads = Threads(lambda: None)
 
     def slow(session: LineSession) -> None:
         engine.clock.advance(2 * PATIENCE)
+        log.events.append("slow")  # and replies later
+
+    log.clients(1)
+    service = LineService(slow)
+    for peer in [engine.connect(service) for _ in range(3)]:
+        peer.send(b"x\n")
+    engine.run()
+    assert log.events == ["handle 0", "slow", "send 0", "slow", "slow"]
+
+
+def test_no_reply_waits_for_a_handler_that_was_slow(engine: MemoryEngine) -> None:
+    log = Log(engine, nothing)
+    engine.communicator.threads = Threads(lambda: None)
+
+    def slow(session: LineSession) -> None:
         log.events.append("slow")
         session.reply()
 
     service = LineService(slow)
     service.habits.note(None, True, False)
-    log.clients(1)
-    for peer in [engine.connect(service) for _ in range(3)]:
+    log.clients(2)
+    for peer in [engine.connect(service) for _ in range(2)]:
         peer.send(b"x\n")
     engine.run()
-    assert log.events[:3] == ["handle 0", "slow", "send 0"]
-
-
-def test_nobody_waits_where_handlers_are_known_to_be_slow(engine: MemoryEngine) -> None:
-    def learn(session: LineSession) -> None:
-        log.service.habits.note("slow", True, True)
-
-    log = Log(engine, learn)
-    log.clients(2)
-    # Habits are asked for by handler threads only; that they are known is enough here.
-    events = log.events
-    poller = engine.poller
-    poller.wait()
-    callback, argument, mask = poller.ready.popleft()
-    callback(argument, mask)
-    assert events == ["handle 0", "send 0"]
-    while poller.ready:
-        callback, argument, mask = poller.ready.popleft()
-        callback(argument, mask)
+    assert log.events == ["handle 0", "handle 1", "send 0", "send 1", "slow", "slow"]
 
 
 @pytest.mark.parametrize("limit", [1024, None])
