@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from protoserve.errors import UsageError
 from protoserve.events import CloseReason
+from protoserve.kernel.ending import is_closing
 from protoserve.kernel.entry import CommConnEntry
 from protoserve.kernel.life import SHUT, TOLD, CallbackHandle
 from protoserve.kernel.output import PUSH_LIMIT
@@ -69,7 +70,7 @@ class CommConnection:
     def closing(self) -> bool:
         """Whether the connection ends with the current reply, because the server stops:
         the reply should say so where the protocol has a way to."""
-        return self.entry.closing
+        return is_closing(self.entry)
 
     @property
     def peer_ended(self) -> bool:

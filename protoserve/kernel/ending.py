@@ -1,7 +1,7 @@
 """Ending: how a connection closes, gently or not, and who is to be told.
 
-Functions over a :class:`~protoserve.kernel.entry.CommConnEntry`, called with its lock. They
-note and close; sending, and deciding what comes next, is their caller's.
+Functions over a :class:`~protoserve.kernel.entry.CommConnEntry`, called with its lock unless they
+say otherwise. They note and close; sending, and deciding what comes next, is their caller's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from protoserve.events import CloseReason, RequestRefused
 from protoserve.kernel.deadline import LINGER, RECEIVE
 from protoserve.kernel.exchanges import News
 from protoserve.kernel.intake import RECEIVE_SIZE
-from protoserve.kernel.life import FAREWELL, LINGERING, SHUT
+from protoserve.kernel.life import FAREWELL, LAST, LINGERING, SHUT
 from protoserve.kernel.readiness import GONE
 from protoserve.kernel.session import TaskState
 from protoserve.kernel.states import is_silent
@@ -40,6 +40,11 @@ TURN_READS: Final = 4
 """Reads of one connection before others have their turn."""
 
 SYS_ERROR: Final = TaskState.SYS_ERROR
+
+
+def is_closing(entry: CommConnEntry) -> bool:
+    """Whether the reply that is made now is the last. Any thread, for a moment's truth."""
+    return entry.life.rung >= LAST or entry.service.stopping
 
 
 def body_failed(entry: CommConnEntry, error: BaseException) -> None:

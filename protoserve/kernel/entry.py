@@ -14,7 +14,7 @@ from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, Deadline
 from protoserve.kernel.ending import broken, fail, miss, shut
 from protoserve.kernel.exchanges import Exchanges
 from protoserve.kernel.intake import RECEIVE_SIZE, Intake
-from protoserve.kernel.life import FAREWELL, FORGOTTEN, LAST, LINGERING, OPEN, SHUT, TOLD, Life
+from protoserve.kernel.life import FAREWELL, FORGOTTEN, LINGERING, OPEN, SHUT, TOLD, Life
 from protoserve.kernel.output import OutputBuffer
 from protoserve.kernel.reading import read_ahead
 from protoserve.kernel.service import CommProtocol, CommService
@@ -112,11 +112,6 @@ class CommConnEntry:
         return (
             self.deadline.limit is KEEP_ALIVE and not self.intake.more and not self.output.buffers
         )
-
-    @property
-    def closing(self) -> bool:
-        """Whether the reply that is being made is the last. Any thread."""
-        return self.life.rung >= LAST or self.service.stopping
 
     @property
     def reply_is_incomplete(self) -> bool:

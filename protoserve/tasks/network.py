@@ -15,6 +15,7 @@ from mypy_extensions import mypyc_attr
 from protoserve.errors import UsageError
 from protoserve.events import RequestFinished
 from protoserve.kernel.current import CURRENT
+from protoserve.kernel.ending import is_closing
 from protoserve.kernel.incoming import IncomingStream
 from protoserve.kernel.session import CommSession, TaskState, returned
 from protoserve.kernel.subtask import SubTask
@@ -95,7 +96,7 @@ class WFNetworkTask(SubTask, CommSession, Generic[REQ, RESP]):
     def closing(self) -> bool:
         """Whether the connection ends with this reply, because the server stops: it should say so
         where the protocol has a way to."""
-        return self.connection.entry.closing
+        return is_closing(self.connection.entry)
 
     def set_keep_alive(self, seconds: float | None) -> None:
         """Keep the connection for ``seconds`` after this reply; 0 closes it, None keeps
