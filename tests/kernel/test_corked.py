@@ -104,6 +104,20 @@ def test_a_reply_waits_no_longer_for_handlers_whose_own_replies_do_not_wait(
     assert log.events == ["handle 0", "slow", "send 0", "slow", "slow"]
 
 
+def test_the_time_of_sending_is_no_handler_s(engine: MemoryEngine) -> None:
+    def handler(session: LineSession) -> None:
+        engine.clock.advance(0.3 * PATIENCE)
+
+    log = Log(engine, handler)
+    engine.communicator.threads = Threads(lambda: None)
+    peers = log.clients(8)
+    for peer in peers:
+        peer.before_send = lambda: engine.clock.advance(0.3 * PATIENCE)
+    engine.run()
+    assert [bytes(peer.received) for peer in peers] == [b"%d\n" % n for n in range(8)]
+    assert log.service.habits.known == {}
+
+
 def test_no_reply_waits_for_a_handler_that_was_slow(engine: MemoryEngine) -> None:
     log = Log(engine, nothing)
     engine.communicator.threads = Threads(lambda: None)
