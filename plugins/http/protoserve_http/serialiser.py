@@ -34,6 +34,9 @@ WITHOUT_BODY: Final = frozenset({101, 204, 205, 304})
 SWITCHING: Final = "Switching Protocols"
 """The reason of a 101 that is a reply: this object, which only an upgrade has."""
 
+_SMALL: Final = 1024
+_LENGTHS: Final = [b"Content-Length: %d\r\n\r\n" % size for size in range(_SMALL)]
+
 # Fields that decide about the message itself, and so are not simply copied.
 _SPECIAL: Final = frozenset({"connection", "content-length", "date", "transfer-encoding"})
 
@@ -220,7 +223,7 @@ def encode(response: HttpResponse, *, head_only: bool, connection: bytes) -> Mes
     if has_length or (head_only and not size):
         out.append(b"\r\n")
     else:
-        out.append(b"Content-Length: %d\r\n\r\n" % size)
+        out.append(_LENGTHS[size] if size < _SMALL else b"Content-Length: %d\r\n\r\n" % size)
     if head_only:
         return b"".join(out)
     if size <= JOIN_SIZE:
