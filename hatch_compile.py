@@ -40,7 +40,6 @@ MODULES = {
         "intake",
         "leader_followers",
         "life",
-        "monitor",
         "output",
         "poller",
         "reading",
