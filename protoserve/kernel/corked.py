@@ -66,11 +66,13 @@ class Corked:
                 if leader is None:
                     return False
             entries = self._entries
-            if not entries:
-                self._since = now
-                poller.ready.append((self.send, None, 0))
             output.corked = True
             entries.append(entry)
+            # Looked at afterwards: a former leader may be sending the others this moment, and
+            # either it finds this one, too, or this one is found to be alone.
+            if len(entries) <= 1:
+                self._since = now
+                poller.ready.append((self.send, None, 0))
             # Another thread may have become the leader this moment, and wait already.
             if threads is not None and threads.leader is not leader:
                 poller.post(self.send, None)

@@ -40,6 +40,8 @@ class SubTask(ABC):
     @abstractmethod
     def dispatch(self) -> None:
         """Start the work. An exception ends the series with a failure."""
+        # Compiled classes can be instantiated without it.
+        raise NotImplementedError(f"{type(self).__name__} needs a method dispatch()")
 
     def interrupt(self) -> None:
         """The series was cancelled while this task runs: end soon, where that is possible,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from line_service import LineService, LineSession
 
 from protoserve import CloseReason, WFServerTask
 from protoserve.kernel.corked import PATIENCE
+from protoserve.kernel.entry import CommConnEntry
 from protoserve.kernel.leader_followers import LeaderFollowers, Worker
 from protoserve.testing import MemoryEngine, MemoryPeer
 from protoserve_http import HttpRequest, HttpResponse, WFHttpServer
@@ -286,6 +288,27 @@ def test_who_does_not_lead_any_more_leaves_nothing_behind(engine: MemoryEngine) 
     assert log.events == ["handle 0"]
     engine.run()
     assert bytes(peers[0].received) == b"0\n"
+
+
+def test_a_reply_that_joins_others_as_the_last_of_them_is_sent_is_not_forgotten(
+    engine: MemoryEngine,
+) -> None:
+    """A former leader sends what waits, and finds no more, while the leader adds to it."""
+    log = Log(engine, nothing)
+    peers = log.clients(3)
+    corked = engine.communicator.corked
+    ready = engine.poller.ready
+
+    class Emptied(deque[CommConnEntry]):
+        def append(self, entry: CommConnEntry) -> None:
+            if self:
+                ready.remove((corked.send, None, 0))  # the other thread is at it
+                corked.send()
+            super().append(entry)
+
+    corked._entries = Emptied()
+    engine.run()
+    assert [bytes(peer.received) for peer in peers] == [b"0\n", b"1\n", b"2\n"]
 
 
 def test_a_handler_that_blocks_keeps_no_reply() -> None:

@@ -34,6 +34,7 @@ from protoserve import (
     ProtocolError,
     ProtoserveError,
     ServerParams,
+    SubTask,
     UsageError,
     WFServer,
 )
@@ -254,6 +255,14 @@ def test_own_redis_parser() -> None:
     assert isinstance(request, RedisRequest)
     assert parser.next_message() is NEED_DATA
     assert parser.seen == [request, NEED_DATA]
+
+
+def test_a_task_without_dispatch_is_refused() -> None:
+    class Forgetful(SubTask):
+        pass
+
+    with pytest.raises((TypeError, NotImplementedError), match=r"Forgetful.* dispatch"):
+        Forgetful().dispatch()  # type: ignore[abstract]
 
 
 # -- mocks -------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ _REMEMBERED_LINE: Final = 256
 """Bytes of a line that is remembered, and of those that decide, together."""
 
 _REMEMBERED: Final = 2048
-"""Lines that are remembered at most, and as many facts: less than 2 MiB."""
+"""Lines that are remembered at most, and as many facts: less than 3 MiB."""
 
 
 class Line:

@@ -53,7 +53,8 @@ _REMEMBERED_HEAD: Final = 1024
 """Bytes of a head that is remembered."""
 
 _REMEMBERED: Final = 512
-"""Heads that are remembered at most: about 1 MiB, with the mappings that were made of them."""
+"""Heads that are remembered at most: 2 MiB of long lines, with the mappings that were made of
+them; 20 MiB where each is of the shortest fields, as many as may be."""
 
 _TOO_LARGE: Final = "the request is larger than the server allows"
 
