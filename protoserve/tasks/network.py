@@ -95,7 +95,7 @@ class WFNetworkTask(SubTask, CommSession, Generic[REQ, RESP]):
     @property
     def closing(self) -> bool:
         """Whether the connection ends with this reply, because the server stops: it should say so
-        where the protocol has a way to."""
+        where the protocol has a way to. Any thread, for a moment's truth."""
         return is_closing(self.connection.entry)
 
     def set_keep_alive(self, seconds: float | None) -> None:

@@ -368,6 +368,14 @@ class TestFastWay:
         assert [r.headers["Cookie"] for r in parse([head] * 3).requests] == ["session=42"] * 3
         assert head not in parser_module._heads
 
+    @pytest.mark.parametrize("more", [0, 1])
+    def test_a_head_of_many_short_fields_is_not_kept(self, more: int) -> None:
+        """What is made of it takes far more memory than its bytes."""
+        fields = [b"Host: a", *[b"%d:" % i for i in range(31 + more)]]
+        head = b"GET /short HTTP/1.1\r\n" + b"\r\n".join(fields) + b"\r\n\r\n"
+        assert [len(r.headers) for r in parse([head] * 3).requests] == [32 + more] * 3
+        assert (head in parser_module._heads) is not bool(more)
+
     def test_no_more_heads_are_kept_than_there_is_room_for(self) -> None:
         for number in range(2 * parser_module._REMEMBERED):
             head = GET.replace(b"/ ", b"/%d " % number)

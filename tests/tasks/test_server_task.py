@@ -403,6 +403,24 @@ def test_noreply_from_a_pushed_task(engine: MemoryEngine) -> None:
     assert server.alive == 1
 
 
+def test_a_task_knows_whether_its_connection_closes(engine: MemoryEngine) -> None:
+    closing: list[bool] = []
+
+    class Knowing(Task):
+        def message_out(self) -> bytes:
+            closing.append(self.closing)
+            return b"a reply"
+
+    server = LineServer(echo, line_spec(task=Knowing))
+    peer = engine.connect(server)
+    peer.send(b"a\n")
+    engine.run()
+    server.stopping = True
+    peer.send(b"b\n")
+    engine.run()
+    assert closing == [False, True]
+
+
 @pytest.mark.parametrize("deferred", [False, True])
 def test_cancel(engine: MemoryEngine, deferred: bool) -> None:
     notes: list[Any] = []

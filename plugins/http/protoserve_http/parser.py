@@ -52,9 +52,12 @@ _FAST_SIZE: Final = 64 * 1024
 _REMEMBERED_HEAD: Final = 1024
 """Bytes of a head that is remembered."""
 
+_REMEMBERED_FIELDS: Final = 32
+"""Fields of a head that is remembered: short ones take far more memory than their bytes."""
+
 _REMEMBERED: Final = 512
-"""Heads that are remembered at most: 2 MiB of long lines, with the mappings that were made of
-them; 20 MiB where each is of the shortest fields, as many as may be."""
+"""Heads that are remembered at most: up to 2 MiB of long lines, and 6 MiB of short ones, with
+the mappings that were made of them."""
 
 _TOO_LARGE: Final = "the request is larger than the server allows"
 
@@ -260,6 +263,8 @@ class HttpRequestParser(MessageParser[HttpRequest]):
                 and first.keep_alive
                 and not first._block.facts.length
                 and first._block.shared
+                and head.count(b"\n")
+                <= _REMEMBERED_FIELDS + 2  # the line before, and the empty one
             ):
                 known = (first.method, first.target, first._block)
                 remember(_heads, _REMEMBERED, head, known)
