@@ -15,6 +15,7 @@ from protoserve.events import CloseReason, ConnectionOpened
 from protoserve.kernel.connection import CommConnection
 from protoserve.kernel.corked import Corked
 from protoserve.kernel.ending import (
+    LOCK_PATIENCE,
     TURN_READS,
     break_off,
     broken,
@@ -52,10 +53,6 @@ if TYPE_CHECKING:
     from protoserve.kernel.service import CommService
     from protoserve.kernel.transport import Transport
 
-
-_LOCK_PATIENCE: Final = 0.5
-"""Seconds that code which may hold the lock of *another* connection waits for this one's:
-they are held for moments. Two that wait for each other must not do so for ever."""
 
 _TURN_REQUESTS: Final = 64
 """Requests of one connection handled before others have their turn."""
@@ -128,7 +125,7 @@ class Communicator:
             entry.life.end(reason)
             self.poller.post(lambda _, __: self.close(entry, reason), None)
             return True
-        if not entry.lock.acquire(timeout=_LOCK_PATIENCE):
+        if not entry.lock.acquire(timeout=LOCK_PATIENCE):
             self.poller.post(lambda _, __: self.close(entry, reason), None)
             return True
         closed = shut(entry, reason, errno.ECONNABORTED)
@@ -458,7 +455,7 @@ class Communicator:
                 "and cannot push: push in the handler, in a callback, or from another thread; "
                 "a parser may return Feedback"
             )
-        if not entry.lock.acquire(timeout=_LOCK_PATIENCE):
+        if not entry.lock.acquire(timeout=LOCK_PATIENCE):
             late = bytes(data)
             self.poller.post(lambda _, __: self.push(entry, late), None)
             return True

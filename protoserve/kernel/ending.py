@@ -36,6 +36,11 @@ the end of the connection does not reset it."""
 LOOK_AGAIN: Final = 0.05
 """Seconds after which a deadline is looked at again that passed at a bad moment."""
 
+LOCK_PATIENCE: Final = 0.5
+"""Seconds that code which may hold the lock of *another* connection waits for this one's, and
+that one who has others to look after does: it is held for moments. Two that wait for each other
+must not do so for ever, nor all for a parser that never returns."""
+
 TURN_READS: Final = 4
 """Reads of one connection before others have their turn."""
 

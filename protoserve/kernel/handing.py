@@ -11,7 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from protoserve.kernel.deadline import NO_LIMIT, TAKE
-from protoserve.kernel.ending import end_without_word, fail
+from protoserve.kernel.ending import LOCK_PATIENCE, end_without_word, fail
 from protoserve.kernel.exchanges import COMING
 from protoserve.kernel.habits import SLOW, Habit, Watch
 from protoserve.kernel.intake import Fault
@@ -192,7 +192,14 @@ def keeps_its_thread(entry: CommConnEntry, waits: bool) -> None:
     remember the handler if it ``waits``. Without the lock; on the new leader."""
     session = None
     exchanges = entry.exchanges
-    entry.lock.acquire()
+    if not entry.lock.acquire(timeout=LOCK_PATIENCE):
+        logger.error(
+            "%r: its parser or message_out has not returned for %g seconds; until it does, "
+            "the connection keeps a thread, and another for what happens to it meanwhile",
+            entry,
+            LOCK_PATIENCE,
+        )
+        return
     if exchanges.pumping:
         # Otherwise the handler has returned meanwhile, and what follows is arranged.
         if entry.output.buffers:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from protoserve.events import CloseReason, LimitReached
 from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, NO_LIMIT, RECEIVE, TAKE
 from protoserve.kernel.ending import (
+    LOCK_PATIENCE,
     LOOK_AGAIN,
     body_failed,
     drop_announced,
@@ -377,9 +378,11 @@ def stop_connection(entry: CommConnEntry, _: int = 0) -> None:
     """The service stops: end the connection when it has nothing in hand.
 
     What has arrived and was not read yet is still served, so it is looked at once
-    more, on a handler thread.
+    more, on a handler thread. One whose lock is kept finds out itself, see ``settle``.
     """
-    with entry.lock:
+    if not entry.lock.acquire(timeout=LOCK_PATIENCE):
+        return
+    try:
         crossing = entry.deadline.idle_since + FIRST_REQUEST_TIME
         if entry.deadline.limit is FIRST and entry.communicator.poller.time() < crossing:
             # It has only just been accepted, and its request may be on its way.
@@ -389,6 +392,8 @@ def stop_connection(entry: CommConnEntry, _: int = 0) -> None:
         if entry.life.rung == LINGERING:
             hurry(entry)
         entry.resume_later()
+    finally:
+        entry.lock.release()
 
 
 def begin(entry: CommConnEntry) -> None:

@@ -10,9 +10,21 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
-from loopback import RawClient, get
+from loopback import RawClient, eventually, get
 
-from protoserve import ResourcePool, UsageError, WaitGroup, go, timer
+from protoserve import (
+    NEED_DATA,
+    MessageParser,
+    NeedData,
+    ProtocolSpec,
+    ResourcePool,
+    ServerParams,
+    UsageError,
+    WaitGroup,
+    WFServer,
+    go,
+    timer,
+)
 from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
 
 QUICK = HTTP_SPEC.params.replace(shutdown_timeout=0.3)
@@ -159,3 +171,41 @@ def test_stop_in_a_coroutine_says_what_to_do() -> None:
     ):
         assert client.ask().status == 200
     assert "aclose()" in said[0]
+
+
+def test_a_parser_that_never_returns_does_not_keep_the_stop(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    began, over = threading.Event(), threading.Event()
+
+    class Endless(MessageParser[bytes]):
+        def __init__(self, params: ServerParams) -> None:
+            pass
+
+        def feed(self, data: bytes) -> None:
+            pass
+
+        def next_message(self) -> NeedData:
+            began.set()
+            over.wait()
+            return NEED_DATA
+
+        @property
+        def partial(self) -> bool:
+            return False
+
+    spec = ProtocolSpec[bytes, bytearray](
+        name="endless", message_in=Endless, message_out=bytes, response=bytearray
+    )
+    params = ServerParams(shutdown_timeout=0.3)
+    server = WFServer(spec, lambda task: None, params).start("127.0.0.1", 0)
+    try:
+        with RawClient(server.address) as client:
+            client.send(b"x")
+            assert began.wait(10)
+        # A leader that meets the connection is kept by it, and replaced.
+        eventually(lambda: "has not returned" in caplog.text)
+        assert server.stop() >= 1
+    finally:
+        over.set()
+    eventually(lambda: not server.connections())
