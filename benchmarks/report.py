@@ -108,7 +108,8 @@ def _targets(results: Results) -> list[str]:
         return []
     head = ["| workload | figure | target | measured | |", "|---|---|---|---|---|"]
     said = "CPU for each request, as a multiple of the peer's in the same round."
-    return ["## Targets", "", said, "", *head, *lines, ""]
+    why = "Where the time goes of what was missed, and what is needed: [PROFILE.md](PROFILE.md)."
+    return ["## Targets", "", said, "", *head, *lines, "", why, ""]
 
 
 def _stages(results: Results) -> list[str]:
