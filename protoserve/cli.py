@@ -861,7 +861,8 @@ def _check(args: argparse.Namespace) -> int:
                     code = CHECK_FAILED
                 _print(text)
     except ConfigError as error:
-        raise _CommandError(USAGE, str(error)) from error
+        message = str(error).replace("over the wire,", "over the wire (--sample, --samples),")
+        raise _CommandError(USAGE, message) from error
     except ModuleNotFoundError as error:
         # In the words of the command line.
         message = str(error).replace("examples=0", "--examples 0")

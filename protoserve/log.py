@@ -25,6 +25,9 @@ class _Logger:
             with contextlib.suppress(BaseException):
                 sys.stderr.write(f"protoserve: logging {message!r} raised {type(error)!r}\n")
 
+    def debug(self, message: str, *args: object, **options: Any) -> None:
+        self._log(logging.DEBUG, message, *args, **options)
+
     def warning(self, message: str, *args: object, **options: Any) -> None:
         self._log(logging.WARNING, message, *args, **options)
 

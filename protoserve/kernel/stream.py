@@ -396,9 +396,14 @@ def open_stream(session: CommSession, keep_alive: float | None, out: object) -> 
         return IteratorStream(session, keep_alive, out)
     if isinstance(out, AsyncIterator):
         return AsyncIteratorStream(session, keep_alive, out)
+    remedy = ""
+    if out is None:
+        remedy = " (a forgotten return?)"
+    elif isinstance(out, str):
+        remedy = " (a forgotten .encode()?)"
     raise TypeError(
         "message_out must give a bytes-like object, a list or tuple of them, or an iterator "
-        f"or async iterator, not {type(out).__name__}"
+        f"or async iterator, not {type(out).__name__}{remedy}"
     )
 
 

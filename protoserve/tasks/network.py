@@ -586,6 +586,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         self.connection.entry.exchanges.upgrade = None
         if isinstance(error, asyncio.CancelledError):
             # Somebody's decision, not a fault: the connection closes.
+            logger.debug("%r was cancelled: no reply, the connection closes", self)
             error.__traceback__ = None
             self.state = NOREPLY
             self._callback_dropped()

@@ -296,6 +296,7 @@ def test_cancelled_closes_and_hits_nobody_else(
             await asyncio.sleep(0.01)
             task.resp.write("good")
 
+    caplog.set_level(logging.DEBUG, logger="protoserve")
     with serving(place, process) as server:
         for _ in range(3):
             with RawClient(server.address) as client, RawClient(server.address) as other:
@@ -305,6 +306,7 @@ def test_cancelled_closes_and_hits_nobody_else(
                 assert other.reply().body == b"good"
                 assert other.ask("/").body == b"good"
     assert errors(caplog) == []
+    assert caplog.text.count("was cancelled: no reply") == 3
 
 
 def test_cancelled_in_a_turn_of_many(two_places: str) -> None:

@@ -73,6 +73,8 @@ class TestResponse:
     def test_reason(self) -> None:
         assert HttpResponse(404).reason == "Not Found"
         assert HttpResponse(299).reason == ""
+        assert HttpResponse(413).reason == "Content Too Large"  # RFC 9110, 15.5.14
+        assert HttpResponse([]).reason == ""  # type: ignore[arg-type]
         response = HttpResponse(404)
         response.reason = "Gone fishing"
         assert response.reason == "Gone fishing"

@@ -29,6 +29,14 @@ Data: TypeAlias = str | bytes | bytearray | memoryview
 Body: TypeAlias = Data | Iterable[Data] | AsyncIterable[Data]
 """A body: whole, or in pieces that are taken when there is room for them."""
 
+PHRASES: Final = {status.value: status.phrase for status in HTTPStatus} | {
+    413: "Content Too Large",
+    414: "URI Too Long",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+}
+"""The reasons of the statuses: RFC 9110's, where Python before 3.13 has older ones."""
+
 _WHOLE: Final = (str, bytes, bytearray, memoryview)
 _EMPTY: Final = b""
 
@@ -235,8 +243,8 @@ class HttpResponse:
         if self._reason is not None:
             return self._reason
         try:
-            return HTTPStatus(self._status).phrase
-        except ValueError:
+            return PHRASES.get(self._status, "")
+        except TypeError:  # no number at all
             return ""
 
     @reason.setter

@@ -7,12 +7,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator
 from email.utils import formatdate
-from http import HTTPStatus
 from typing import Any, Final
 
 from protoserve import IncomingStream, MessageOut, Piece, UsageError
 from protoserve_http.fields import CONNECTION, list_tokens, remember
-from protoserve_http.messages import Data, HttpResponse
+from protoserve_http.messages import PHRASES, Data, HttpResponse
 from protoserve_http.sent import SENT_WHOLE, Sent
 
 JOIN_SIZE: Final = 16 * 1024
@@ -27,7 +26,6 @@ _CACHED_VALUE: Final = 128
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FORBIDDEN: Final = re.compile(r"[\0-\x08\x0a-\x1f\x7f]")
-_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 # RFC 9110, 15.2.2, 15.3.5, 15.3.6 and 15.4.5.
 WITHOUT_BODY: Final = frozenset({101, 204, 205, 304})
 
@@ -79,7 +77,7 @@ def status_line(status: Any, reason: str | None = None) -> bytes:
             f"status {int(status)} is interim and cannot be the reply; use 200 or more"
         )
     if reason is None:
-        reason = _PHRASES.get(status, "")
+        reason = PHRASES.get(status, "")
     if _FORBIDDEN.search(reason):
         raise ValueError(f"reason {reason!r}: control characters cannot be sent")
     return b"HTTP/1.1 %d %b\r\n" % (status, _latin(reason, "reason"))
