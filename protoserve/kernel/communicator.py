@@ -206,7 +206,6 @@ class Communicator:
         entry.release()
         if self.corked.overdue:
             self.corked.send()
-            self.poller.refresh()  # or the next handler would look slow
 
     def _pump(self, entry: CommConnEntry) -> None:
         """The lane of the requests: one thread at a time, the one that set ``pumping``."""

@@ -82,12 +82,14 @@ class Corked:
         """Send all that waits. Any thread, without a lock."""
         self._since = inf
         entries = self._entries
-        now = self._communicator.clock() if entries else 0.0
+        if not entries:
+            return
+        now = self._communicator.clock()
         while entries:
             try:
                 entry = entries.popleft()
             except IndexError:  # another thread is at it, too
-                return
+                break
             entry.lock.acquire()
             output = entry.output
             output.corked = False
@@ -98,3 +100,4 @@ class Corked:
             except BaseException:
                 broken(entry)
             entry.release()
+        self._communicator.poller.refresh()  # or the next handler would look slow

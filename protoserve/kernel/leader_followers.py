@@ -179,8 +179,7 @@ class LeaderFollowers:
         called by the first thread that is free, in order of arrival. False when this
         thread may run it, after all."""
         with self.mutex:
-            leader = self.leader
-            if not self.full or self.stopping or leader is None or leader.ident != get_ident():
+            if not self.full or self.stopping or self.leader_here() is None:
                 return False
             self._queue.append((callback, argument, 0))
             return True

@@ -374,7 +374,7 @@ class TestFastWay:
         fields = [b"Host: a", *[b"%d:" % i for i in range(31 + more)]]
         head = b"GET /short HTTP/1.1\r\n" + b"\r\n".join(fields) + b"\r\n\r\n"
         assert [len(r.headers) for r in parse([head] * 3).requests] == [32 + more] * 3
-        assert (head in parser_module._heads) is not bool(more)
+        assert (head in parser_module._heads) == (not more)
 
     def test_no_more_heads_are_kept_than_there_is_room_for(self) -> None:
         for number in range(2 * parser_module._REMEMBERED):

@@ -244,15 +244,14 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         known = _heads.get(head)
         if known is not None:
             method, target, block = known
-            self._blank = 0
-            self._ready.append(HttpRequest(method, target, block, True))
-            pos = end
-            if pos == size:
-                return pos
-            while data.startswith(head, pos):
+            self._blank = pos = 0
+            while True:
                 self._ready.append(HttpRequest(method, target, block, True))
                 pos += end
-            return self._take_plain(data, pos, data.find(b"\r\n\r\n", pos))
+                if pos == size:
+                    return pos
+                if not data.startswith(head, pos):
+                    return self._take_plain(data, pos, data.find(b"\r\n\r\n", pos))
         before, self._seen = self._seen, hash(head)
         place = len(self._ready)
         pos = self._take_plain(data, 0, head_end)
@@ -263,11 +262,9 @@ class HttpRequestParser(MessageParser[HttpRequest]):
                 and first.keep_alive
                 and not first._block.facts.length
                 and first._block.shared
-                and head.count(b"\n")
-                <= _REMEMBERED_FIELDS + 2  # the line before, and the empty one
+                and head.count(b"\n") <= _REMEMBERED_FIELDS + 2  # with the first and last line
             ):
-                known = (first.method, first.target, first._block)
-                remember(_heads, _REMEMBERED, head, known)
+                remember(_heads, _REMEMBERED, head, (first.method, first.target, first._block))
         return pos
 
     def _take_plain(self, data: bytes, start: int, head_end: int) -> int:
