@@ -9,7 +9,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from protoserve_http import fields
 from protoserve_http.faults import RequestError
-from protoserve_http.fields import Facts, HeaderBlock, is_host, persistence
+from protoserve_http.fields import Facts, HeaderBlock, is_host, persistence, repeated
 from protoserve_http.heads import (
     MAX_METHOD,
     Framing,
@@ -198,24 +198,28 @@ LINES = st.lists(
 )
 
 
-def block_of(data: bytes) -> HeaderBlock:
-    return HeaderBlock(data, data.split(b"\r\n"))
+def block_of(data: bytes, before: HeaderBlock | None = None) -> HeaderBlock:
+    return HeaderBlock(data + b"\r\n\r\n", data.split(b"\r\n"), before)
 
 
 @given(blocks=st.lists(LINES, max_size=6))
 def test_what_is_remembered_of_lines(blocks: list[list[str]]) -> None:
-    """A block of lines that were there before is the one that was read afresh."""
+    """A block of lines that were there before, also in the request before, is the one that was
+    read afresh."""
     facts = [name for name in dir(Facts) if not name.startswith("_")]
     assert "offers_upgrade" in facts
+    before = None
     for lines in blocks:
         data = "".join(f"\r\n{line}" for line in lines).encode("latin-1")
         block = block_of(data)
+        before = following = block_of(data, before)
         fields._lines.clear()
         fields._facts.clear()
         fresh = block_of(data)
-        for fact in facts:
-            assert getattr(block.facts, fact) == getattr(fresh.facts, fact)
-        assert list(block.headers.items()) == list(fresh.headers.items())
+        for known in (block, following):
+            for fact in facts:
+                assert getattr(known.facts, fact) == getattr(fresh.facts, fact)
+            assert list(known.headers.items()) == list(fresh.headers.items())
         wanted = [line.partition(":") for line in lines]
         assert list(fresh.headers.items()) == [(n, v.strip(" \t")) for n, _, v in wanted]
 
@@ -223,14 +227,21 @@ def test_what_is_remembered_of_lines(blocks: list[list[str]]) -> None:
 def test_what_is_repeated_is_not_judged_again() -> None:
     before = block_of(b"\r\nHost: a\r\nX: 1\r\nConnection: close")
     assert block_of(b"\r\nHost: a\r\nX: 2\r\nConnection: close").facts is before.facts
+    following = block_of(b"\r\nHost: a\r\nX: 3\r\nConnection: close", before)
+    assert following.facts is before.facts
+    assert [line is same for line, same in zip(following.lines, before.lines, strict=True)] == [
+        True,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("name", [b"Cookie", b"authorization", b"Proxy-Authorization", b"X" * 300])
 def test_what_is_secret_or_long_is_not_kept(name: bytes) -> None:
     line = name + b": remember me not"
-    assert not block_of(b"\r\nHost: a\r\n" + line).shared
+    assert not repeated(block_of(b"\r\nHost: a\r\n" + line)).kept
     assert line not in fields._lines
-    assert block_of(b"\r\nHost: a\r\nX-B: c").shared
+    assert repeated(block_of(b"\r\nHost: a\r\nX-B: c")).kept
 
 
 def test_no_more_lines_are_kept_than_there_is_room_for() -> None:
@@ -238,3 +249,17 @@ def test_no_more_lines_are_kept_than_there_is_room_for() -> None:
         block_of(b"\r\nHost: h%d\r\nX-Number: %d" % (number, number))
         assert len(fields._lines) <= fields._REMEMBERED
         assert len(fields._facts) <= fields._REMEMBERED
+
+
+def test_no_more_blocks_are_kept_than_there_is_room_for() -> None:
+    for number in range(3 * fields._KEPT_BLOCKS):
+        data = b"\r\nHost: h\r\nX-Number: %d" % number
+        assert repeated(block_of(data)) is repeated(block_of(data))
+        assert len(fields._blocks) <= fields._KEPT_BLOCKS
+
+
+@pytest.mark.parametrize(("line", "times"), [(b"a:", 32), (b"x: " + b"y" * 197, 5)])
+def test_what_takes_much_memory_is_not_kept_by_a_connection(line: bytes, times: int) -> None:
+    data = (b"\r\n" + line) * times
+    assert block_of(data).small
+    assert not block_of(data + b"\r\n" + line).small

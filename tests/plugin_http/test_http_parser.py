@@ -8,12 +8,27 @@ import weakref
 import httptools
 import pytest
 from http_exchanges import every_byte, parse
+from hypothesis import given
+from hypothesis import strategies as st
 
 from protoserve import HOLD, NEED_DATA, Feedback, ProtocolError
 from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser
-from protoserve_http import parser as parser_module
+from protoserve_http import fields as fields_module
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+LINES = [b"GET / HTTP/1.1", b"GET /other HTTP/1.1", b"POST / HTTP/1.1", b"GET / HTTP/1.0"]
+FIELDS = [
+    *(b"X-A: 1", b"X-A: 2", b"x-a: 1", b"Cookie: s=1", b"Content-Length: 3", b"Content-Length: 0"),
+    *(b"Connection: close", b"Connection: keep-alive", b"Keep-Alive: timeout=9", b"X-\xe4: 1"),
+    *(b"Host: a", b"Expect: 100-continue", b"Transfer-Encoding: chunked", b" folded", b"X: \xe4"),
+    *(
+        b"Upgrade: x",
+        b"Connection: upgrade",
+        b"Proxy-Connection: close",
+        b"X-A : 1",
+        b"X-Long: " + b"y" * 900,
+    ),
+]
 EXPECT = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n"
 
 
@@ -348,8 +363,10 @@ class TestFastWay:
     def test_repeated_heads_are_shared(self) -> None:
         outcome = parse([GET, GET, GET, GET.replace(b"a", b"b"), GET])
         _, second, third, fourth, fifth = outcome.requests
-        assert second.headers is third.headers is fifth.headers
+        assert second.headers is third.headers
         assert [r.headers["Host"] for r in (second, fourth, fifth)] == ["a", "b", "a"]
+        [_, other, _] = parse([GET.replace(b"/ ", b"/%d " % i) for i in range(3)]).requests
+        assert other.headers is second.headers, "of another connection, with another target"
 
     def test_a_head_is_known_on_all_connections_and_changed_by_nobody(self) -> None:
         head = GET[:-2] + b"X-Known: by all\r\n\r\n"
@@ -366,7 +383,7 @@ class TestFastWay:
     def test_a_head_with_secrets_is_not_kept(self) -> None:
         head = GET[:-2] + b"Cookie: session=42\r\n\r\n"
         assert [r.headers["Cookie"] for r in parse([head] * 3).requests] == ["session=42"] * 3
-        assert head not in parser_module._heads
+        assert not any(b"session=42" in text for text in fields_module._blocks)
 
     @pytest.mark.parametrize("more", [0, 1])
     def test_a_head_of_many_short_fields_is_not_kept(self, more: int) -> None:
@@ -374,13 +391,48 @@ class TestFastWay:
         fields = [b"Host: a", *[b"%d:" % i for i in range(31 + more)]]
         head = b"GET /short HTTP/1.1\r\n" + b"\r\n".join(fields) + b"\r\n\r\n"
         assert [len(r.headers) for r in parse([head] * 3).requests] == [32 + more] * 3
-        assert (head in parser_module._heads) == (not more)
+        fields_text = head.removeprefix(b"GET /short HTTP/1.1")
+        assert (fields_text in fields_module._blocks) == (not more)
 
-    def test_no_more_heads_are_kept_than_there_is_room_for(self) -> None:
-        for number in range(2 * parser_module._REMEMBERED):
-            head = GET.replace(b"/ ", b"/%d " % number)
-            assert [r.target for r in parse([head, head]).requests] == [f"/{number}"] * 2
-            assert len(parser_module._heads) <= parser_module._REMEMBERED
+    @pytest.mark.parametrize(
+        "line",
+        [
+            *(b"GET /a\nX:y HTTP/1.1", b"GET /a\r\nX:y HTTP/1.1", b"GET /a\tb HTTP/1.1", b""),
+            *(b"GET  /a HTTP/1.1", b" GET /a HTTP/1.1", b"GET /a HTTP/1.1 ", b"GET /a#b HTTP/1.1"),
+            *(b"GET /a HTTP/1.0", b"GET /a HTTP/1.2", b"GET /a", b"get /\xe4 HTTP/1.1", b"\r\n"),
+            *(b"CONNECT /a HTTP/1.1", b"GET a HTTP/1.1", b"GET * HTTP/1.1", b"X /a HTTP/1.1"),
+            *(b"GET /a\x0bb HTTP/1.1", b"GET /a\xa0 HTTP/1.1", b"PRI /a HTTP/1.1", b"HEAD /a"),
+            *(b"POST /a HTTP/1.1", b"GET /a HTTP/1.1\r\nContent-Length: 3", b"\r\nGET / HTTP/1.1"),
+            *(
+                b"GET /a HTTP/1.1\r\nHost: b",
+                GET + b"GET /a HTTP/1.1",
+                GET + GET + b"GET / HTTP/1.1",
+            ),
+        ],
+    )
+    def test_another_request_line_before_the_same_fields(self, line: bytes) -> None:
+        pieces = [GET, GET, line + GET[len(b"GET / HTTP/1.1") :], GET]
+        assert parse(pieces).facts == parse(every_byte(b"".join(pieces))).facts
+
+    @given(
+        sent=st.lists(
+            st.tuples(
+                st.sampled_from(LINES),
+                st.lists(st.sampled_from(FIELDS), max_size=4),
+                st.sampled_from([b"", b"", b"", b"abc"]),
+                st.integers(1, 2),
+            ),
+            max_size=7,
+        )
+    )
+    def test_what_was_sent_before_makes_no_difference(
+        self, sent: list[tuple[bytes, list[bytes], bytes, int]]
+    ) -> None:
+        pieces = [
+            b"\r\n".join([line, b"Host: a", *fields, b"", body]) * times
+            for line, fields, body, times in sent
+        ]
+        assert parse(pieces).facts == parse(every_byte(b"".join(pieces))).facts
 
     def test_blank_lines_between_known_requests_are_counted_anew(self) -> None:
         blank = b"\r\n" * 1000

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from multidict import CIMultiDict, CIMultiDictProxy, istr
+from mypy_extensions import mypyc_attr
 
 KEY = TypeVar("KEY")
 VALUE = TypeVar("VALUE")
@@ -91,7 +92,7 @@ _known_host = lru_cache(maxsize=1024)(_judge_host)
 
 def split_fields(block: bytes) -> list[tuple[str, str]]:
     """The names and values of a block of header lines, each after CR LF."""
-    return [Line(line).pair for line in block.split(b"\r\n")[1:]]
+    return [Line(text).pair for text in block.split(b"\r\n")[1:]]
 
 
 def list_tokens(values: list[str]) -> list[str]:
@@ -202,22 +203,35 @@ _REMEMBERED: Final = 2048
 
 
 class Line:
-    """A header line: its name and value, and itself in lower case where it ``decides``.
+    """A header line: its name and value, and whether it ``decides``, in lower case.
 
     Immutable, and shared by all requests of the process that have this line.
     """
 
-    __slots__ = ("decides", "pair", "shared")
+    __slots__ = ("decides", "lower", "pair", "shared", "text")
 
-    def __init__(self, line: bytes) -> None:
-        name, _, value = line.partition(b":")
-        text = name.decode("latin-1")
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        name, _, value = text.partition(b":")
+        spelled = name.decode("latin-1")
         lower = name.lower()
-        self.pair = (_NAMES.get(text, text), value.strip(b" \t").decode("latin-1"))
-        self.decides = line.lower() if lower in _DECIDING_NAMES else b""
-        self.shared = len(line) <= _REMEMBERED_LINE and lower not in _SECRET_NAMES
+        # Any, or the compiled build would make a tuple of it anew wherever it is used.
+        self.pair: Any = (_NAMES.get(spelled, spelled), value.strip(b" \t").decode("latin-1"))
+        self.decides = lower in _DECIDING_NAMES
+        self.lower = text.lower() if self.decides else b""
+        self.shared = len(text) <= _REMEMBERED_LINE and lower not in _SECRET_NAMES
         """Whether it is remembered."""
 
+
+_KEPT_TEXT: Final = 1024
+"""Bytes of the fields that a connection keeps, and of those that are remembered."""
+
+_KEPT_LINES: Final = 32
+"""Lines of the same: short ones take far more memory than their bytes."""
+
+_KEPT_BLOCKS: Final = 512
+"""Header blocks that are remembered at most: up to 2 MiB of long lines, and 6 MiB of short ones,
+with the mappings that were made of them."""
 
 # What clients repeat, by all connections; no value is ever changed.
 _lines: Final[dict[bytes, Line]] = {}
@@ -232,56 +246,99 @@ def remember(known: dict[KEY, VALUE], most: int, key: KEY, value: VALUE) -> None
     known[key] = value
 
 
-def _read(line: bytes) -> Line:
-    found = Line(line)
-    if found.shared:
-        remember(_lines, _REMEMBERED, line, found)
+def _line(text: bytes) -> Line:
+    found = _lines.get(text)
+    if found is None:
+        found = Line(text)
+        if found.shared:
+            remember(_lines, _REMEMBERED, text, found)
     return found
 
 
-def _judge(deciding: list[bytes], text: bytes) -> Facts:
-    facts = Facts(deciding)
-    if len(text) <= _REMEMBERED_LINE:
-        remember(_facts, _REMEMBERED, text, facts)
+def _judge(lines: list[Line]) -> Facts:
+    deciding = [line.lower for line in lines if line.decides]
+    text = b"\r\n".join(deciding)
+    facts = _facts.get(text)
+    if facts is None:
+        facts = Facts(deciding)
+        if len(text) <= _REMEMBERED_LINE:
+            remember(_facts, _REMEMBERED, text, facts)
     return facts
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class HeaderBlock:
-    """The header fields of one request: ``block`` are their lines, each after CR LF, and what
-    is before the first; ``lines`` the same, taken apart.
+    """The header fields of a request: ``text`` is what follows the request line, to the empty line
+    and with it; ``lines`` the head, taken apart there; ``before`` the fields of the request
+    before it on the connection.
 
-    Immutable. Clients mostly send lines that they, or others, have sent before: these are not
-    read again.
+    Immutable. Clients mostly send lines that they have sent with the request before, or others
+    have: these are not read again.
     """
 
-    __slots__ = ("_fields", "_headers", "block", "facts", "shared")
+    __slots__ = ("_headers", "facts", "kept", "lines", "sent_again", "text")
 
-    def __init__(self, block: bytes, lines: list[bytes]) -> None:
-        self.block = block
+    facts: Facts
+    lines: list[Line]
+
+    def __init__(self, text: bytes, lines: list[bytes], before: HeaderBlock | None) -> None:
+        self.text = text
         self._headers: CIMultiDictProxy[str] | None = None
-        self.shared = True
-        """Whether all of it may be remembered."""
-        fields: list[tuple[str, str]] = []
-        deciding: list[bytes] = []
-        known = _lines
-        for index in range(1, len(lines)):
-            line = lines[index]
-            found = known.get(line)
-            if found is None:
-                found = _read(line)
-                if not found.shared:
-                    self.shared = False
-            fields.append(found.pair)
-            if found.decides:
-                deciding.append(found.decides)
-        self._fields = fields
-        text = b"\r\n".join(deciding)
-        self.facts: Facts = _facts.get(text) or _judge(deciding, text)
+        self.sent_again = False
+        """Whether the client has sent the same once more."""
+        self.kept = False
+        """Whether it is remembered for all connections, and its mapping with it."""
+        found: list[Line] = []
+        if before is None:
+            for index in range(1, len(lines)):
+                found.append(_line(lines[index]))
+            self.facts = _judge(found)
+        else:
+            known = before.lines
+            count = len(known)
+            alike = count == len(lines) - 1  # in what decides
+            for index in range(1, len(lines)):
+                sent = lines[index]
+                if index <= count:
+                    line = known[index - 1]
+                    if line.text != sent:
+                        decided = line.decides
+                        line = _line(sent)
+                        if decided or line.decides:
+                            alike = False
+                else:
+                    line = _line(sent)
+                found.append(line)
+            self.facts = before.facts if alike else _judge(found)
+        self.lines = found
+
+    @property
+    def small(self) -> bool:
+        """Whether a connection may keep it while it waits for the next request."""
+        return len(self.text) <= _KEPT_TEXT and len(self.lines) <= _KEPT_LINES
 
     @property
     def headers(self) -> CIMultiDictProxy[str]:
-        """They as a mapping, which is made when it is first looked at."""
+        """They as a mapping."""
         headers = self._headers
         if headers is None:
-            headers = self._headers = CIMultiDictProxy(CIMultiDict(self._fields))
+            headers = CIMultiDictProxy(CIMultiDict([line.pair for line in self.lines]))
+            if self.kept:
+                self._headers = headers
         return headers
+
+
+_blocks: Final[dict[bytes, HeaderBlock]] = {}
+
+
+def repeated(block: HeaderBlock) -> HeaderBlock:
+    """A client has sent these fields again: from now on they are remembered, once for all
+    connections, unless there is something secret or long in them."""
+    known = _blocks.get(block.text)
+    if known is not None:
+        return known
+    block.sent_again = True
+    if all(line.shared for line in block.lines):
+        block.kept = True
+        remember(_blocks, _KEPT_BLOCKS, block.text, block)
+    return block

@@ -39,6 +39,7 @@ PHRASES: Final = {status.value: status.phrase for status in HTTPStatus} | {
 
 _WHOLE: Final = (str, bytes, bytearray, memoryview)
 _EMPTY: Final = b""
+_MAPPING: Final = CIMultiDict  # a name of this module is found faster in the compiled build
 
 _NO_TRAILERS: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
 
@@ -87,7 +88,7 @@ class HttpRequest:
         self.method = method
         self.target = target
         self._block = block
-        self._headers: CIMultiDictProxy[str] | None = None  # where they are not the block's
+        self._headers: CIMultiDictProxy[str] | None = None  # made when it is first looked at
         self.keep_alive = keep_alive
         self.body = body
         self.stream = None
@@ -100,7 +101,9 @@ class HttpRequest:
     def headers(self) -> CIMultiDictProxy[str]:
         """The header fields: a read-only case-insensitive multi-mapping in the order of arrival,
         values with bytes above ASCII as Latin-1."""
-        return self._block.headers if self._headers is None else self._headers
+        if self._headers is None:
+            self._headers = self._block.headers
+        return self._headers
 
     @headers.setter
     def headers(self, headers: CIMultiDictProxy[str]) -> None:
@@ -109,7 +112,7 @@ class HttpRequest:
     @property
     def raw_headers(self) -> list[tuple[bytes, bytes]]:
         """Names and values as on the wire, without the whitespace around values."""
-        fields = [line.partition(b":") for line in self._block.block.split(b"\r\n")[1:]]
+        fields = [line.partition(b":") for line in self._block.text.split(b"\r\n")[1:-2]]
         return [(name, value.strip(b" \t")) for name, _, value in fields]
 
     @property
@@ -260,7 +263,7 @@ class HttpResponse:
         if self._stream is not None and isinstance(self._stream, Sent):
             return SentHeaders(self._headers or ())
         if self._headers is None:
-            self._headers = CIMultiDict()
+            self._headers = _MAPPING()
         return self._headers
 
     @headers.setter

@@ -26,7 +26,7 @@ from protoserve_http.fields import (
     MAX_BLOCK,
     MAX_FIELDS,
     HeaderBlock,
-    remember,
+    repeated,
     split_fields,
 )
 from protoserve_http.heads import (
@@ -49,21 +49,20 @@ MAX_BLANK: Final = 4 * 1024
 CONTINUE: Final = Feedback(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 _FAST_SIZE: Final = 64 * 1024
-_REMEMBERED_HEAD: Final = 1024
-"""Bytes of a head that is remembered."""
+_KEPT_LINE: Final = 512
+"""Bytes of a request line that a connection keeps while it waits for the next."""
 
-_REMEMBERED_FIELDS: Final = 32
-"""Fields of a head that is remembered: short ones take far more memory than their bytes."""
-
-_REMEMBERED: Final = 512
-"""Heads that are remembered at most: up to 2 MiB of long lines, and 6 MiB of short ones, with
-the mappings that were made of them."""
+_SMALL: Final = 1024  # where to copy what follows a head costs less than to look for its end
 
 _TOO_LARGE: Final = "the request is larger than the server allows"
 
 _LARGE_PIECE: Final = 4 * 1024  # of a body; smaller ones do not wait as objects of their own
 
-_VERSIONS: Final = frozenset({"HTTP/1.1", "HTTP/1.0"})
+_NOTHING: Final = NEED_DATA  # a name of this module is found faster in the compiled build
+_END: Final = b"\r\n\r\n"
+
+_ANY_FIELDS: Final = b"\r\nHost: a\r\n\r\n"
+"""For llhttp, in place of fields that it has judged before."""
 
 _LATER: Final = re.compile(rb"HTTP/1\.[2-9]")
 
@@ -79,11 +78,6 @@ HELD: Final = 6
 _ASK_AGAIN: Final = ProtocolError("")
 """In place of an error, while it is held: what follows may be another protocol's."""
 
-
-_heads: Final[dict[bytes, tuple[str, str, HeaderBlock]]] = {}
-"""Heads of plain requests without a body that a client has sent twice in a row, each with its
-method, target and fields. Nothing in it is changed, and all of it is cleared when it is full:
-threads at worst do the same work twice."""
 
 Message: TypeAlias = HttpRequest | NeedData | Feedback | Hold | Arriving[HttpRequest]
 """What a parser says."""
@@ -116,18 +110,20 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         "_fast_size",
         "_head",
         "_heads",
+        "_last",
         "_left",
         "_limit",
+        "_line",
         "_line_feeds",
         "_parser",
         "_ready",
         "_request",
         "_rest",
         "_section",
-        "_seen",
         "_state",
         "_taken",
         "_used",
+        "_words",
     )
 
     _collects: bool = True
@@ -141,7 +137,10 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         self._taken = 0  # of those
         self._error: ProtocolError | None = None
         self._heads = 0  # that llhttp saw the end of
-        self._seen = 0  # the hash of the last head
+        # Of the last request that the fast way took, for the next that begins or goes on alike:
+        self._last: HeaderBlock | None = None  # its fields
+        self._line = b""  # its request line, where nothing but these fields followed
+        self._words = ("", "")  # method and target
         self._state = _LINE
         self._head = b""  # the request line, or what is there of it
         self._section = b""  # field lines, after the line end before them
@@ -198,7 +197,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             if self._error is not _ASK_AGAIN:
                 raise self._error.with_traceback(None)
             return self._go_on()
-        return NEED_DATA
+        return _NOTHING
 
     def _go_on(self) -> Message:
         """The client's wish for another protocol was not fulfilled."""
@@ -234,54 +233,71 @@ class HttpRequestParser(MessageParser[HttpRequest]):
     def _take_quickly(self, data: bytes, size: int) -> int:
         """Take what ``data`` begins with and the fast way can take; returns how much that is.
 
-        A head that some client has repeated byte for byte, as those do that poll and probe, is
-        known by all connections: llhttp's judgement stands."""
-        head_end = data.find(b"\r\n\r\n")
-        end = head_end + 4
-        if not 4 < end <= _REMEMBERED_HEAD:
-            return self._take_plain(data, 0, head_end)
-        head = data if end == size else data[:end]
-        known = _heads.get(head)
-        if known is not None:
-            method, target, block = known
+        Many clients send the same fields with every request: these are compared, and no more
+        read than judged again."""
+        last = self._last
+        if last is None or not self._line:
+            return self._take_plain(data, 0)
+        fields = last.text
+        length = len(self._line) + len(fields)
+        if size > length and data.startswith(head := self._line + fields):
+            if not last.sent_again:
+                self._last = last = repeated(last)
+            method, target = self._words
             self._blank = pos = 0
             while True:
-                self._ready.append(HttpRequest(method, target, block, True))
-                pos += end
+                self._ready.append(HttpRequest(method, target, last, True))
+                pos += length
                 if pos == size:
                     return pos
                 if not data.startswith(head, pos):
-                    return self._take_plain(data, pos, data.find(b"\r\n\r\n", pos))
-        before, self._seen = self._seen, hash(head)
-        place = len(self._ready)
-        pos = self._take_plain(data, 0, head_end)
-        if self._seen == before and pos >= end and len(self._ready) > place:
-            first = self._ready[place]
-            if (
-                type(first) is HttpRequest
-                and first.keep_alive
-                and not first._block.facts.length
-                and first._block.shared
-                and head.count(b"\n") <= _REMEMBERED_FIELDS + 2  # with the first and last line
-            ):
-                remember(_heads, _REMEMBERED, head, (first.method, first.target, first._block))
-        return pos
+                    return self._take_plain(data, pos)
+        if not data.endswith(fields):
+            return self._take_plain(data, 0)
+        line = data[: size - len(fields)]
+        if line != self._line:
+            words = self._split_line(line)
+            if words is None or words[2] != "HTTP/1.1" or len(line) > _KEPT_LINE:
+                return self._take_plain(data, 0)
+            if not self._accepts(line + _ANY_FIELDS, 1):
+                self._renew()
+                return self._take_plain(data, 0)
+            self._line = line
+            self._words = (words[0], words[1])
+        if not last.sent_again:
+            self._last = last = repeated(last)
+        method, target = self._words
+        self._ready.append(HttpRequest(method, target, last, True))
+        self._blank = 0
+        return size
 
-    def _take_plain(self, data: bytes, start: int, head_end: int) -> int:
-        """Take the plain requests at ``data[start:]``: those with nothing to judge. ``head_end``
-        is where the empty line after the first head begins, or -1 when there is none. Returns
-        where what is left to the careful way begins."""
+    def _take_plain(self, data: bytes, start: int) -> int:
+        """Take the plain requests at ``data[start:]``: those with nothing to judge. Returns where
+        what is left to the careful way begins."""
         size = len(data)
         requests: list[HttpRequest] = []
         begun: HttpRequest | None = None  # one whose body is taken step by step
+        last = self._last
+        last_line = b""
         pos = stop = start
-        while head_end >= 0:
-            head = data[pos:head_end]
+        while pos < size:
+            if size - pos <= _SMALL:
+                head, found, rest = (data[pos:] if pos else data).partition(_END)
+                if not found:
+                    break
+                end = size - len(rest)
+            else:
+                head_end = data.find(_END, pos)
+                if head_end < 0:
+                    break
+                head = data[pos:head_end]
+                end = head_end + 4
             lines = head.split(b"\r\n")
-            words = self._split_line(lines[0])
+            line = lines[0]
+            words = self._split_line(line)
             if words is None or len(lines) > 1 + MAX_FIELDS:
                 break
-            fields = HeaderBlock(head, lines)
+            fields = HeaderBlock(data[pos + len(line) : end], lines, last)
             facts = fields.facts
             if not facts.plain:
                 break
@@ -290,7 +306,6 @@ class HttpRequestParser(MessageParser[HttpRequest]):
                 request = HttpRequest(method, target, fields, facts.persists)
             else:
                 request = Http10Request(method, target, fields, facts.persists_http10)
-            end = head_end + 4
             length = facts.length
             if length:
                 if end + length > size or not self._collects:
@@ -303,9 +318,10 @@ class HttpRequestParser(MessageParser[HttpRequest]):
                 end += length
             if not request.keep_alive and end != size:
                 break  # what follows is ignored
+            last = fields
+            last_line = line
             requests.append(request)
             pos = stop = end
-            head_end = data.find(b"\r\n\r\n", pos) if pos < size else -1
         if stop == start:
             return start
         heads = len(requests) if begun is None else len(requests) + 1
@@ -314,7 +330,16 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             return start
         self._ready.extend(requests)
         self._blank = 0
+        if last_line:
+            assert last is not None
+            self._last = last if last.small else None
+            request = requests[-1]
+            alike = request.keep_alive and type(request) is HttpRequest and not last.facts.length
+            self._line = last_line if alike and len(last_line) <= _KEPT_LINE else b""
+            self._words = (request.method, request.target)
         if begun is not None:
+            self._last = begun._block if begun._block.small else None
+            self._line = b""
             line_end = data.find(b"\n", pos) + 1
             self._head = data[pos:line_end]
             self._used = stop - pos
@@ -337,17 +362,17 @@ class HttpRequestParser(MessageParser[HttpRequest]):
 
     def _split_line(self, line: bytes) -> list[str] | None:
         """The words of a request line, without its CR LF, if it is plain."""
-        words = line.decode("latin-1").split(" ")
+        words = line.decode("latin-1").split()
         if len(words) != 3 or len(line) > MAX_TARGET:
             return None
         method, target, version = words
-        # llhttp passes over line ends before a request line; only the careful way does too.
         if (
-            line[0] <= 32
-            or target[:1] != "/"
+            # llhttp passes over line ends before a request line; only the careful way does too.
+            len(method) + len(target) + len(version) + 2 != len(line)
+            or target[0] != "/"
             or "#" in target
             or method == "CONNECT"
-            or version not in _VERSIONS
+            or (version != "HTTP/1.1" and version != "HTTP/1.0")
         ):
             return None
         return words
@@ -532,7 +557,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         line = self._head
         method, target, version = line[:-2].decode("latin-1").split(" ")
         block = self._section[:-4]
-        fields = HeaderBlock(block, block.split(b"\r\n"))
+        fields = HeaderBlock(self._section, block.split(b"\r\n"), None)
         modern = version != "HTTP/1.0"
         framing = judge_fields(fields.headers, modern=modern)
         request: HttpRequest
