@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from email.utils import formatdate
+from time import time
 from typing import Any, Final
 
 from protoserve import IncomingStream, MessageOut, Piece, UsageError
@@ -39,7 +39,7 @@ _LENGTHS: Final = [b"Content-Length: %d\r\n\r\n" % size for size in range(_SMALL
 _SPECIAL: Final = frozenset({"connection", "content-length", "date", "transfer-encoding"})
 
 # Header lines by (name, value), once checked. Applications use few different ones.
-_lines: dict[tuple[str, str], bytes] = {}
+_lines: Final[dict[tuple[str, str], bytes]] = {}
 
 
 class _Heads:
@@ -48,24 +48,28 @@ class _Heads:
     __slots__ = ("by_status", "date", "end", "second")
 
     def __init__(self, second: int) -> None:
-        self.second = second
-        self.end = second + 1
+        self.second = float(second)
+        self.end = self.second + 1.0
         self.date = f"Date: {formatdate(second, usegmt=True)}\r\n".encode()
         self.by_status: dict[int, bytes] = {}
 
 
-_heads = _Heads(0)  # replaced as a whole, so that threads see one second or the next
+class _Clock:
+    __slots__ = ("heads", "time")
+
+    def __init__(self) -> None:
+        self.time: Callable[[], float] = time
+        self.heads = _Heads(0)  # replaced as a whole: threads see this second or the next
+
+    def current(self) -> _Heads:
+        heads = self.heads
+        now = self.time()
+        if not heads.second <= now < heads.end:
+            self.heads = heads = _Heads(int(now))
+        return heads
 
 
-def _current_heads() -> _Heads:
-    heads = _heads
-    return heads if heads.second <= time.time() < heads.end else _next_heads()
-
-
-def _next_heads() -> _Heads:
-    global _heads
-    _heads = heads = _Heads(int(time.time()))
-    return heads
+_clock: Final = _Clock()
 
 
 def status_line(status: Any, reason: str | None = None) -> bytes:
@@ -171,9 +175,7 @@ def encode(response: HttpResponse, *, head_only: bool, connection: bytes) -> Mes
     """
     status = response._status
     reason = response._reason
-    heads = _heads
-    if not heads.second <= time.time() < heads.end:
-        heads = _next_heads()
+    heads = _clock.current()
     head = heads.by_status.get(status) if reason is None else None
     if head is None:
         head = status_line(status, reason) + heads.date
@@ -416,7 +418,7 @@ def _stream_head(
         special = [line for line in special if not line.startswith(b"Content-Length")]
     lines += special
     if not has_date:
-        lines.append(_current_heads().date)
+        lines.append(_clock.current().date)
     length = int(headers["Content-Length"]) if has_length else None
     if status == 205:
         lines.append(b"Content-Length: 0\r\n")
