@@ -13,13 +13,14 @@ from protoserve.kernel.current import CURRENT
 from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, Deadline
 from protoserve.kernel.ending import broken, fail, miss, shut
 from protoserve.kernel.exchanges import Exchanges
-from protoserve.kernel.intake import RECEIVE_SIZE, Intake
+from protoserve.kernel.intake import Intake
 from protoserve.kernel.life import FAREWELL, FORGOTTEN, LINGERING, OPEN, SHUT, TOLD, Life
 from protoserve.kernel.output import OutputBuffer
 from protoserve.kernel.reading import read_ahead
 from protoserve.kernel.service import CommProtocol, CommService
 from protoserve.kernel.session import CommSession, TaskState
 from protoserve.kernel.states import state_of
+from protoserve.kernel.transport import plain_descriptor
 from protoserve.kernel.waiting import await_body, flush_aside, settle
 from protoserve.log import logger
 from protoserve.protocol import HOLD
@@ -92,8 +93,9 @@ class CommConnEntry:
         self.attached = False
         """Counted, and in the poller's care."""
         self.life = Life()
-        self.intake = Intake(transport, service.new_parser())
-        self.output = OutputBuffer(transport, service.params.unsent_limit)
+        fd = plain_descriptor(transport)
+        self.intake = Intake(transport, fd, service.new_parser())
+        self.output = OutputBuffer(transport, fd, service.params.unsent_limit)
         self.exchanges = Exchanges(service.in_flight)
         self.deadline = Deadline(self)
 
@@ -129,7 +131,7 @@ class CommConnEntry:
         """One read, fed to the parser."""
         intake = self.intake
         try:
-            data = intake.recv(RECEIVE_SIZE)
+            data = intake.read()
         except (BlockingIOError, InterruptedError):
             intake.readable = False
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,8 @@ RECEIVE_SIZE: Final = 64 * 1024
 """Bytes asked for in one read."""
 
 ENDS: Final = HANGUP | GONE
+
+_read: Final = os.read
 
 
 def _nothing_yet(_: int) -> bytes:
@@ -42,11 +45,13 @@ class Intake:
     """
 
     __slots__ = (
+        "_fd",
         "_recv",
         "arriving",
         "bytes_in",
         "ends",
         "eof",
+        "fd",
         "held",
         "mark",
         "more",
@@ -57,8 +62,11 @@ class Intake:
         "short_read",
     )
 
-    def __init__(self, transport: Transport, parser: MessageParser[Any]) -> None:
+    def __init__(self, transport: Transport, fd: int, parser: MessageParser[Any]) -> None:
         self.recv = self._recv = transport.recv
+        self.fd = self._fd = fd
+        """What is read from instead, see ``plain_descriptor``; -1 for nothing. Never one that was
+        closed: it may be another connection's by now."""
         self.short_read = RECEIVE_SIZE if transport.short_read_empties else 0
         """A read of fewer bytes has taken all there is."""
         self.parser = parser
@@ -86,6 +94,7 @@ class Intake:
         self.held = True
         self.more = False
         self.recv = _nothing_yet
+        self.fd = -1
 
     def go_on(self) -> None:
         """Read again what has come meanwhile. Harmless when nothing was held."""
@@ -93,6 +102,7 @@ class Intake:
             self.held = False
             self.more = self.readable = True
             self.recv = self._recv
+            self.fd = self._fd
 
     @property
     def body_comes(self) -> bool:
@@ -143,7 +153,7 @@ class Intake:
             return True
         try:
             # Also where the last read took all: something may have come since.
-            if self.recv(RECEIVE_SIZE):
+            if self.read():
                 return True
         except OSError:  # nothing, or nobody
             self.readable = False
@@ -154,6 +164,14 @@ class Intake:
             return message is not NEED_DATA or self.parser.partial
         except BaseException:  # what it is does not matter any more
             return True
+
+    def read(self) -> bytes:
+        """Some of what there is; as ``Transport.recv``."""
+        return _read(self.fd, RECEIVE_SIZE) if self.fd >= 0 else self.recv(RECEIVE_SIZE)
+
+    def close(self) -> None:
+        """The descriptor is about to be closed."""
+        self.fd = self._fd = -1
 
     def drop(self) -> None:
         """Nothing that came is served any more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +29,8 @@ _VECTOR_LENGTH: Final = 64
 """Buffers in one ``sendmsg``, far below any ``IOV_MAX``."""
 
 SUCCESS: Final = TaskState.SUCCESS
+
+_write: Final = os.write
 
 PUSH_LIMIT: Final = 32 * 1024 * 1024
 """Unsent bytes at which a connection that is pushed to counts as dead."""
@@ -77,6 +80,7 @@ class OutputBuffer:
         "buffers",
         "corked",
         "end",
+        "fd",
         "limit",
         "marks",
         "sent",
@@ -86,8 +90,10 @@ class OutputBuffer:
         "waiters",
     )
 
-    def __init__(self, transport: Transport, limit: int) -> None:
+    def __init__(self, transport: Transport, fd: int, limit: int) -> None:
         self._send = transport.send
+        self.fd = fd
+        """As ``Intake.fd``."""
         self._sendmsg = transport.sendmsg
         self.waiters: list[tuple[int, bool, Callable[[], object]]] | None = None
         self.buffers: list[Buffer] = []
@@ -127,9 +133,9 @@ class OutputBuffer:
             while buffers:
                 if len(buffers) == 1:
                     buffer = buffers[0]
-                    sent = self._send(buffer)
+                    sent = _write(self.fd, buffer) if self.fd >= 0 else self._send(buffer)
                     if sent == len(buffer):
-                        buffers.clear()
+                        buffers.pop()
                         self.size = 0
                         self.sent += sent
                         break

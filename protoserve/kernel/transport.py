@@ -142,3 +142,11 @@ class SocketTransport:
             # l_onoff=1, l_linger=0: discard what is unsent, send a reset
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.sock.close()
+
+
+def plain_descriptor(transport: Transport) -> int:
+    """The descriptor, where bytes go through it as they are, so that the system's own calls may be
+    used for it, which are cheaper than a socket's methods; else -1."""
+    if type(transport) is SocketTransport and type(transport.sock) is socket.socket:
+        return transport.fileno()
+    return -1
