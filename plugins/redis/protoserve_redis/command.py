@@ -27,7 +27,7 @@ FLAGS: Final = (
 )  # fmt: skip
 """The flags that a command may carry, in the order in which COMMAND tells them (Redis 7)."""
 
-UNLIMITED: Final = 1 << 62
+UNLIMITED: Final = 1 << 61
 """Words of a command that takes any number."""
 
 _NAME: Final = re.compile(r"[!-{}~]+(?:\|[!-{}~]+)?\Z")  # what can be typed, and one bar

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from time import monotonic
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mypy_extensions import mypyc_attr
 
@@ -17,6 +17,23 @@ if TYPE_CHECKING:
     from protoserve import CommConnection
     from protoserve_redis.command import Command
     from protoserve_redis.server import RedisServerTask
+
+
+_COROUTINE: Final = CoroutineType
+_monotonic: Final = monotonic
+
+
+class Known:
+    """What is looked at with every request, of a command; for the compiled build at hand."""
+
+    __slots__ = ("command", "container", "function", "least", "most")
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        self.function: Callable[..., Any] = command.function
+        self.container: bool = command.subcommands is not None
+        self.least: int = command.least
+        self.most: int = command.most
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -30,7 +47,7 @@ class Dispatcher(ABC):
         self._atomic = atomic
         # Commands by the name as clients send it; empty while somebody wants to see every
         # command, so that it costs nothing that somebody might.
-        self._fast: dict[bytes, Command] = {}
+        self._fast: dict[bytes, Known] = {}
 
     def __call__(self, task: RedisServerTask) -> Coroutine[Any, Any, None] | None:
         """Run one command: the ``process`` of a server."""
@@ -38,27 +55,28 @@ class Dispatcher(ABC):
         if session is None or session.last_command is None:
             session = self._open(task.connection)
         args = task.req.args
-        command = self._fast.get(args[0])
-        if command is None or session.special or command.subcommands is not None:
+        known = self._fast.get(args[0])
+        if known is None or session.special or known.container:
             return self._run_checked(task, session, args)
-        session.last_command = command
-        session.used = monotonic()
-        if not command.least <= len(args) <= command.most:
+        session.last_command = known.command
+        session.used = _monotonic()
+        count = len(args)
+        if not known.least <= count <= known.most:
             return self._run_checked(task, session, args)
         value: Any
         try:
             if self._atomic:
                 self.lock.acquire()
                 try:
-                    value = _call(command, task, args)
+                    value = _call(known.function, task, args, count)
                 finally:
                     self.lock.release()
             else:
-                value = _call(command, task, args)
+                value = _call(known.function, task, args, count)
         except BaseException as error:
-            value = self.error_value(task, command, error)
-        if type(value) is CoroutineType:
-            return self._finishing(task, session, command, value)
+            value = self.error_value(task, known.command, error)
+        if type(value) is _COROUTINE:
+            return self._finishing(task, session, known.command, value)
         if session.special:
             self._reply(task, session, value)
             return None
@@ -92,10 +110,11 @@ class Dispatcher(ABC):
         """What the client gets for what a command raised."""
 
 
-def _call(command: Command, task: RedisServerTask, args: list[bytes]) -> Any:
-    count = len(args)
+def _call(
+    function: Callable[..., Any], task: RedisServerTask, args: list[bytes], count: int
+) -> Any:
     if count == 2:
-        return command.function(task, args[1])
+        return function(task, args[1])
     if count == 3:
-        return command.function(task, args[1], args[2])
-    return command.function(task, *args[1:])
+        return function(task, args[1], args[2])
+    return function(task, *args[1:])
