@@ -21,13 +21,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from threading import get_ident
-from typing import Any
+from typing import Any, Final
 
 from mypy_extensions import mypyc_attr
 
 from protoserve.kernel.joining import Joiner
 from protoserve.kernel.monitor import BLOCK_THRESHOLD, Mark, Monitor
 from protoserve.kernel.poller import Callback, Poller, Ready
+
+_here: Final = get_ident
 
 
 class Worker:
@@ -90,6 +92,9 @@ class LeaderFollowers:
         self.baton = threading.Lock()
         self.mutex = threading.Lock()  # guards what follows; taken before the baton
         self.leader: Worker | None = None  # written with the baton held
+        self.unwatched = False
+        """The monitor sleeps until a leader has events again. Written with the mutex held;
+        leaders read it without."""
         self._idle: list[Worker] = []
         # Promoted, and not awake yet: until it is, leadership can be taken back, and given to
         # it again, without another wake-up.
@@ -154,7 +159,7 @@ class LeaderFollowers:
         """The leader, if that is the calling thread. Another may take its place at any time,
         but while it holds the baton."""
         leader = self.leader
-        return leader if leader is not None and leader.ident == get_ident() else None
+        return leader if leader is not None and leader.ident == _here() else None
 
     # -- for who is about to run a handler ---------------------------------------------
 
@@ -254,7 +259,7 @@ class LeaderFollowers:
             self.current = argument
             lay_down()
             # After the baton's release, a full memory barrier: see Monitor._wait_parked.
-            if monitor.parked:
+            if self.unwatched:
                 with self.mutex:
                     monitor.unpark()
             try:

@@ -18,6 +18,10 @@ BLOCKED_TICK: Final = 0.001
 BLOCKED_LOOKS: Final = 20
 """How many such looks there are before it is rarely looked again."""
 
+_IDLE_LOOKS: Final = 10
+"""How often the leader is found waiting, one time after the other, before the monitor rests: to
+wake it costs more than a few looks, and requests come in bursts."""
+
 _BUSY: Final = 0.5
 """Above this share of a tick on the CPU a handler computes, and does not wait."""
 
@@ -26,18 +30,13 @@ Mark: TypeAlias = "tuple[int, int, Worker | None]"
 
 
 class Monitor:
-    """The thread that looks at the leader of ``threads``, and rests while that waits.
-
-    ``parked`` is guarded by the threads' mutex; leaders read it without.
-    """
+    """The thread that looks at the leader of ``threads``, and rests while that waits."""
 
     def __init__(self, threads: LeaderFollowers, threshold: float) -> None:
         self._threads = threads
         self._threshold = threshold
         self._park = threading.Lock()
         self._park.acquire()
-        self.parked = False
-        """It sleeps until a leader has events again."""
         self.ident = 0
         self.thread: threading.Thread | None = None
 
@@ -60,15 +59,19 @@ class Monitor:
         poller = threads.poller
         seen: Mark | None = None
         cpu = looked = 0.0
-        looks = 0
+        looks = idle = 0
         while not threads.stopping:
             time.sleep(BLOCKED_TICK if looks else self._threshold)
-            if poller.waiting:
-                seen = None
-                self._wait_parked()
-                continue
             if looks:
                 looks -= 1
+            if poller.waiting:
+                seen = None
+                idle += 1
+                if idle == _IDLE_LOOKS:
+                    idle = 0
+                    self._wait_parked()
+                continue
+            idle = 0
             poller.refresh()
             leader = threads.leader
             mark = (poller.turns, len(poller.ready), leader)
@@ -84,20 +87,20 @@ class Monitor:
 
     def _wait_parked(self) -> None:
         """Sleep until the leader has events again, so that an idle server wakes nobody."""
-        # The leader clears `waiting`, passes through the baton, then reads `parked`; we
-        # write `parked`, pass through the mutex, then read `waiting`: one of the two sees
+        # The leader clears `waiting`, passes through the baton, then reads `unwatched`; we
+        # write `unwatched`, pass through the mutex, then read `waiting`: one of the two sees
         # the other's write, so the leader never runs a handler unwatched.
         threads = self._threads
         with threads.mutex:
-            self.parked = True
+            threads.unwatched = True
         with threads.mutex:
-            if self.parked and (threads.stopping or not threads.poller.waiting):
-                self.parked = False
+            if threads.unwatched and (threads.stopping or not threads.poller.waiting):
+                threads.unwatched = False
                 return
         self._park.acquire()
 
     def unpark(self) -> None:
         """Look again. With the mutex."""
-        if self.parked:
-            self.parked = False
+        if self._threads.unwatched:
+            self._threads.unwatched = False
             self._park.release()

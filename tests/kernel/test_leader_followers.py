@@ -196,12 +196,12 @@ def test_threads_are_bounded_and_reused(pools: Callable[..., Pool]) -> None:
 def test_no_wakeups_while_idle(pools: Callable[..., Pool]) -> None:
     pool = pools()
     assert pool.call(nothing).ended.wait(PATIENCE)
-    wait_until(lambda: pool.poller.waiting and pool.threads._monitor.parked)
+    wait_until(lambda: pool.poller.waiting and pool.threads.unwatched)
     turns = pool.poller.turns
     cpu = time.process_time()
     time.sleep(0.3)
     assert pool.poller.turns == turns
-    assert pool.threads._monitor.parked
+    assert pool.threads.unwatched
     # 5 ms ticks would cost at least this much; the margin is for a busy machine.
     assert time.process_time() - cpu < 0.1
     assert pool.call(nothing).ended.wait(PATIENCE)
@@ -210,7 +210,7 @@ def test_no_wakeups_while_idle(pools: Callable[..., Pool]) -> None:
 def test_a_handler_after_a_long_rest_is_watched(pools: Callable[..., Pool]) -> None:
     pool = pools()
     for _ in range(20):
-        wait_until(lambda: pool.poller.waiting and pool.threads._monitor.parked)
+        wait_until(lambda: pool.poller.waiting and pool.threads.unwatched)
         gate = threading.Event()
         pool.call(gate.wait)
         other = pool.call(nothing)
