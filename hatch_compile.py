@@ -44,6 +44,7 @@ MODULES = {
         "poller",
         "reading",
         "service",
+        "session",
         "subtask",
         "variables",
         "waiting",

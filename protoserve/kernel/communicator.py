@@ -31,7 +31,7 @@ from protoserve.kernel.output import JOIN_SIZE
 from protoserve.kernel.poller import Poller
 from protoserve.kernel.readiness import READABLE
 from protoserve.kernel.reading import look_at_body, read_ahead
-from protoserve.kernel.session import CommSession
+from protoserve.kernel.session import CommSession, entry_of, keep_alive_of
 from protoserve.kernel.stream import open_stream, reply_of
 from protoserve.kernel.waiting import (
     await_body,
@@ -64,6 +64,8 @@ _TURN_TIME: Final = 0.002
 """Seconds of handlers, or of a reply's pieces, after which others have their turn."""
 
 _INPUT: Final = READABLE | ENDS
+
+_NOTHING: Final = NEED_DATA  # a name of this module is found faster in the compiled build
 
 
 class Communicator:
@@ -281,7 +283,7 @@ class Communicator:
                     else:
                         refuse(entry, error)
                     break
-                if message is NEED_DATA:
+                if message is _NOTHING:
                     intake.more = False
                     if intake.readable and not intake.eof:
                         continue
@@ -327,8 +329,12 @@ class Communicator:
 
     # -- replies -----------------------------------------------------------------------
 
-    def reply(self, session: CommSession) -> bool:
+    def reply(
+        self, session: CommSession, entry: CommConnEntry | None = None, *, here: bool = False
+    ) -> bool:
         """Send the session's reply, on any thread (the article's ``Communicator::reply``).
+        ``entry``: that of its connection, where it is at hand. ``here``: it is the last that the
+        session's ``handle`` does, which the pump called; so the lock stays with that.
 
         False when the peer is gone: nothing was sent, ``handle`` is not called, and the
         session calls ``forget`` when it has ended.
@@ -336,7 +342,7 @@ class Communicator:
         before its first piece; the session may then try another reply.
         Raises :class:`~protoserve.errors.UsageError` when it was answered before.
         """
-        entry = session.connection.entry
+        entry = entry or entry_of(session)
         exchanges = entry.exchanges
         lock = entry.lock
         lock.acquire()
@@ -353,7 +359,7 @@ class Communicator:
         stream = None
         try:
             out = session.message_out()
-            keep_alive = session.keep_alive
+            keep_alive = keep_alive_of(session)
             if keep_alive is not entry.deadline.keep_alive_limit and not (
                 keep_alive is None or 0 <= keep_alive <= YEAR
             ):
@@ -395,7 +401,10 @@ class Communicator:
             entry.answered(session, keep_alive)
         if exchanges.pumping:
             # The thread that handed the request over goes on, and sends.
-            lock.release()
+            if here and exchanges.others is None:
+                exchanges.locked = True
+            else:
+                lock.release()
             return True
         entry.finish_reply()
         return True
@@ -405,7 +414,7 @@ class Communicator:
 
         What was given out before is still sent.
         """
-        entry = session.connection.entry
+        entry = entry_of(session)
         exchanges = entry.exchanges
         entry.lock.acquire()
         if entry.life.rung >= SHUT or not exchanges.remove(session):
@@ -420,7 +429,7 @@ class Communicator:
     def abandon(self, session: CommSession) -> None:
         """End the connection where a part of the session's reply is out, and the rest will
         not come: by a reset, since an end would look like that of the reply. Any thread."""
-        entry = session.connection.entry
+        entry = entry_of(session)
         exchanges = entry.exchanges
         entry.lock.acquire()
         if entry.life.rung < SHUT and exchanges.remove(session):
@@ -433,7 +442,7 @@ class Communicator:
     def forget(self, session: CommSession) -> None:
         """A session that could not reply has ended: the last that its closed connection
         had to wait for. Any thread."""
-        entry = session.connection.entry
+        entry = entry_of(session)
         entry.lock.acquire()
         if entry.life.cut:
             entry.exchanges.remove(session)

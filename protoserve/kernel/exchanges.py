@@ -67,6 +67,7 @@ class Exchanges:
         "held",
         "held_size",
         "in_flight",
+        "locked",
         "others",
         "posted",
         "pumping",
@@ -116,6 +117,9 @@ class Exchanges:
         """What the connection speaks after the reply in hand."""
         self.pumping = False
         """A thread hands requests over, or tells sessions of their end."""
+        self.locked = False
+        """The reply was given on the thread that pumps, and has left the lock with it: for that
+        thread's eyes only."""
         self.posted = False
         """It goes on in the poller's next turn."""
         self.deferred = False

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 TOREPLY: Final = TaskState.TOREPLY
 
-_WORDS: Final = frozenset({type(None), type(HOLD), Feedback, Arriving})
-"""What a parser says besides requests."""
+# What a parser says besides requests. Names of this module are found faster in the compiled build.
+_HOLD: Final = HOLD
+_FEEDBACK: Final = Feedback
+_ARRIVING: Final = Arriving
 
 
 ANOTHER_PUMPS: Final = -1.0
@@ -45,7 +47,8 @@ def hand_over(
     """Run the handler of a message. With the lock, which is let go while the handler
     runs. Returns the time afterwards; 0 when the pump should stop. ``arrived``: the
     session that was made when the message began to arrive."""
-    if type(message) in _WORDS:
+    kind = type(message)
+    if message is None or message is _HOLD or kind is _FEEDBACK or kind is _ARRIVING:
         return hear(entry, message, now)
     exchanges = entry.exchanges
     exchanges.session = COMING
@@ -84,17 +87,29 @@ def hand_over(
             communicator = entry.communicator
             began, now = now, communicator.clock()
             if now - began > SLOW and communicator.threads is not None and habits.learns:
+                if exchanges.locked:
+                    exchanges.locked = False
+                    lock.release()
                 habits.note(session.handler_key(), True, False)
     except BaseException:
-        lock.acquire()
+        take_lock(entry)
         return session_failed(entry, session)
-    lock.acquire()
+    take_lock(entry)
     if others is not None:
         exchanges.returned(session)
         if exchanges.pumping:
             return ANOTHER_PUMPS
         exchanges.pumping = True
     return 0.0 if entry.life.rung >= SHUT else now
+
+
+def take_lock(entry: CommConnEntry) -> None:
+    """Take the lock after a handler, unless the reply has left it here."""
+    exchanges = entry.exchanges
+    if exchanges.locked:
+        exchanges.locked = False
+    else:
+        entry.lock.acquire()
 
 
 def hear(entry: CommConnEntry, word: Any, now: float) -> float:

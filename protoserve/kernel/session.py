@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Hashable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+from mypy_extensions import mypyc_attr
+
 from protoserve.errors import UsageError
+from protoserve.kernel.subtask import SubTask
 from protoserve.protocol import MessageOut
 
 if TYPE_CHECKING:
     from protoserve.kernel.connection import CommConnection
+    from protoserve.kernel.entry import CommConnEntry
 
 
 class TaskState(IntEnum):
@@ -39,19 +43,24 @@ def returned(value: object) -> UsageError:
     )
 
 
-class CommSession(ABC):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class CommSession(SubTask):
     """One request/response exchange (the article's ``CommSession``).
 
     Made by the factory ``CommService.new_session``, which gives it its ``connection``. The
     communicator calls the methods here; never two at once.
     """
 
-    __slots__ = ()
+    __slots__ = ("connection", "keep_alive")
 
     connection: CommConnection
     keep_alive: float | None
     """Seconds the connection stays open after this reply; 0 closes, None is no limit.
     Read after ``message_out``."""
+
+    def dispatch(self) -> None:
+        """A session that is the task of a series overrides it."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method dispatch()")
 
     @abstractmethod
     def message_in(self, message: Any) -> None:
@@ -90,3 +99,19 @@ class CommSession(ABC):
         """TOREPLY: the request is complete. Afterwards once more: SUCCESS when the reply
         was sent, else SYS_ERROR with an ``errno``. On a handler thread for TOREPLY, on
         any thread afterwards. Must not raise."""
+
+
+# A user's class may have these as properties, or for all of its sessions. The compiled build looks
+# for them where Python does only in what is Any.
+
+
+def entry_of(session: Any) -> CommConnEntry:
+    """The engine's half of its connection."""
+    entry: CommConnEntry = session.connection.entry
+    return entry
+
+
+def keep_alive_of(session: Any) -> float | None:
+    """Its ``keep_alive``."""
+    seconds: float | None = session.keep_alive
+    return seconds

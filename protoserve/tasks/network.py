@@ -30,6 +30,7 @@ from protoserve.tasks.server_series import CALLBACK, OVER, PROCESSING, REPLYING,
 
 if TYPE_CHECKING:
     from protoserve.kernel.connection import CommConnection
+    from protoserve.kernel.entry import CommConnEntry
     from protoserve.kernel.life import CallbackHandle
     from protoserve.params import ServerParams
     from protoserve.server import WFServer
@@ -56,7 +57,7 @@ _series_lock = threading.Lock()  # series are made rarely; one lock serves all t
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class WFNetworkTask(SubTask, CommSession, Generic[REQ, RESP]):
+class WFNetworkTask(CommSession, Generic[REQ, RESP]):
     """A request and its response (the article's ``WFNetworkTask``).
 
     ``req`` and ``resp`` are the protocol's; ``state`` and ``error`` tell how it went;
@@ -66,9 +67,8 @@ class WFNetworkTask(SubTask, CommSession, Generic[REQ, RESP]):
 
     __slots__ = (
         "_callback",
-        "connection",
+        "_entry",
         "error",
-        "keep_alive",
         "req",
         "resp",
         "seq",
@@ -79,11 +79,10 @@ class WFNetworkTask(SubTask, CommSession, Generic[REQ, RESP]):
 
     req: REQ
     resp: RESP
-    connection: CommConnection
+    _entry: CommConnEntry
     seq: int
     state: TaskState
     error: int
-    keep_alive: float | None
     timeout_reason: str | None
     user_data: Any
 
@@ -96,7 +95,7 @@ class WFNetworkTask(SubTask, CommSession, Generic[REQ, RESP]):
     def closing(self) -> bool:
         """Whether the connection ends with this reply, because the server stops: it should say so
         where the protocol has a way to. Any thread, for a moment's truth."""
-        return is_closing(self.connection.entry)
+        return is_closing(self._entry)
 
     def set_keep_alive(self, seconds: float | None) -> None:
         """Keep the connection for ``seconds`` after this reply; 0 closes it, None keeps
@@ -146,7 +145,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         super().__init_subclass__(**options)
         cls._told = cls._told or any(
             getattr(cls, name) is not getattr(WFServerTask, name)
-            for name in ("handle", "done", "subtask_done")
+            for name in ("handle", "dispatch", "done", "subtask_done")
         )
 
     def __init__(
@@ -159,15 +158,16 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         self._series = None
         self._callback: Callable[[Any], object] | None = None
         self.connection = connection
+        self._entry = entry = connection.entry
         self.seq = seq
         self.state = UNDEFINED
         self.error = 0
         self.timeout_reason = None
         self.user_data = None
         self.server = server
-        self.spec: ProtocolSpec[REQ, RESP] = (spec := server.spec)
-        self.resp = spec.response()
-        self.keep_alive = connection.entry.deadline.keep_alive_limit
+        self.spec: ProtocolSpec[REQ, RESP] = server.spec
+        self.resp = self.new_response(server.make_response)
+        self.keep_alive = entry.deadline.keep_alive_limit
         self._process = process
         # The protocol's own server decides, not the one whose connection it is after an upgrade.
         self._intercept: Callable[[Any], bool] | None = None
@@ -199,6 +199,11 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         """The complete request."""
         self.req = message
 
+    def new_response(self, make: Callable[[], RESP]) -> RESP:
+        """What ``resp`` is at first: by default what the spec's ``response`` makes, which is
+        ``make``."""
+        return make()
+
     def message_out(self) -> MessageOut:
         """The reply's bytes; overridden where they depend on the request."""
         return self.spec.message_out(self.resp)
@@ -223,11 +228,10 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
                     return
             except BaseException as raised:
                 self._fail(raised)
-            series = self._series
-            if series is None:
-                self.dispatch()
+            if self._series is None and not self._tell:
+                self._reply(here=True)
             else:
-                series.first_done()  # type: ignore[attr-defined]
+                self._processed()
             return
         self.state = state
         self.error = error
@@ -358,8 +362,13 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
 
     def dispatch(self) -> None:
         """Give the reply: everything before it in the series is done."""
+        self._reply(here=False)
+
+    def _reply(self, *, here: bool) -> None:
+        """``here``: nothing follows on this thread, which called the handler."""
         self._stage = REPLYING
-        communicator = self.connection.entry.communicator
+        entry = self._entry
+        communicator = entry.communicator
         series = self._series
         if series is not None:
             if series.canceled:
@@ -375,9 +384,9 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
                 self._give_up()
             return
         try:
-            sent = communicator.reply(self)
+            sent = communicator.reply(self, entry, here=here)
         except BaseException as error:
-            if not self.connection.entry.exchanges.awaits(self):
+            if not entry.exchanges.awaits(self):
                 raise  # it was answered before, by hand
             self._reply_otherwise(error)
             return

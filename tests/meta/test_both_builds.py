@@ -28,16 +28,21 @@ from protoserve import (
     NEED_DATA,
     BindError,
     CommConnection,
+    CommSession,
     ConfigError,
     MessageOut,
     PluginError,
     ProtocolError,
+    ProtocolSpec,
     ProtoserveError,
     ServerParams,
     SubTask,
+    TaskState,
     UsageError,
     WFServer,
 )
+from protoserve.framing import lines
+from protoserve.testing import MemoryEngine
 from protoserve_http import HTTP_SPEC, HttpRequestParser, HttpServerTask, WFHttpServer
 from protoserve_redis import REDIS_SPEC, RedisError, RedisParser, RedisRequest
 
@@ -255,6 +260,51 @@ def test_own_redis_parser() -> None:
     assert isinstance(request, RedisRequest)
     assert parser.next_message() is NEED_DATA
     assert parser.seen == [request, NEED_DATA]
+
+
+class Exchange(CommSession):
+    """A session with nothing but what the engine needs."""
+
+    keep_alive = 5.0  # of all of them
+
+    def __init__(self, conn: CommConnection) -> None:
+        self.conn = conn
+
+    @property
+    def connection(self) -> CommConnection:  # type: ignore[override]
+        return self.conn
+
+    def message_in(self, message: bytes) -> None:
+        self.message = message
+
+    def message_out(self) -> bytes:
+        return self.message.upper() + b"\n"
+
+    def handle(self, state: TaskState, error: int) -> None:
+        if state is TaskState.TOREPLY:
+            self.conn.communicator.reply(self)
+
+
+class Brief(Exchange):
+    keep_alive = 0.0
+
+
+@pytest.mark.parametrize("kind", [Exchange, Brief])
+def test_own_session(kind: type[Exchange]) -> None:
+    class Server(WFServer[bytes, bytes]):
+        def new_session(self, seq: int, conn: CommConnection) -> Any:
+            return kind(conn)
+
+    spec = ProtocolSpec[bytes, bytes](
+        name="lines", message_in=lines(), message_out=bytes, response=bytes
+    )
+    engine = MemoryEngine()
+    peer = engine.connect(Server(spec, print))
+    peer.send(b"a\nb\n")
+    engine.run()
+    assert peer.received == (b"A\n" if kind is Brief else b"A\nB\n")
+    assert peer.eof == (kind is Brief)
+    engine.close()
 
 
 def test_a_task_without_dispatch_is_refused() -> None:

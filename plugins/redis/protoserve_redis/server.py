@@ -35,6 +35,10 @@ class RedisServerTask(WFServerTask[RedisRequest, RedisResponse]):
 
     __slots__ = ()
 
+    def new_response(self, make: Callable[[], RedisResponse]) -> RedisResponse:
+        """See ``WFServerTask``."""
+        return RedisResponse() if make is RedisResponse else make()  # the former is compiled
+
     def message_out(self) -> MessageOut:
         """The reply's bytes, none for ``NO_REPLY`` and where CLIENT REPLY says so; after
         them the messages that had to wait for it.
