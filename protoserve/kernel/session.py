@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mypy_extensions import mypyc_attr
 
 from protoserve.errors import UsageError
-from protoserve.kernel.subtask import SubTask
+from protoserve.kernel.subtask import SubTask, lacking
 from protoserve.protocol import MessageOut
 
 if TYPE_CHECKING:
@@ -59,17 +59,19 @@ class CommSession(SubTask):
     Read after ``message_out``."""
 
     def dispatch(self) -> None:
-        """A session that is the task of a series overrides it."""
-        raise NotImplementedError(f"{type(self).__name__} needs a method dispatch()")
+        """A session that is a task of a series overrides it."""
+        raise lacking(self, "dispatch")
 
     @abstractmethod
     def message_in(self, message: Any) -> None:
         """Take the complete request, as the parser returned it."""
+        raise lacking(self, "message_in")
 
     @abstractmethod
     def message_out(self) -> MessageOut:
         """The reply's bytes. Called once, under the connection's lock: it must not block
         and not call the connection."""
+        raise lacking(self, "message_out")
 
     def handler_key(self) -> Hashable:
         """What tells handlers apart that block from those that do not, such as a path or
@@ -99,6 +101,7 @@ class CommSession(SubTask):
         """TOREPLY: the request is complete. Afterwards once more: SUCCESS when the reply
         was sent, else SYS_ERROR with an ``errno``. On a handler thread for TOREPLY, on
         any thread afterwards. Must not raise."""
+        raise lacking(self, "handle")
 
 
 # A user's class may have these as properties, or for all of its sessions. The compiled build looks

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from protoserve.tasks.series import SeriesWork
 
 
+def lacking(task: SubTask, method: str) -> NotImplementedError:
+    """What is raised by an abstract method: compiled classes can be instantiated without it."""
+    return NotImplementedError(f"{type(task).__name__} needs a method {method}()")
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class SubTask(ABC):
     """One step of a series (the article's ``SubTask``).
@@ -40,8 +45,7 @@ class SubTask(ABC):
     @abstractmethod
     def dispatch(self) -> None:
         """Start the work. An exception ends the series with a failure."""
-        # Compiled classes can be instantiated without it.
-        raise NotImplementedError(f"{type(self).__name__} needs a method dispatch()")
+        raise lacking(self, "dispatch")
 
     def interrupt(self) -> None:
         """The series was cancelled while this task runs: end soon, where that is possible,

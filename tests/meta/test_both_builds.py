@@ -315,6 +315,16 @@ def test_a_task_without_dispatch_is_refused() -> None:
         Forgetful().dispatch()  # type: ignore[abstract]
 
 
+@pytest.mark.parametrize("method", ["message_in", "message_out", "handle"])
+def test_a_session_without_its_methods_is_refused(method: str) -> None:
+    methods: dict[str, Any] = {"message_in": print, "message_out": bytes, "handle": print}
+    del methods[method]
+    kind = type("Forgetful", (CommSession,), methods)
+    arguments = {"message_in": [b""], "message_out": [], "handle": [TaskState.TOREPLY, 0]}
+    with pytest.raises((TypeError, NotImplementedError), match=rf"Forgetful.* {method}"):
+        getattr(kind(), method)(*arguments[method])
+
+
 # -- mocks -------------------------------------------------------------------------------------
 
 
