@@ -31,6 +31,7 @@ MODULES = {
         "communicator",
         "corked",
         "deadline",
+        "descriptor",
         "ending",
         "entry",
         "exchanges",

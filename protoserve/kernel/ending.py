@@ -266,14 +266,7 @@ def broken(entry: CommConnEntry) -> None:
         except BaseException:
             logger.exception("%r could not be closed in order", entry)
             entry.life.end(CloseReason.INTERNAL_ERROR, SHUT)
-            forget_descriptor(entry)
             entry.transport.close()
-
-
-def forget_descriptor(entry: CommConnEntry) -> None:
-    """It is about to be closed, and may be another connection's in a moment."""
-    entry.intake.close()
-    entry.output.fd = -1
 
 
 def drop_stream(entry: CommConnEntry) -> None:
@@ -322,7 +315,6 @@ def shut(entry: CommConnEntry, reason: CloseReason, error: int, detail: str | No
     entry.deadline.stop()
     if entry.attached:
         entry.communicator.poller.forget(entry.fd)
-    forget_descriptor(entry)
     if incomplete:
         # An end would tell the peer that this was all of it.
         entry.transport.abort()

@@ -13,6 +13,7 @@ from protoserve.kernel.current import CURRENT
 from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, Deadline
 from protoserve.kernel.ending import broken, fail, miss, shut
 from protoserve.kernel.exchanges import Exchanges
+from protoserve.kernel.handing import let_lock_go
 from protoserve.kernel.intake import Intake
 from protoserve.kernel.life import FAREWELL, FORGOTTEN, LINGERING, OPEN, SHUT, TOLD, Life
 from protoserve.kernel.output import OutputBuffer
@@ -93,9 +94,9 @@ class CommConnEntry:
         self.attached = False
         """Counted, and in the poller's care."""
         self.life = Life()
-        fd = plain_descriptor(transport)
-        self.intake = Intake(transport, fd, service.new_parser())
-        self.output = OutputBuffer(transport, fd, service.params.unsent_limit)
+        descriptor = plain_descriptor(transport)
+        self.intake = Intake(transport, descriptor, service.new_parser())
+        self.output = OutputBuffer(transport, descriptor, service.params.unsent_limit)
         self.exchanges = Exchanges(service.in_flight)
         self.deadline = Deadline(self)
 
@@ -106,7 +107,9 @@ class CommConnEntry:
     def locked_here(self) -> bool:
         """Whether the calling thread has the lock: it runs code of the protocol's, or of a
         collected object, in the middle of the connection's work. Any thread."""
-        return self.lock._is_owned()  # type: ignore[attr-defined, no-any-return]
+        if not self.lock._is_owned():  # type: ignore[attr-defined]
+            return False
+        return not let_lock_go(self)
 
     @property
     def idle(self) -> bool:

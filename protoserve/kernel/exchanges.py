@@ -131,6 +131,11 @@ class Exchanges:
         return self.session is not None or bool(self.others)
 
     @property
+    def awaits_session(self) -> bool:
+        """Whether a session is being made."""
+        return self.session is COMING
+
+    @property
     def crowded(self) -> bool:
         """Whether one more would be too many, where they may be several: a reply in pieces
         has the connection for itself, and an upgrade is the last."""

@@ -87,9 +87,7 @@ def hand_over(
             communicator = entry.communicator
             began, now = now, communicator.clock()
             if now - began > SLOW and communicator.threads is not None and habits.learns:
-                if exchanges.locked:
-                    exchanges.locked = False
-                    lock.release()
+                let_lock_go(entry)
                 habits.note(session.handler_key(), True, False)
     except BaseException:
         take_lock(entry)
@@ -110,6 +108,17 @@ def take_lock(entry: CommConnEntry) -> None:
         exchanges.locked = False
     else:
         entry.lock.acquire()
+
+
+def let_lock_go(entry: CommConnEntry) -> bool:
+    """Before user code: where the reply has left the lock here, let it go. False where it has
+    not."""
+    exchanges = entry.exchanges
+    if not exchanges.locked:
+        return False
+    exchanges.locked = False
+    entry.lock.release()
+    return True
 
 
 def hear(entry: CommConnEntry, word: Any, now: float) -> float:
@@ -162,7 +171,7 @@ def session_failed(entry: CommConnEntry, session: CommSession) -> float:
     """In an ``except`` block, with the lock: making it, or its handler, raised."""
     exchanges = entry.exchanges
     if exchanges.others is None:
-        called = exchanges.session is not COMING
+        called = not exchanges.awaits_session
     else:
         called = exchanges.running is not None and session in exchanges.running
     exchanges.remove(session if called else COMING)
@@ -198,6 +207,7 @@ def handle_watched(
     watch = Watch(communicator.clock)
     session.handle(TOREPLY, 0)
     now, slow, blocked = watch.end()
+    let_lock_go(entry)
     entry.protocol.habits.note(key, slow, blocked)
     return now
 
@@ -276,7 +286,7 @@ def arrive(entry: CommConnEntry, arriving: Arriving[Any], now: float) -> float:
         deadline.receive_by = entry.communicator.clock() + timeout
     intake.fill(entry.protocol.params.max_pipelined)  # it may be too large by its head
     look_at_body(entry)
-    if exchanges.session is not COMING:
+    if not exchanges.awaits_session:
         session.broke_off()  # refused
         return 0.0
     if stream.over or arriving.streams:

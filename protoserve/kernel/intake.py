@@ -7,6 +7,7 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from protoserve.kernel.descriptor import NOWHERE, Descriptor
 from protoserve.kernel.incoming import IncomingStream
 from protoserve.kernel.readiness import GONE, HANGUP
 from protoserve.protocol import HOLD, NEED_DATA, Arriving, MessageParser
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 
 RECEIVE_SIZE: Final = 64 * 1024
-"""Bytes asked for in one read."""
+"""Bytes asked for in one read..."""
+
+SMALL_SIZE: Final = 479
+"""... and before a peer has sent as many at once: the most bytes that make a small object, which
+Python has for less."""
 
 ENDS: Final = HANGUP | GONE
 
@@ -45,14 +50,16 @@ class Intake:
     """
 
     __slots__ = (
-        "_fd",
+        "_descriptor",
+        "_fault",
         "_recv",
         "arriving",
         "bytes_in",
+        "descriptor",
         "ends",
         "eof",
-        "fd",
         "held",
+        "large",
         "mark",
         "more",
         "parser",
@@ -62,12 +69,17 @@ class Intake:
         "short_read",
     )
 
-    def __init__(self, transport: Transport, fd: int, parser: MessageParser[Any]) -> None:
+    def __init__(
+        self, transport: Transport, descriptor: Descriptor, parser: MessageParser[Any]
+    ) -> None:
         self.recv = self._recv = transport.recv
-        self.fd = self._fd = fd
-        """What is read from instead, see ``plain_descriptor``; -1 for nothing. Never one that was
-        closed: it may be another connection's by now."""
-        self.short_read = RECEIVE_SIZE if transport.short_read_empties else 0
+        self.descriptor = self._descriptor = descriptor
+        """What is read from instead, where it is somewhere; see ``plain_descriptor``."""
+        self.large = descriptor is NOWHERE
+        """Whether the next read asks for all of ``RECEIVE_SIZE``."""
+        size = RECEIVE_SIZE if self.large else SMALL_SIZE
+        self.short_read = size if transport.short_read_empties else 0
+        self._fault: OSError | None = None
         """A read of fewer bytes has taken all there is."""
         self.parser = parser
         self.readable = False
@@ -94,7 +106,7 @@ class Intake:
         self.held = True
         self.more = False
         self.recv = _nothing_yet
-        self.fd = -1
+        self.descriptor = NOWHERE
 
     def go_on(self) -> None:
         """Read again what has come meanwhile. Harmless when nothing was held."""
@@ -102,7 +114,7 @@ class Intake:
             self.held = False
             self.more = self.readable = True
             self.recv = self._recv
-            self.fd = self._fd
+            self.descriptor = self._descriptor
 
     @property
     def body_comes(self) -> bool:
@@ -167,11 +179,25 @@ class Intake:
 
     def read(self) -> bytes:
         """Some of what there is; as ``Transport.recv``."""
-        return _read(self.fd, RECEIVE_SIZE) if self.fd >= 0 else self.recv(RECEIVE_SIZE)
-
-    def close(self) -> None:
-        """The descriptor is about to be closed."""
-        self.fd = self._fd = -1
+        if self.descriptor is NOWHERE:
+            return self.recv(RECEIVE_SIZE)
+        if self.large:
+            if self._fault is not None:
+                raise self._fault
+            return _read(self.descriptor.number, RECEIVE_SIZE)
+        data = _read(self.descriptor.number, SMALL_SIZE)
+        if len(data) == SMALL_SIZE:
+            self.large = True
+            self.short_read = RECEIVE_SIZE
+            # What came together is parsed together.
+            try:
+                data += _read(self.descriptor.number, RECEIVE_SIZE)
+            except BlockingIOError:
+                pass
+            except OSError as error:  # to be told after that
+                self._fault = error
+                self.short_read = 0
+        return data
 
     def drop(self) -> None:
         """Nothing that came is served any more."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from protoserve.events import CloseReason
+from protoserve.kernel.descriptor import NOWHERE, Descriptor
 from protoserve.kernel.ending import shut
 from protoserve.kernel.session import CommSession, TaskState
 from protoserve.log import logger
@@ -79,8 +80,8 @@ class OutputBuffer:
         "acked",
         "buffers",
         "corked",
+        "descriptor",
         "end",
-        "fd",
         "limit",
         "marks",
         "sent",
@@ -90,10 +91,10 @@ class OutputBuffer:
         "waiters",
     )
 
-    def __init__(self, transport: Transport, fd: int, limit: int) -> None:
+    def __init__(self, transport: Transport, descriptor: Descriptor, limit: int) -> None:
         self._send = transport.send
-        self.fd = fd
-        """As ``Intake.fd``."""
+        self.descriptor = descriptor
+        """As ``Intake.descriptor``."""
         self._sendmsg = transport.sendmsg
         self.waiters: list[tuple[int, bool, Callable[[], object]]] | None = None
         self.buffers: list[Buffer] = []
@@ -133,7 +134,10 @@ class OutputBuffer:
             while buffers:
                 if len(buffers) == 1:
                     buffer = buffers[0]
-                    sent = _write(self.fd, buffer) if self.fd >= 0 else self._send(buffer)
+                    if self.descriptor is NOWHERE:
+                        sent = self._send(buffer)
+                    else:
+                        sent = _write(self.descriptor.number, buffer)
                     if sent == len(buffer):
                         buffers.pop()
                         self.size = 0

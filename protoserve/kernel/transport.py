@@ -1,4 +1,5 @@
-"""Byte transports. The communicator calls only what :class:`Transport` names."""
+"""Byte transports. The communicator calls only what :class:`Transport` names; what is read from
+and written to a plain socket does not even pass through that, see :func:`plain_descriptor`."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import termios
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
+from protoserve.kernel.descriptor import NOWHERE, Descriptor
 from protoserve.protocol import Buffer
 
 _PROBES: Final = tuple(
@@ -82,7 +84,7 @@ class Transport(Protocol):
 class SocketTransport:
     """A plain stream socket: its own C methods, with nothing in between."""
 
-    __slots__ = ("recv", "send", "sendmsg", "sock")
+    __slots__ = ("descriptor", "recv", "send", "sendmsg", "sock")
 
     short_read_empties = True
     ready: Callable[[int], int] | None = None
@@ -90,6 +92,7 @@ class SocketTransport:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
+        self.descriptor = Descriptor(sock.fileno())
         self.recv: Callable[[int], bytes] = sock.recv
         self.send: Callable[[Buffer], int] = sock.send
         self.sendmsg: Callable[[Iterable[Buffer]], int] = sock.sendmsg
@@ -132,21 +135,31 @@ class SocketTransport:
         # The peer sees the end only when every copy is closed, or one is shut down.
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
-        self.sock.close()
+        self._close()
 
     def close_copy(self) -> None:
-        self.sock.close()
+        self._close()
 
     def abort(self) -> None:
         with contextlib.suppress(OSError):
             # l_onoff=1, l_linger=0: discard what is unsent, send a reset
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self._close()
+
+    def _close(self) -> None:
+        self.descriptor.number = -1  # before it is another's
         self.sock.close()
 
 
-def plain_descriptor(transport: Transport) -> int:
-    """The descriptor, where bytes go through it as they are, so that the system's own calls may be
-    used for it, which are cheaper than a socket's methods; else -1."""
-    if type(transport) is SocketTransport and type(transport.sock) is socket.socket:
-        return transport.fileno()
-    return -1
+def plain_descriptor(transport: Transport) -> Descriptor:
+    """The descriptor of a plain socket, where bytes go through it as they are: the system's calls
+    are used for it instead of ``recv`` and ``send``, since they cost less. Else ``NOWHERE``."""
+    if (
+        type(transport) is SocketTransport
+        and type(transport.sock) is socket.socket
+        # ... and nobody has put something of his own in between.
+        and transport.recv == transport.sock.recv
+        and transport.send == transport.sock.send
+    ):
+        return transport.descriptor
+    return NOWHERE

@@ -176,3 +176,35 @@ print("ended")
 def test_a_child_that_returns_into_the_engine_ends_there() -> None:
     """It must not poll what it shares with its parent, and take the parent's events."""
     assert run_alone(RETURNING).lines == ["ended"]
+
+
+REPLYING = """
+import os, sys, threading, time
+from loopback import RawClient
+from protoserve_http import WFHttpServer
+
+path = sys.argv[1]
+
+
+def process(task):
+    task.resp.write("a reply")
+    if task.req.path == "/fork":
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+        else:
+            # These have the numbers of the sockets that were closed here.
+            for _ in range(20):
+                os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            threading.Timer(0.5, os._exit, [0]).start()
+
+
+with WFHttpServer(process).start("127.0.0.1", 0) as server:
+    with RawClient(server.address) as client:
+        assert client.ask("/fork").body == b"a reply"
+print(os.path.getsize(path))
+"""
+
+
+def test_a_child_s_reply_is_not_written_to_what_it_opened(tmp_path: Path) -> None:
+    assert run_alone(REPLYING, str(tmp_path / "file")).lines == ["0"]
