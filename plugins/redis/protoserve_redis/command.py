@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from protoserve import ConfigError
+from protoserve_redis.dispatch import Dispatched
 
 Handler = Callable[..., Any]
 """``handler(task, *arguments)``: bytes in, a value out; plain or ``async``."""
@@ -33,7 +34,7 @@ UNLIMITED: Final = 1 << 61
 _NAME: Final = re.compile(r"[!-{}~]+(?:\|[!-{}~]+)?\Z")  # what can be typed, and one bar
 
 
-class Command:
+class Command(Dispatched):
     """A registered command. ``name`` is in upper case, a subcommand's ``CLIENT|ID``.
 
     ``arity`` counts the name, as Redis counts; negative is at least. None takes it from the
@@ -48,15 +49,11 @@ class Command:
         "find_keys",
         "flags",
         "full_name",
-        "function",
         "group",
         "keys",
-        "least",
-        "most",
         "name",
         "since",
         "skip",
-        "subcommands",
         "summary",
     )
 
@@ -119,7 +116,7 @@ class Command:
         if changes is not None:
             check_hook(f"command {text}: changes", changes, 1)
         self.changes = changes
-        self.subcommands: dict[bytes, Command] | None = None
+        self.subcommands = None
 
     def __repr__(self) -> str:
         return f"<Command {self.full_name} arity={self.arity}>"

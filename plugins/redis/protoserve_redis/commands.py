@@ -33,7 +33,7 @@ from protoserve_redis import (
 from protoserve_redis.addresses import peer_address
 from protoserve_redis.arguments import text_of
 from protoserve_redis.command import Changes, Command, Handler, check_hook, waits
-from protoserve_redis.dispatch import Dispatcher, Known
+from protoserve_redis.dispatch import Dispatcher
 from protoserve_redis.serialiser import encode
 from protoserve_redis.session import RedisSession
 from protoserve_redis.values import NO_REPLY, NULL_ARRAY, QUEUED, RedisError, SimpleString, decoded
@@ -170,7 +170,7 @@ class CommandTable(Dispatcher):
         ``lock`` wait for moments."""
         self._guards: list[Guard] = []
         self._around: list[Around] = []
-        self._lookup: dict[bytes, Known] = {}  # by the name as clients send it
+        self._lookup: dict[bytes, Command] = {}  # by the name as clients send it
         self._fast = self._lookup  # or empty, see ``detour``
         self._detours: set[str] = set()
         self.changes = 0
@@ -257,7 +257,6 @@ class CommandTable(Dispatcher):
             _check_container(parent)
             if parent.subcommands is None:
                 parent.subcommands = {}
-                self._rebuild()
                 self.add(_help_of(parent))
             parent.subcommands[sub_name] = command
             return
@@ -315,9 +314,9 @@ class CommandTable(Dispatcher):
         return self.information.add(section)
 
     def _rebuild(self) -> None:
-        lookup: dict[bytes, Known] = {}
+        lookup: dict[bytes, Command] = {}
         for name, command in self.commands.items():
-            lookup[name] = lookup[name.lower()] = Known(command)
+            lookup[name] = lookup[name.lower()] = command
         with self._registry:
             self._lookup = lookup
             self._fast = {} if self._detours else lookup
@@ -334,13 +333,12 @@ class CommandTable(Dispatcher):
 
     def find(self, name: bytes) -> Command | None:
         """The command of this name, in any case."""
-        known = self._lookup.get(name)
-        if known is not None:
-            return known.command
-        command = self.commands.get(name.upper())
-        # Clients choose the spelling, so there must be an end to remembering it.
-        if command is not None and len(self._lookup) < _CACHED_NAMES:
-            self._lookup[name] = Known(command)
+        command = self._lookup.get(name)
+        if command is None:
+            command = self.commands.get(name.upper())
+            # Clients choose the spelling, so there must be an end to remembering it.
+            if command is not None and len(self._lookup) < _CACHED_NAMES:
+                self._lookup[name] = command
         return command
 
     def resolve(self, args: list[bytes]) -> Command:

@@ -23,17 +23,16 @@ _COROUTINE: Final = CoroutineType
 _monotonic: Final = monotonic
 
 
-class Known:
-    """What is looked at with every request, of a command; for the compiled build at hand."""
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Dispatched:
+    """Of a command, what is looked at with every request: in the compiled build it is at hand."""
 
-    __slots__ = ("command", "container", "function", "least", "most")
+    __slots__ = ("function", "least", "most", "subcommands")
 
-    def __init__(self, command: Command) -> None:
-        self.command = command
-        self.function: Callable[..., Any] = command.function
-        self.container: bool = command.subcommands is not None
-        self.least: int = command.least
-        self.most: int = command.most
+    function: Callable[..., Any]
+    least: int
+    most: int
+    subcommands: dict[bytes, Command] | None
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -47,7 +46,7 @@ class Dispatcher(ABC):
         self._atomic = atomic
         # Commands by the name as clients send it; empty while somebody wants to see every
         # command, so that it costs nothing that somebody might.
-        self._fast: dict[bytes, Known] = {}
+        self._fast: dict[bytes, Command] = {}
 
     def __call__(self, task: RedisServerTask) -> Coroutine[Any, Any, None] | None:
         """Run one command: the ``process`` of a server."""
@@ -55,10 +54,13 @@ class Dispatcher(ABC):
         if session is None or session.last_command is None:
             session = self._open(task.connection)
         args = task.req.args
-        known = self._fast.get(args[0])
-        if known is None or session.special or known.container:
+        command = self._fast.get(args[0])
+        if command is None or session.special:
             return self._run_checked(task, session, args)
-        session.last_command = known.command
+        known: Dispatched = command
+        if known.subcommands is not None:
+            return self._run_checked(task, session, args)
+        session.last_command = command
         session.used = _monotonic()
         count = len(args)
         if not known.least <= count <= known.most:
@@ -74,9 +76,9 @@ class Dispatcher(ABC):
             else:
                 value = _call(known.function, task, args, count)
         except BaseException as error:
-            value = self.error_value(task, known.command, error)
+            value = self.error_value(task, command, error)
         if type(value) is _COROUTINE:
-            return self._finishing(task, session, known.command, value)
+            return self._finishing(task, session, command, value)
         if session.special:
             self._reply(task, session, value)
             return None
