@@ -889,7 +889,6 @@ class WFServer(WFServerBase, Generic[REQ, RESP]):
         look_at_handler(process)
         super().__init__(params if params is not None else spec.params)
         self.spec: ProtocolSpec[REQ, RESP] = spec
-        self.make_response: Callable[[], RESP] = spec.response
         self.process: Callable[[Any], object] = process
         self.variables = contextvars.copy_context()
         """The context variables that each request gets a copy of."""

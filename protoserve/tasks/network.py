@@ -67,7 +67,6 @@ class WFNetworkTask(CommSession, Generic[REQ, RESP]):
 
     __slots__ = (
         "_callback",
-        "_entry",
         "error",
         "req",
         "resp",
@@ -79,7 +78,6 @@ class WFNetworkTask(CommSession, Generic[REQ, RESP]):
 
     req: REQ
     resp: RESP
-    _entry: CommConnEntry
     seq: int
     state: TaskState
     error: int
@@ -95,7 +93,7 @@ class WFNetworkTask(CommSession, Generic[REQ, RESP]):
     def closing(self) -> bool:
         """Whether the connection ends with this reply, because the server stops: it should say so
         where the protocol has a way to. Any thread, for a moment's truth."""
-        return is_closing(self._entry)
+        return is_closing(self.connection.entry)
 
     def set_keep_alive(self, seconds: float | None) -> None:
         """Keep the connection for ``seconds`` after this reply; 0 closes it, None keeps
@@ -122,6 +120,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
 
     __slots__ = (
         "_cancel",
+        "_entry",
         "_failure",
         "_handles",
         "_intercept",
@@ -134,6 +133,8 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         "spec",
         "variables",
     )
+
+    _entry: CommConnEntry
 
     variables: Context
     """The context variables of this request: a copy of those of where the server was made."""
@@ -166,7 +167,7 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         self.user_data = None
         self.server = server
         self.spec: ProtocolSpec[REQ, RESP] = server.spec
-        self.resp = self.new_response(server.make_response)
+        self.resp = self.new_response(server.spec.response)
         self.keep_alive = entry.deadline.keep_alive_limit
         self._process = process
         # The protocol's own server decides, not the one whose connection it is after an upgrade.
@@ -193,6 +194,11 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         without what is secret. Empty by default."""
         return ""
 
+    @property
+    def closing(self) -> bool:
+        """See ``WFNetworkTask``."""
+        return is_closing(self._entry)
+
     # -- the session -------------------------------------------------------------------
 
     def message_in(self, message: REQ) -> None:
@@ -209,8 +215,9 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
         return self.spec.message_out(self.resp)
 
     def handle(self, state: TaskState, error: int) -> None:
-        """The communicator's word: TOREPLY runs the handler, what follows ends the task
-        (the article's ``WFServerTask::handle``)."""
+        """The communicator's word: TOREPLY runs the handler, what follows ends the task (the
+        article's ``WFServerTask::handle``). A task that ends without a reply, or whose peer had
+        gone before it, is told of by its callback only."""
         if state is TOREPLY:
             self.state = TOREPLY
             server = self.server

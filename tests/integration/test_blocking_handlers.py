@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 
 import pytest
 from loopback import RawClient, Together, ask_together, eventually, get
 
-from protoserve import ServerParams
+from protoserve import CommConnection, ServerParams, WFServer
 from protoserve.kernel.engine import ThreadEngine
 from protoserve.kernel.leader_followers import LeaderFollowers
 from protoserve_http import HTTP_SPEC, WFHttpServer, WFHttpTask
@@ -251,3 +252,31 @@ def test_many_that_sleep_sleep_together() -> None:
     with WFHttpServer(process).start("127.0.0.1", 0) as server:
         ask_together(server.address, clients=20, times=10)
     assert together.most >= 8
+
+
+def test_the_key_of_a_handler_is_looked_at_without_the_connection_s_lock() -> None:
+    connections: list[CommConnection] = []
+    held: list[bool] = []
+
+    class Key:
+        def __hash__(self) -> int:
+            held.extend(connection.entry.locked_here for connection in connections)
+            return 1
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Key)
+
+    def process(task: WFHttpTask) -> None:
+        connections[:] = [task.connection]
+        time.sleep(0.002)
+        task.resp.write("x")
+
+    spec = dataclasses.replace(HTTP_SPEC, handler_key=lambda request: Key())
+    with (
+        WFServer(spec, process).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as client,
+    ):
+        for _ in range(6):
+            assert client.ask().body == b"x"
+    assert held
+    assert not any(held)

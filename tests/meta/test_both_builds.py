@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import dataclasses
 import importlib
 import inspect
 import os
@@ -39,6 +40,7 @@ from protoserve import (
     SubTask,
     TaskState,
     UsageError,
+    WFNetworkTask,
     WFServer,
 )
 from protoserve.framing import lines
@@ -48,6 +50,16 @@ from protoserve_redis import REDIS_SPEC, RedisError, RedisParser, RedisRequest
 
 PACKAGES = ["protoserve", "protoserve_http", "protoserve_redis"]
 COMPILED = protoserve.BUILD == "compiled"
+LINES = ProtocolSpec[bytes, bytes](
+    name="lines", message_in=lines(), message_out=bytes, response=bytes
+)
+
+
+@pytest.fixture
+def engine() -> Iterator[MemoryEngine]:
+    engine = MemoryEngine()
+    yield engine
+    engine.close()
 
 
 def process(task: HttpServerTask) -> None:
@@ -290,21 +302,88 @@ class Brief(Exchange):
 
 
 @pytest.mark.parametrize("kind", [Exchange, Brief])
-def test_own_session(kind: type[Exchange]) -> None:
+def test_own_session(kind: type[Exchange], engine: MemoryEngine) -> None:
     class Server(WFServer[bytes, bytes]):
         def new_session(self, seq: int, conn: CommConnection) -> Any:
             return kind(conn)
 
-    spec = ProtocolSpec[bytes, bytes](
-        name="lines", message_in=lines(), message_out=bytes, response=bytes
-    )
-    engine = MemoryEngine()
-    peer = engine.connect(Server(spec, print))
+    peer = engine.connect(Server(LINES, print))
     peer.send(b"a\nb\n")
     engine.run()
     assert peer.received == (b"A\n" if kind is Brief else b"A\nB\n")
     assert peer.eof == (kind is Brief)
-    engine.close()
+
+
+class Answer(WFNetworkTask[bytes, bytes]):
+    """A task of a network, and nothing more."""
+
+    def __init__(self, conn: CommConnection) -> None:
+        self.connection = conn
+        self.keep_alive = None
+
+    def message_in(self, message: bytes) -> None:
+        self.req = message
+
+    def message_out(self) -> bytes:
+        return b"last\n" if self.closing else b"one of many\n"
+
+    def dispatch(self) -> None:
+        self.connection.communicator.reply(self)
+
+    def handle(self, state: TaskState, error: int) -> None:
+        if state is TaskState.TOREPLY:
+            self.dispatch()
+
+
+def test_own_network_task(engine: MemoryEngine) -> None:
+    class Server(WFServer[bytes, bytes]):
+        def new_session(self, seq: int, conn: CommConnection) -> Any:
+            return Answer(conn)
+
+    server = Server(LINES, print)
+    peer = engine.connect(server)
+    peer.send(b"a\n")
+    engine.run()
+    server.stopping = True
+    peer.send(b"b\n")
+    engine.run()
+    assert peer.received == b"one of many\nlast\n"
+
+
+class Traced(HttpServerTask):
+    """What a tracing library does something to."""
+
+
+def test_code_around_handle_that_was_put_there_later_may_use_the_connection() -> None:
+    held: list[bool] = []
+
+    def traced(self: Traced, state: TaskState, error: int) -> None:
+        HttpServerTask.handle(self, state, error)
+        held.append(self.connection.entry.locked_here)
+        self.connection.on_close(print).cancel()
+
+    class Server(WFHttpServer):
+        def new_session(self, seq: int, conn: CommConnection) -> Traced:
+            return Traced(self, self.process, seq, conn)
+
+    with (
+        mock.patch.object(Traced, "handle", traced),
+        Server(process).start("127.0.0.1", 0) as server,
+        RawClient(server.address) as client,
+    ):
+        for _ in range(3):
+            assert client.ask("/x").body == b"/x"
+    assert held
+    assert not any(held)
+
+
+def test_a_spec_that_is_replaced_is_the_server_s(engine: MemoryEngine) -> None:
+    server = WFServer(LINES, lambda task: None)
+    server.spec = dataclasses.replace(LINES, response=lambda: b"another\n")
+    peer = engine.connect(server)
+    peer.send(b"a\n")
+    engine.run()
+    assert peer.received == b"another\n"
 
 
 def test_a_task_without_dispatch_is_refused() -> None:

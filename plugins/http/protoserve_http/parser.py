@@ -93,12 +93,13 @@ class HttpRequestParser(MessageParser[HttpRequest]):
     It knows a list of methods and of versions; where others are served as well, it is told
     one that it knows, and judges the rest.
 
-    There are two ways through. What input begins with whole plain requests, as nearly all
-    does, is split, and goes to llhttp in one piece (the fast way); so does the head of one whose
-    body is on its way. Where anything at all is unusual, the input is taken from there, or,
-    where llhttp refuses it, again, step by step (the careful way), which alone knows limits,
-    codings and errors: every answer to a fault comes from one place, and does not depend on how
-    the bytes were split.
+    There are three ways through. A request with the fields of the one before it, which llhttp has
+    judged, needs at most its request line judged (the short way). What input begins with whole
+    plain requests, as nearly all does, is split, and goes to llhttp in one piece (the fast way);
+    so does the head of one whose body is on its way. Where anything at all is unusual, the input
+    is taken from there, or, where llhttp refuses it, again, step by step (the careful way), which
+    alone knows limits, codings and errors: every answer to a fault comes from one place, and does
+    not depend on how the bytes were split.
     """
 
     __slots__ = (
@@ -228,13 +229,11 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             return b""
         return self._refusal(408, "the request took too long to arrive")
 
-    # -- the fast way ------------------------------------------------------------------
+    # -- the short and the fast way ----------------------------------------------------
 
     def _take_quickly(self, data: bytes, size: int) -> int:
-        """Take what ``data`` begins with and the fast way can take; returns how much that is.
-
-        Many clients send the same fields with every request: these are compared, and no more
-        read than judged again."""
+        """Take what ``data`` begins with and the short and the fast way can take; returns how much
+        that is. Many clients send the same fields with every request."""
         last = self._last
         if last is None or not self._line:
             return self._take_plain(data, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from email.utils import formatdate
 from time import time
 from typing import Any, Final
@@ -55,15 +55,14 @@ class _Heads:
 
 
 class _Clock:
-    __slots__ = ("heads", "time")
+    __slots__ = ("heads",)
 
     def __init__(self) -> None:
-        self.time: Callable[[], float] = time
         self.heads = _Heads(0)  # replaced as a whole: threads see this second or the next
 
     def current(self) -> _Heads:
         heads = self.heads
-        now = self.time()
+        now = time()
         if not heads.second <= now < heads.end:
             self.heads = heads = _Heads(int(now))
         return heads
