@@ -18,10 +18,6 @@ BLOCKED_TICK: Final = 0.001
 BLOCKED_LOOKS: Final = 20
 """How many such looks there are before it is rarely looked again."""
 
-_IDLE_LOOKS: Final = 10
-"""How often the leader is found waiting, one time after the other, before the monitor rests: to
-wake it costs more than a few looks, and requests come in bursts."""
-
 _BUSY: Final = 0.5
 """Above this share of a tick on the CPU a handler computes, and does not wait."""
 
@@ -59,19 +55,15 @@ class Monitor:
         poller = threads.poller
         seen: Mark | None = None
         cpu = looked = 0.0
-        looks = idle = 0
+        looks = 0
         while not threads.stopping:
             time.sleep(BLOCKED_TICK if looks else self._threshold)
-            if looks:
-                looks -= 1
             if poller.waiting:
                 seen = None
-                idle += 1
-                if idle == _IDLE_LOOKS:
-                    idle = 0
-                    self._wait_parked()
+                self._wait_parked()
                 continue
-            idle = 0
+            if looks:
+                looks -= 1
             poller.refresh()
             leader = threads.leader
             mark = (poller.turns, len(poller.ready), leader)
