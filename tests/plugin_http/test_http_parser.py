@@ -365,6 +365,9 @@ class TestFastWay:
         _, second, third, fourth, fifth = outcome.requests
         assert second.headers is third.headers
         assert [r.headers["Host"] for r in (second, fourth, fifth)] == ["a", "b", "a"]
+        parser = make()
+        parser.feed(GET.replace(b"/ ", b"/once "))
+        assert parser._last is second._block, "with which the connection may rest for long"
         [_, other, _] = parse([GET.replace(b"/ ", b"/%d " % i) for i in range(3)]).requests
         assert other.headers is second.headers, "of another connection, with another target"
 

@@ -331,6 +331,11 @@ class HeaderBlock:
 _blocks: Final[dict[bytes, HeaderBlock]] = {}
 
 
+def shared(block: HeaderBlock) -> HeaderBlock:
+    """The same fields, where they are remembered already: for who keeps them for long."""
+    return _blocks.get(block.text, block)
+
+
 def repeated(block: HeaderBlock) -> HeaderBlock:
     """A client has sent these fields again: from now on they are remembered, once for all
     connections, unless there is something secret or long in them."""

@@ -27,6 +27,7 @@ from protoserve_http.fields import (
     MAX_FIELDS,
     HeaderBlock,
     repeated,
+    shared,
     split_fields,
 )
 from protoserve_http.heads import (
@@ -331,7 +332,12 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         self._blank = 0
         if last_line:
             assert last is not None
-            self._last = last if last.small else None
+            if not last.small:
+                self._last = None
+            elif self._last is None:
+                self._last = shared(last)  # many clients ask but once
+            else:
+                self._last = last
             request = requests[-1]
             alike = request.keep_alive and type(request) is HttpRequest and not last.facts.length
             self._line = last_line if alike and len(last_line) <= _KEPT_LINE else b""
