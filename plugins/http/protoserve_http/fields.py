@@ -285,9 +285,9 @@ class HeaderBlock:
         self.text = text
         self._headers: CIMultiDictProxy[str] | None = None
         self.sent_again = False
-        """Whether the client has sent the same once more."""
+        """Whether a client has sent the same once more: then their mapping is kept, too."""
         self.kept = False
-        """Whether it is remembered for all connections, and its mapping with it."""
+        """Whether it is remembered for all connections."""
         found: list[Line] = []
         if before is None:
             for index in range(1, len(lines)):
@@ -323,7 +323,7 @@ class HeaderBlock:
         headers = self._headers
         if headers is None:
             headers = CIMultiDictProxy(CIMultiDict([line.pair for line in self.lines]))
-            if self.kept:
+            if self.kept and self.sent_again:
                 self._headers = headers
         return headers
 
@@ -332,18 +332,20 @@ _blocks: Final[dict[bytes, HeaderBlock]] = {}
 
 
 def shared(block: HeaderBlock) -> HeaderBlock:
-    """The same fields, where they are remembered already: for who keeps them for long."""
-    return _blocks.get(block.text, block)
-
-
-def repeated(block: HeaderBlock) -> HeaderBlock:
-    """A client has sent these fields again: from now on they are remembered, once for all
-    connections, unless there is something secret or long in them."""
+    """The same fields, once for all connections: from now on they are remembered, unless there is
+    something secret or long in them."""
     known = _blocks.get(block.text)
     if known is not None:
+        known.sent_again = True
         return known
-    block.sent_again = True
     if all(line.shared for line in block.lines):
         block.kept = True
         remember(_blocks, _KEPT_BLOCKS, block.text, block)
     return block
+
+
+def repeated(block: HeaderBlock) -> HeaderBlock:
+    """The same, after a client has sent them again."""
+    known = shared(block)
+    known.sent_again = True
+    return known
