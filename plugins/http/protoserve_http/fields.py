@@ -233,6 +233,8 @@ _KEPT_BLOCKS: Final = 512
 """Header blocks that are remembered at most: up to 2 MiB of long lines, and 6 MiB of short ones,
 with the mappings that were made of them."""
 
+_NO_LINES: Final[list[Line]] = []
+
 # What clients repeat, by all connections; no value is ever changed.
 _lines: Final[dict[bytes, Line]] = {}
 _facts: Final[dict[bytes, Facts]] = {}
@@ -289,28 +291,23 @@ class HeaderBlock:
         self.kept = False
         """Whether it is remembered for all connections."""
         found: list[Line] = []
-        if before is None:
-            for index in range(1, len(lines)):
-                found.append(_line(lines[index]))
-            self.facts = _judge(found)
-        else:
-            known = before.lines
-            count = len(known)
-            alike = count == len(lines) - 1  # in what decides
-            for index in range(1, len(lines)):
-                sent = lines[index]
-                if index <= count:
-                    line = known[index - 1]
-                    if line.text != sent:
-                        decided = line.decides
-                        line = _line(sent)
-                        if decided or line.decides:
-                            alike = False
-                else:
+        known = _NO_LINES if before is None else before.lines
+        count = len(known)
+        alike = count == len(lines) - 1  # in what decides
+        for index in range(1, len(lines)):
+            sent = lines[index]
+            if index <= count:
+                line = known[index - 1]
+                if line.text != sent:
+                    decided = line.decides
                     line = _line(sent)
-                found.append(line)
-            self.facts = before.facts if alike else _judge(found)
+                    if decided or line.decides:
+                        alike = False
+            else:
+                line = _line(sent)
+            found.append(line)
         self.lines = found
+        self.facts = _judge(found) if before is None or not alike else before.facts
 
     @property
     def small(self) -> bool:
