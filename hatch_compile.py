@@ -56,6 +56,7 @@ MODULES = {
         "chunks",
         "fields",
         "heads",
+        "judge",
         "messages",
         "parser",
         "serialiser",

@@ -148,7 +148,7 @@ class Communicator:
                 intake.ends |= mask & ENDS
                 if intake.eof:
                     miss(entry)  # it was asked whether it is there, see probe_peer()
-        elif not entry.output.buffers and not intake.more and entry.exchanges.stream is None:
+        elif not entry.output.size and not intake.more and entry.exchanges.stream is None:
             # Writable, and nothing to write: how every registration begins. Requests that
             # had to wait for room go on, also where a later send of that turn found it.
             entry.lock.release()
@@ -195,7 +195,7 @@ class Communicator:
             elif exchanges.pumping or exchanges.deferred:
                 # A handler of this connection runs on another thread, or waits for one.
                 read_ahead(entry)
-                if entry.output.buffers:
+                if entry.output.size:
                     flush_aside(entry)
                 await_body(entry)
             elif entry.intake.held:
@@ -318,12 +318,12 @@ class Communicator:
                 break
         exchanges.pumping = False
         if life.rung < SHUT:
-            if output.buffers or output.marks:
+            if output.pending:
                 if requests and self.corked.take(entry, now):
                     return
                 full = output.size >= output.limit
                 output.flush(entry)
-                if full and not output.buffers and intake.more:
+                if full and not output.size and intake.more:
                     entry.resume_later()  # no edge will come for this room
             settle(entry, now)
 
@@ -372,9 +372,7 @@ class Communicator:
                 return True
             if type(out) is bytes:
                 if size := len(out):
-                    output.buffers.append(out)
-                    output.size += size
-                    output.end += size
+                    output.append(out, size)
             elif isinstance(out, (bytearray, memoryview, list, tuple)):
                 output.put(out)
             else:
@@ -387,7 +385,7 @@ class Communicator:
             return stream.begin()
         if output.size < JOIN_SIZE or not session.end_quietly():
             # Else many wait for a slow peer, and this one need not be kept to be told.
-            output.marks.append((session, output.end))
+            output.mark(session)
         if (
             exchanges.others is None
             and exchanges.upgrade is None

@@ -66,31 +66,32 @@ class Deadline:
     )
 
     def __init__(self, entry: CommConnEntry) -> None:
-        self._entry: CommConnEntry | None = entry
-        self._timer: TimerEntry | None = None
+        # First what each request needs: the compiled build lays it out in this order.
         self.limit = NO_LIMIT
         self.at = inf
         self.looks_at = inf
         """When the poller looks; not later than ``at``, but it may be long before."""
-        self.take_limits(entry.service.params)
         self.receive_by: float | None = None
         """When the request that has begun must be whole; ``None``: none has begun."""
+        self.idle_since = entry.communicator.poller.time()
+        """Since when it waits for a request, or the rest of one."""
+        self.take_limits(entry.service.params)
         self.held_at: float | None = None
         """Since when ``receive_by`` stands still: the peer is not waited for. Where a body is
         on its way only."""
         self.send_by: float | None = None
         """When the reply that waits for the peer must be taken; ``None``: none waits."""
-        self.idle_since = entry.communicator.poller.time()
-        """Since when it waits for a request, or the rest of one."""
+        self._entry: CommConnEntry | None = entry
+        self._timer: TimerEntry | None = None
 
     def take_limits(self, params: ServerParams) -> None:
         """Those of a server."""
-        self.first_wait = params.peer_response_timeout
-        self.receive_limit = params.receive_timeout
         self.keep_alive_limit = params.keep_alive_timeout
         """Of the replies to come, unless they say otherwise."""
         self.keep_alive = self.keep_alive_limit
         """Of the last reply."""
+        self.first_wait = params.peer_response_timeout
+        self.receive_limit = params.receive_timeout
 
     def arm(self, limit: Limit, at: float) -> None:
         """From now on this limit runs. The poller has a timer only where none is due early

@@ -173,7 +173,7 @@ def note_refused(
     if entry.service.observers:
         event = RequestRefused(entry.peername, entry.exchanges.seq, reason, message, summary)
         tell = News(partial(entry.service.emit, event))
-        entry.output.marks.append((tell, entry.output.end))
+        entry.output.mark(tell)
 
 
 def end(entry: CommConnEntry) -> None:
@@ -278,7 +278,7 @@ def drop_stream(entry: CommConnEntry) -> None:
     exchanges.remove(stream.session)
     exchanges.dropped = stream
     error = entry.life.error or errno.ECONNRESET
-    exchanges.finished.append((stream.session, SYS_ERROR, error))
+    exchanges.tell(stream.session, SYS_ERROR, error)
 
 
 def cut_replies(entry: CommConnEntry) -> None:
@@ -286,13 +286,12 @@ def cut_replies(entry: CommConnEntry) -> None:
     exchanges = entry.exchanges
     exchanges.held = exchanges.farewell = None
     exchanges.held_size = 0
-    finished = exchanges.finished
     error = entry.life.error or errno.ECONNRESET
     for session, _, reply in exchanges.replies or ():
         exchanges.remove(session)
         if not isinstance(reply, tuple):
-            finished.append((News(reply.close), SYS_ERROR, error))
-        finished.append((session, SYS_ERROR, error))
+            exchanges.tell(News(reply.close), SYS_ERROR, error)
+        exchanges.tell(session, SYS_ERROR, error)
     exchanges.replies = None
     stream = exchanges.stream
     if stream is not None:
@@ -328,10 +327,8 @@ def shut(entry: CommConnEntry, reason: CloseReason, error: int, detail: str | No
         arriving, intake.arriving = intake.arriving, None
         arriving.fail(ConnectionResetError(errno.ECONNRESET, "the connection has closed"))
     exchanges = entry.exchanges
-    finished = exchanges.finished
-    for session, _ in output.marks:
-        finished.append((session, SYS_ERROR, error or errno.ECONNRESET))
-    output.marks.clear()
+    for session, _ in output.take_marks():
+        exchanges.tell(session, SYS_ERROR, error or errno.ECONNRESET)
     if exchanges.collecting is not None:
         drop_announced(entry, ConnectionResetError(errno.ECONNRESET, "the connection has closed"))
     cut_replies(entry)

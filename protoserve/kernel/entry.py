@@ -114,9 +114,7 @@ class CommConnEntry:
     @property
     def idle(self) -> bool:
         """Whether it waits for its next request, with nothing in hand. Any thread."""
-        return (
-            self.deadline.limit is KEEP_ALIVE and not self.intake.more and not self.output.buffers
-        )
+        return self.deadline.limit is KEEP_ALIVE and not self.intake.more and not self.output.size
 
     @property
     def reply_is_incomplete(self) -> bool:
@@ -124,7 +122,7 @@ class CommConnEntry:
         connection ends now."""
         exchanges = self.exchanges
         return (
-            bool(self.output.buffers)
+            self.output.size > 0
             or exchanges.pieces_begun
             or (exchanges.session is not None and exchanges.pushed_for == exchanges.seq)
             or bool(exchanges.pushed_by)
@@ -203,7 +201,7 @@ class CommConnEntry:
             if self.life.rung < LINGERING and self.intake.arriving is stream:
                 self.ask_for_body(stream)
                 read_ahead(self)
-                if self.output.buffers:
+                if self.output.size:
                     flush_aside(self)
                 await_body(self)
         except BaseException:
@@ -288,7 +286,7 @@ class CommConnEntry:
             session, keep_alive, reply = exchanges.replies.popleft()
             if isinstance(reply, tuple):
                 self.output.add(*reply)
-                self.output.marks.append((session, self.output.end))
+                self.output.mark(session)
                 self.answered(session, keep_alive)
             else:
                 exchanges.stream = reply
@@ -298,7 +296,7 @@ class CommConnEntry:
         """After a reply that no pump waits for. Lets the lock go."""
         try:
             output = self.output
-            if output.buffers or output.marks:
+            if output.pending:
                 output.flush(self)
             if self.life.rung == OPEN:
                 intake = self.intake
@@ -329,7 +327,7 @@ class CommConnEntry:
         output = self.output
         if (
             life.rung < SHUT
-            and not exchanges.finished
+            and exchanges.finished is None
             and exchanges.dropped is None
             and output.waiters is None
         ):
@@ -340,7 +338,7 @@ class CommConnEntry:
             if life.rung == SHUT and self.attached:
                 closed = True
                 self._call_closed()
-            if exchanges.pumping or not (exchanges.finished or exchanges.dropped is not None):
+            if exchanges.pumping or not exchanges.untold:
                 break
             threads = self.communicator.threads
             if threads is not None and threads.full and self.wait_for_thread():
@@ -357,9 +355,8 @@ class CommConnEntry:
             last = (
                 exchanges.session is None
                 and not exchanges.others
-                and not exchanges.finished
+                and not exchanges.untold
                 and not exchanges.running
-                and exchanges.dropped is None
             )
             if last:
                 life.climb(FORGOTTEN)
@@ -420,7 +417,7 @@ class CommConnEntry:
         exchanges = self.exchanges
         exchanges.pumping = True
         lock = self.lock
-        while exchanges.finished or exchanges.dropped is not None:
+        while exchanges.untold:
             finished = exchanges.ended()
             dropped, exchanges.dropped = exchanges.dropped, None
             lock.release()
@@ -441,8 +438,7 @@ class CommConnEntry:
                 life.rung
                 or intake.more
                 or intake.readable
-                or output.buffers
-                or output.marks
+                or output.pending
                 or exchanges.stream is not None
             ):
                 # Left to us by those who saw us at work.

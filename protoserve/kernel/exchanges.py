@@ -84,37 +84,11 @@ class Exchanges:
     seq: int
 
     def __init__(self, in_flight: int) -> None:
+        # First what each request needs: the compiled build lays it out in this order.
         self.seq = 0
         """Requests so far."""
         self.session: CommSession | None = None
         """Handed over and not answered."""
-        self.others: set[CommSession] | None = None if in_flight == 1 else set()
-        """The same, where they may be several."""
-        self.in_flight = in_flight
-        self.running: dict[CommSession, Ended | None] | None = None
-        """Of others, whose handler has not returned, each with what it is told then."""
-        self.collecting: Any = None
-        """The request of ``session`` while its body is collected: the handler has not been
-        called yet."""
-        self.stream: Stream | None = None
-        """A reply in pieces is under way."""
-        self.replies: deque[tuple[CommSession, float | None, Reply]] | None = None
-        """Of others, meanwhile."""
-        self.held: list[Buffer] | None = None
-        """Pushed meanwhile, or before the greeting."""
-        self.held_size = 0
-        self.farewell: Buffer | None = None
-        """The last word, while others have yet to be answered."""
-        self.finished: list[Ended] = []
-        """Who is to be told of its end, when the lock is let go."""
-        self.dropped: Stream | None = None
-        """What is to be closed then."""
-        self.pushed_for = 0
-        """``seq`` when a handler last pushed a part of its reply."""
-        self.pushed_by: set[CommSession] | None = None
-        """Of others, who have pushed a part of theirs."""
-        self.upgrade: CommProtocol | None = None
-        """What the connection speaks after the reply in hand."""
         self.pumping = False
         """A thread hands requests over, or tells sessions of their end."""
         self.locked = False
@@ -124,6 +98,38 @@ class Exchanges:
         """It goes on in the poller's next turn."""
         self.deferred = False
         """It goes on when a handler thread is free."""
+        self.others: set[CommSession] | None = None if in_flight == 1 else set()
+        """As ``session``, where they may be several."""
+        self.stream: Stream | None = None
+        """A reply in pieces is under way."""
+        self.finished: list[Ended] | None = None
+        """Who is to be told of its end, when the lock is let go."""
+        self.dropped: Stream | None = None
+        """What is to be closed then."""
+        self.upgrade: CommProtocol | None = None
+        """What the connection speaks after the reply in hand."""
+        self.farewell: Buffer | None = None
+        """The last word, while others have yet to be answered."""
+        self.collecting: Any = None
+        """The request of ``session`` while its body is collected: the handler has not been
+        called yet."""
+        self.in_flight = in_flight
+        self.running: dict[CommSession, Ended | None] | None = None
+        """Of others, whose handler has not returned, each with what it is told then."""
+        self.replies: deque[tuple[CommSession, float | None, Reply]] | None = None
+        """Of others, while a reply in pieces is under way."""
+        self.held: list[Buffer] | None = None
+        """Pushed meanwhile, or before the greeting."""
+        self.held_size = 0
+        self.pushed_for = 0
+        """``seq`` when a handler last pushed a part of its reply."""
+        self.pushed_by: set[CommSession] | None = None
+        """Of others, who have pushed a part of theirs."""
+
+    @property
+    def untold(self) -> bool:
+        """Whether there is something to tell, or to close, when the lock is let go."""
+        return self.finished is not None or self.dropped is not None
 
     @property
     def in_hand(self) -> bool:
@@ -201,12 +207,18 @@ class Exchanges:
         if self.running is not None:
             ended = self.running.pop(session, None)
             if ended is not None:
-                self.finished.append(ended)
+                self.tell(*ended)
+
+    def tell(self, session: CommSession, state: TaskState, error: int) -> None:
+        """Have a session told of its end, when the lock is let go."""
+        if self.finished is None:
+            self.finished = []
+        self.finished.append((session, state, error))
 
     def ended(self) -> list[Ended]:
         """Who is to be told now. A session is not told of its end while its handler runs: it
         has one call at a time."""
-        finished, self.finished = self.finished, []
+        finished, self.finished = self.finished or [], None
         running = self.running
         if running:
             for ended in finished:

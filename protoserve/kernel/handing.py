@@ -227,7 +227,7 @@ def keeps_its_thread(entry: CommConnEntry, waits: bool) -> None:
         return
     if exchanges.pumping:
         # Otherwise the handler has returned meanwhile, and what follows is arranged.
-        if entry.output.buffers:
+        if entry.output.size:
             flush_aside(entry)
         if waits and exchanges.stream is None and exchanges.session is not COMING:
             session = exchanges.session

@@ -72,34 +72,37 @@ class Intake:
     def __init__(
         self, transport: Transport, descriptor: Descriptor, parser: MessageParser[Any]
     ) -> None:
-        self.recv = self._recv = transport.recv
-        self.descriptor = self._descriptor = descriptor
-        """What is read from instead, where it is somewhere; see ``plain_descriptor``."""
+        # First what each event needs: the compiled build lays it out in this order.
+        self.descriptor = descriptor
+        """What is read from instead of ``recv``, where it is somewhere; see
+        ``plain_descriptor``."""
+        self.parser = parser
         self.large = descriptor is NOWHERE
         """Whether the next read asks for all of ``RECEIVE_SIZE``."""
-        size = RECEIVE_SIZE if self.large else SMALL_SIZE
-        self.short_read = size if transport.short_read_empties else 0
-        self._fault: OSError | None = None
-        """A read of fewer bytes has taken all there is."""
-        self.parser = parser
         self.readable = False
         """There may be input that was not read: the poller tells of edges."""
-        self.ends = 0
-        """What it announced besides: HANGUP, the end of the peer's sending; GONE, that of
-        its receiving as well."""
         self.eof = False
         """The end of the peer's sending was reached."""
         self.held = False
         """Nothing is read before something was pushed: the greeting is yet to come."""
         self.more = False
         """The parser may hold messages."""
+        size = RECEIVE_SIZE if self.large else SMALL_SIZE
+        self.short_read = size if transport.short_read_empties else 0
+        """A read of fewer bytes has taken all there is."""
+        self.ends = 0
+        """What the poller announced besides: HANGUP, the end of the peer's sending; GONE, that
+        of its receiving as well."""
+        self.bytes_in = 0
+        self.mark = 0
+        """``bytes_in`` when the last request was handed over."""
         self.queue: deque[Any] | None = None
         """Parsed while another request was served."""
         self.arriving: IncomingStream | None = None
         """The body that was handed over before it was all there."""
-        self.bytes_in = 0
-        self.mark = 0
-        """``bytes_in`` when the last request was handed over."""
+        self._fault: OSError | None = None  # to be told by the next read
+        self.recv = self._recv = transport.recv
+        self._descriptor = descriptor
 
     def hold(self) -> None:
         """Read nothing, and ask the parser for nothing, until ``go_on``."""

@@ -16,7 +16,7 @@ from protoserve.protocol import Buffer, Piece
 
 if TYPE_CHECKING:
     from protoserve.kernel.entry import CommConnEntry
-    from protoserve.kernel.exchanges import Ended
+    from protoserve.kernel.exchanges import Exchanges
     from protoserve.kernel.transport import Transport
 
 
@@ -75,15 +75,18 @@ class OutputBuffer:
     """
 
     __slots__ = (
+        "_buffer",
+        "_buffers",
+        "_marked",
+        "_marked_end",
+        "_marks",
         "_send",
         "_sendmsg",
         "acked",
-        "buffers",
         "corked",
         "descriptor",
         "end",
         "limit",
-        "marks",
         "sent",
         "sent_before",
         "size",
@@ -91,31 +94,55 @@ class OutputBuffer:
         "waiters",
     )
 
+    size: int
+
     def __init__(self, transport: Transport, descriptor: Descriptor, limit: int) -> None:
-        self._send = transport.send
+        # First what each reply needs: the compiled build lays it out in this order.
         self.descriptor = descriptor
         """As ``Intake.descriptor``."""
-        self._sendmsg = transport.sendmsg
-        self.waiters: list[tuple[int, bool, Callable[[], object]]] | None = None
-        self.buffers: list[Buffer] = []
+        self._buffer: Buffer | None = None  # what waits, where it is one, as nearly always...
+        self._buffers: list[Buffer] | None = None  # ... or else all that waits
+        self._marked: CommSession | None = None  # whose reply has not all been sent, and its end
+        self._marked_end = 0
+        self._marks: list[tuple[CommSession, int]] | None = None  # or, of several, all
         self.size = 0
-        """Bytes that wait."""
+        """Bytes that wait; 0 means that nothing does."""
         self.end = 0
         """All bytes that were ever put in."""
         self.sent = 0
         """All bytes that the socket has taken."""
         self.limit = limit
         """Where reading stops (``unsent_limit``)."""
-        self.marks: list[tuple[CommSession, int]] = []
-        """Sessions whose reply has not all been sent, each with its end."""
-        self.sent_before = -1
-        """``sent`` when the time of a step was last given to the peer..."""
-        self.acked = 0
-        """... and how many of these had reached it then."""
+        self.waiters: list[tuple[int, bool, Callable[[], object]]] | None = None
         self.corked = False
         """It waits for the end of the poller's turn."""
         self.told_full = False
         """It was told that reading stopped because of the limit."""
+        self.sent_before = -1
+        """``sent`` when the time of a step was last given to the peer..."""
+        self.acked = 0
+        """... and how many of these had reached it then."""
+        self._send = transport.send
+        self._sendmsg = transport.sendmsg
+
+    @property
+    def buffers(self) -> list[Buffer]:
+        """All that waits, in order."""
+        if self._buffers is not None:
+            return self._buffers
+        return [] if self._buffer is None else [self._buffer]
+
+    @property
+    def marks(self) -> list[tuple[CommSession, int]]:
+        """Sessions whose reply has not all been sent, each with its end."""
+        if self._marks is not None:
+            return self._marks
+        return [] if self._marked is None else [(self._marked, self._marked_end)]
+
+    @property
+    def pending(self) -> bool:
+        """Whether ``flush`` has anything to do."""
+        return self.size > 0 or self._marked is not None or self._marks is not None
 
     def put(self, out: Piece) -> None:
         """Have it sent after what waits. Raises ``TypeError`` for what is not bytes-like."""
@@ -123,37 +150,54 @@ class OutputBuffer:
 
     def add(self, buffers: list[Buffer], size: int) -> None:
         """The same for what ``buffers_of`` gave."""
-        self.buffers += buffers
+        if buffers:
+            if self._buffers is None:
+                self._buffers = self.buffers
+                self._buffer = None
+            self._buffers += buffers
+            self.size += size
+            self.end += size
+
+    def append(self, buffer: bytes, size: int) -> None:
+        """The same for one that holds so many bytes, not 0."""
+        if not self.size:
+            self._buffer = buffer
+        elif self._buffers is not None:
+            self._buffers.append(buffer)
+        else:
+            self._buffers = [*self.buffers, buffer]
+            self._buffer = None
         self.size += size
         self.end += size
 
+    def mark(self, session: CommSession) -> None:
+        """The reply of a session ends here: it is told when it has been sent."""
+        if self._marks is not None:
+            self._marks.append((session, self.end))
+        elif self._marked is None:
+            self._marked = session
+            self._marked_end = self.end
+        else:
+            self._marks = [*self.marks, (session, self.end)]
+            self._marked = None
+
     def flush(self, entry: CommConnEntry) -> None:
         """Send what the socket takes, and note which replies are out."""
-        buffers = self.buffers
         try:
-            while buffers:
-                if len(buffers) == 1:
-                    buffer = buffers[0]
-                    if self.descriptor is NOWHERE:
-                        sent = self._send(buffer)
-                    else:
-                        sent = _write(self.descriptor.number, buffer)
-                    if sent == len(buffer):
-                        buffers.pop()
-                        self.size = 0
-                        self.sent += sent
-                        break
-                elif self.size <= JOIN_SIZE:
-                    buffers[:] = [b"".join(buffers)]
-                    continue
+            buffer = self._buffer
+            if buffer is not None:
+                sent = self._send_one(buffer)
+                if sent == self.size:
+                    self._buffer = None
+                    self.size = 0
+                    self.sent += sent
                 else:
-                    sent = self._sendmsg(buffers[:_VECTOR_LENGTH])
-                self.sent += sent
-                self.size -= sent
-                if self._consume(sent):
-                    break
+                    self._take(sent)
+            if self._buffers is not None:
+                self._send_several()
         except (BlockingIOError, InterruptedError):
-            if len(buffers) > _MOST_BUFFERS + 2 * self.size // JOIN_SIZE:
+            buffers = self._buffers
+            if buffers is not None and len(buffers) > _MOST_BUFFERS + 2 * self.size // JOIN_SIZE:
                 self._join()
         except OSError as error:
             shut(entry, CloseReason.PEER_GONE, error.errno or 0, error.strerror)
@@ -162,29 +206,76 @@ class OutputBuffer:
             logger.exception("a reply of %r cannot be sent any more; it closes", entry)
             shut(entry, CloseReason.REPLY_FAILED, errno.EIO)
             return
-        marks = self.marks
-        if not marks:
-            return
-        finished = entry.exchanges.finished
-        if not buffers:
-            for session, _ in marks:
+        session = self._marked
+        if self.size:
+            if self._pass_marks(entry.exchanges):
+                entry.deadline.send_by = None  # the next reply has its own
+        elif session is not None:
+            self._marked = None
+            if not session.end_quietly():
+                entry.exchanges.tell(session, SUCCESS, 0)
+        elif self._marks is not None:
+            for session, _ in self.take_marks():
                 if not session.end_quietly():
-                    finished.append((session, SUCCESS, 0))
-            marks.clear()
-        elif self._pass_marks(finished):
-            entry.deadline.send_by = None  # the next reply has its own
+                    entry.exchanges.tell(session, SUCCESS, 0)
 
-    def _pass_marks(self, finished: list[Ended]) -> bool:
+    def _send_one(self, buffer: Buffer) -> int:
+        if self.descriptor is NOWHERE:
+            return self._send(buffer)
+        return _write(self.descriptor.number, buffer)
+
+    def _send_several(self) -> None:
+        while (buffers := self._buffers) is not None:
+            if len(buffers) == 1:
+                sent = self._send_one(buffers[0])
+            elif self.size <= JOIN_SIZE:
+                buffers[:] = [b"".join(buffers)]
+                continue
+            else:
+                sent = self._sendmsg(buffers[:_VECTOR_LENGTH])
+            if self._take(sent):
+                break
+
+    def _take(self, sent: int) -> bool:
+        """The socket took so many bytes. True when a buffer was sent in part, which means that
+        it is full."""
+        self.sent += sent
+        self.size -= sent
+        buffers = self.buffers
+        whole = 0
+        for buffer in buffers:
+            size = len(buffer)
+            if sent < size:
+                break
+            sent -= size
+            whole += 1
+        self._buffer = None
+        self._buffers = buffers[whole:] or None
+        if sent:
+            assert self._buffers is not None
+            self._buffers[0] = memoryview(self._buffers[0])[sent:]
+        return sent > 0
+
+    def _pass_marks(self, exchanges: Exchanges) -> bool:
         """True when a reply is out, while others wait."""
         sent = self.end - self.size
+        marks = self.marks
         passed = 0
-        for session, end in self.marks:
+        for session, end in marks:
             if end > sent:
                 break
-            finished.append((session, SUCCESS, 0))
+            exchanges.tell(session, SUCCESS, 0)
             passed += 1
-        del self.marks[:passed]
+        if passed:
+            self._marked = None
+            self._marks = marks[passed:] or None
         return passed > 0
+
+    def take_marks(self) -> list[tuple[CommSession, int]]:
+        """``marks``, which are forgotten here."""
+        marks = self.marks
+        self._marked = self._marks = None
+        return marks
 
     def _join(self) -> None:
         """Make blocks of many small buffers that wait, so that what is done for each
@@ -200,27 +291,11 @@ class OutputBuffer:
             run.append(buffer)
             size += len(buffer)
         blocks.append(run[0] if len(run) == 1 else b"".join(run))
-        self.buffers[:] = blocks
-
-    def _consume(self, sent: int) -> bool:
-        """Drop ``sent`` bytes from the front. True when a buffer was sent in part, which
-        means that the socket is full."""
-        buffers = self.buffers
-        whole = 0
-        for buffer in buffers:
-            size = len(buffer)
-            if sent < size:
-                break
-            sent -= size
-            whole += 1
-        del buffers[:whole]
-        if sent:
-            buffers[0] = memoryview(buffers[0])[sent:]
-        return sent > 0
+        self._buffers = blocks
 
     def drop(self) -> None:
         """Nothing will be sent any more."""
-        self.buffers.clear()
+        self._buffer = self._buffers = None
         self.size = 0
 
     # -- who waits for room ------------------------------------------------------------

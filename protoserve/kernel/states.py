@@ -84,7 +84,7 @@ STATES: Final = (
     State(
         "REPLYING",
         NO_LIMIT,
-        lambda e: bool(e.output.buffers) or e.life.rung > OPEN,
+        lambda e: e.output.size > 0 or e.life.rung > OPEN,
         "a reply goes out this moment, or the last word has",
     ),
     State(
@@ -116,7 +116,7 @@ def is_silent(entry: CommConnEntry) -> bool:
         (limit is FIRST or limit is RECEIVE)
         and not entry.exchanges.in_hand
         and not entry.intake.more
-        and not entry.output.buffers
+        and not entry.output.size
     )
 
 
@@ -126,6 +126,6 @@ def at_rest(entry: CommConnEntry) -> bool:
     return (
         limit in (FIRST, KEEP_ALIVE, LINGER)
         and not entry.intake.more
-        and not entry.output.buffers
+        and not entry.output.size
         and not entry.exchanges.deferred
     )

@@ -215,7 +215,7 @@ class Stream(ABC):
 
     def _last(self) -> None:
         entry = self.entry
-        entry.output.marks.append((self.session, entry.output.end))
+        entry.output.mark(self.session)
         self._leave()
         last = self.body is not None and self.body.last
         entry.answered(self.session, 0.0 if last else self.keep_alive)
@@ -230,7 +230,7 @@ class Stream(ABC):
         """The same, and it is sent. Lets the lock go."""
         self._leave()
         entry = self.entry
-        if entry.exchanges.pumping or not (entry.output.buffers or entry.output.marks):
+        if entry.exchanges.pumping or not entry.output.pending:
             entry.lock.release()
         else:
             entry.finish_reply()

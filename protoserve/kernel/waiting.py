@@ -54,7 +54,7 @@ def flush_aside(entry: CommConnEntry) -> None:
     """Send while a handler of this connection runs."""
     entry.output.flush(entry)
     deadline = entry.deadline
-    if entry.output.buffers:
+    if entry.output.size:
         _await_peer(entry)
     elif deadline.limit is TAKE:
         deadline.send_by = None
@@ -67,7 +67,7 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
     is known. ``used``: something was pushed, and that is a use of the connection."""
     if entry.life.rung >= LINGERING:
         return
-    if entry.output.buffers:
+    if entry.output.size:
         _await_peer(entry)
         return
     deadline = entry.deadline
@@ -249,7 +249,7 @@ def due(entry: CommConnEntry, now: float, pump: Callable[[CommConnEntry], object
         deadline.arm(deadline.limit, deadline.at)
     elif (
         (exchanges.pumping or exchanges.deferred)
-        and not entry.output.buffers
+        and not entry.output.size
         and entry.intake.arriving is None
     ):
         deadline.arm(deadline.limit, now + LOOK_AGAIN)
@@ -265,7 +265,7 @@ def arrived_late(
     intake = entry.intake
     deadline = entry.deadline
     waits = (FIRST, RECEIVE, KEEP_ALIVE)
-    if entry.output.buffers or intake.eof or deadline.limit not in waits or intake.held:
+    if entry.output.size or intake.eof or deadline.limit not in waits or intake.held:
         return False
     first = intake.bytes_in
     for _ in range(LATE_TURNS):
@@ -288,7 +288,7 @@ def expire(entry: CommConnEntry) -> None:
     deadline = entry.deadline
     limit = deadline.limit
     deadline.at = inf
-    if entry.output.buffers:
+    if entry.output.size:
         _reply_not_taken(entry)
     elif limit is RECEIVE:
         _too_slow(entry)
@@ -312,7 +312,7 @@ def _reply_not_taken(entry: CommConnEntry) -> None:
     # What the system has taken since is no news: the peer has to.
     progress = output.sent - entry.transport.unacknowledged() > output.acked
     late = deadline.send_by is not None and deadline.send_by <= entry.communicator.poller.time()
-    if progress and not (late and output.buffers):
+    if progress and not (late and output.size):
         deadline.limit = NO_LIMIT
         entry.resume_later()
         return
@@ -359,16 +359,16 @@ def stopped_reading(entry: CommConnEntry) -> None:
         "unsent_limit", entry.output.limit, "a connection is not read until its peer reads"
     )
     tell = partial(service.emit_rarely, event, "unsent_limit", entry.communicator.clock())
-    entry.exchanges.finished.append((News(tell), TaskState.SUCCESS, 0))
+    entry.exchanges.tell(News(tell), TaskState.SUCCESS, 0)
 
 
 def await_greeting(entry: CommConnEntry) -> None:
     """Nothing is read yet; what was pushed may have to be sent."""
     if miss(entry):
         return
-    if entry.output.buffers:
+    if entry.output.size:
         entry.output.flush(entry)
-    stops = entry.service.stopping and not entry.output.buffers
+    stops = entry.service.stopping and not entry.output.size
     if stops and part(entry, CloseReason.SERVER_STOPPED, 0):
         entry.output.flush(entry)
     settle(entry)
@@ -419,7 +419,7 @@ def begin(entry: CommConnEntry) -> None:
         entry.put_held()
     except BaseException:
         fail(entry, "the greeting failed")
-    if entry.output.buffers:
+    if entry.output.size:
         entry.output.flush(entry)
-    if entry.output.buffers or entry.life.rung > OPEN:
+    if entry.output.size or entry.life.rung > OPEN:
         settle(entry)

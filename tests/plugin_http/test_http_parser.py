@@ -318,6 +318,7 @@ class TestFastWay:
                 self.parser.feed_data(data)
 
         monkeypatch.setattr(httptools, "HttpRequestParser", Counting)
+        monkeypatch.setattr(judge, "_judges", kept := judge._judges[:])
         post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b"
         bodies = [b"x" * 5, b"\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"]
         data = b"".join(post % (len(body), body) for body in bodies)

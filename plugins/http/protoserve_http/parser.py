@@ -41,6 +41,7 @@ from protoserve_http.heads import (
     judge_method,
     with_host,
 )
+from protoserve_http.judge import are_requests
 from protoserve_http.messages import Http10Request, HttpRequest
 from protoserve_http.serialiser import farewell
 
@@ -80,7 +81,9 @@ _ASK_AGAIN: Final = ProtocolError("")
 """In place of an error, while it is held: what follows may be another protocol's."""
 
 
-Message: TypeAlias = HttpRequest | NeedData | Feedback | Hold | Arriving[HttpRequest]
+_Said: TypeAlias = HttpRequest | Feedback | Hold | Arriving[HttpRequest]
+
+Message: TypeAlias = _Said | NeedData
 """What a parser says."""
 
 
@@ -118,6 +121,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         "_line",
         "_line_feeds",
         "_parser",
+        "_queue",
         "_ready",
         "_request",
         "_rest",
@@ -132,22 +136,25 @@ class HttpRequestParser(MessageParser[HttpRequest]):
     """Whether a body that is there with its head is the request's at once."""
 
     def __init__(self, params: ServerParams) -> None:
-        limit = params.request_size_limit
-        self._limit = limit
-        self._fast_size = _FAST_SIZE if limit is None else min(_FAST_SIZE, limit)
-        self._ready: list[HttpRequest | Feedback | Hold | Arriving[HttpRequest]] = []
-        self._taken = 0  # of those
+        # First what most requests need: the compiled build lays it out in this order.
+        self._ready: _Said | None = None  # what is said next...
+        self._queue: list[_Said] | None = None  # ... and what follows
         self._error: ProtocolError | None = None
-        self._heads = 0  # that llhttp saw the end of
+        self._state = _LINE
+        self._head = b""  # the request line, or what is there of it
         # Of the last request that the fast way took, for the next that begins or goes on alike:
         self._last: HeaderBlock | None = None  # its fields
         self._line = b""  # its request line, where nothing but these fields followed
         self._words = ("", "")  # method and target
-        self._state = _LINE
-        self._head = b""  # the request line, or what is there of it
+        self._blank = 0
+        limit = params.request_size_limit
+        self._fast_size = _FAST_SIZE if limit is None else min(_FAST_SIZE, limit)
+        self._limit = limit
+        self._taken = 0  # of the queue
+        self._parser: httptools.HttpRequestParser | None = None  # made when it is needed
+        self._heads = 0  # that it saw the end of
         self._section = b""  # field lines, after the line end before them
         self._line_feeds = 0
-        self._blank = 0
         self._expecting = False
         self._request: HttpRequest | None = None  # its body is awaited
         self._body: list[bytes | bytearray | memoryview] = []  # its pieces
@@ -155,12 +162,11 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         self._used = 0  # bytes of the request
         self._chunks: ChunkedBody | None = None
         self._rest = b""  # what follows such a request
-        self._renew()
 
     def _renew(self) -> None:
-        """A fresh llhttp, which expects a request line."""
+        """Expect a request line: a llhttp of before is asked no more."""
         self._heads = 0
-        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+        self._parser = None
 
     # llhttp's only callback. It has no others, so that no objects are made for them.
     def on_headers_complete(self) -> None:
@@ -171,8 +177,6 @@ class HttpRequestParser(MessageParser[HttpRequest]):
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the peer. Never raises; faults come from ``next_message``."""
-        if self._parser is None:
-            return
         pos = 0
         if self._state == _LINE and not self._head:
             size = len(data)
@@ -187,19 +191,32 @@ class HttpRequestParser(MessageParser[HttpRequest]):
 
     def next_message(self) -> Message:
         """The next request, or ``100 Continue`` for one whose body is awaited."""
-        if self._ready:
-            ready = self._ready
-            message = ready[self._taken]
+        ready = self._ready
+        if ready is not None:
+            self._ready = None
+            return ready
+        queue = self._queue
+        if queue is not None:
+            ready = queue[self._taken]
             self._taken += 1
-            if self._taken == len(ready):
-                self._ready = []
+            if self._taken == len(queue):
+                self._queue = None
                 self._taken = 0
-            return message
+            return ready
         if self._error is not None:
             if self._error is not _ASK_AGAIN:
                 raise self._error.with_traceback(None)
             return self._go_on()
         return _NOTHING
+
+    def _say(self, message: _Said) -> None:
+        """What ``next_message`` returns, after what it has yet to."""
+        if self._queue is not None:
+            self._queue.append(message)
+        elif self._ready is None:
+            self._ready = message
+        else:
+            self._queue = [message]
 
     def _go_on(self) -> Message:
         """The client's wish for another protocol was not fulfilled."""
@@ -222,6 +239,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
     def close(self) -> None:
         """The connection has closed."""
         self._error = None
+        self._state = _CLOSED
         self._parser = None
 
     def timeout_reply(self) -> bytes | ProtocolError:
@@ -246,7 +264,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             method, target = self._words
             self._blank = pos = 0
             while True:
-                self._ready.append(HttpRequest(method, target, last, True))
+                self._say(HttpRequest(method, target, last, True))
                 pos += length
                 if pos == size:
                     return pos
@@ -259,15 +277,14 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             words = self._split_line(line)
             if words is None or words[2] != "HTTP/1.1" or len(line) > _KEPT_LINE:
                 return self._take_plain(data, 0)
-            if not self._accepts(line + _ANY_FIELDS, 1):
-                self._renew()
+            if not are_requests(line + _ANY_FIELDS, 1):
                 return self._take_plain(data, 0)
             self._line = line
             self._words = (words[0], words[1])
         if not last.sent_again:
             self._last = last = repeated(last)
         method, target = self._words
-        self._ready.append(HttpRequest(method, target, last, True))
+        self._say(HttpRequest(method, target, last, True))
         self._blank = 0
         return size
 
@@ -324,11 +341,14 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             pos = stop = end
         if stop == start:
             return start
-        heads = len(requests) if begun is None else len(requests) + 1
-        if not self._accepts(data if stop - start == size else data[start:stop], heads):
-            self._renew()
+        taken = data if stop - start == size else data[start:stop]
+        if begun is not None:
+            if not self._begins_with(taken, len(requests) + 1):
+                return start
+        elif not are_requests(taken, len(requests), last=not requests[-1].keep_alive):
             return start
-        self._ready.extend(requests)
+        for request in requests:
+            self._say(request)
         self._blank = 0
         if last_line:
             assert last is not None
@@ -355,14 +375,16 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             self._state = _CLOSED
         return stop
 
-    def _accepts(self, data: bytes, heads: int) -> bool:
-        """Whether llhttp takes ``data``, and sees as many heads there."""
-        assert self._parser is not None
+    def _begins_with(self, data: bytes, heads: int) -> bool:
+        """Whether ``data`` are so many heads, the last of a request whose body is on its way."""
+        self._renew()
         try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._judge(data)
+        except RequestError:
             return False
-        seen, self._heads = self._heads, 0
+        finally:
+            seen = self._heads
+            self._renew()
         return seen == heads
 
     def _split_line(self, line: bytes) -> list[str] | None:
@@ -438,11 +460,12 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             self._used += pos - start
         if self._expecting and self._state in (_BODY, _CHUNKS, _TRAILERS):
             self._expecting = False
-            self._ready.append(CONTINUE)
+            self._say(CONTINUE)
 
     def _judge(self, piece: bytes) -> None:
         """Give ``piece`` of a head to llhttp."""
-        assert self._parser is not None
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(self)
         try:
             self._parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
@@ -645,7 +668,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         request = self._request
         assert request is not None
         request.body = body
-        self._ready.append(request)
+        self._say(request)
         self._go_past(request)
 
     def _go_past(self, request: HttpRequest) -> None:
@@ -655,7 +678,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         if request.keep_alive:
             if request.upgrade is not None:
                 # Until it is answered nobody knows what follows.
-                self._ready.append(HOLD)
+                self._say(HOLD)
                 self._error = _ASK_AGAIN
                 self._state = HELD
             # llhttp did not see the end, or may believe that nothing follows.

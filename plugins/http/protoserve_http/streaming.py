@@ -35,7 +35,7 @@ class StreamingRequestParser(HttpRequestParser):
 
     def next_message(self) -> Message:
         """The next request; one that has a body as ``Arriving``."""
-        if not self._ready and self._announced:
+        if self._announced and self._ready is None and self._queue is None:
             self._take_up()
         return super().next_message()
 
@@ -58,7 +58,7 @@ class StreamingRequestParser(HttpRequestParser):
         self._request = announced = streamed(request, self._stream)
         self._announced = self._state
         self._state = HELD
-        self._ready.append(Arriving(announced, self._stream))
+        self._say(Arriving(announced, self._stream))
 
     def _take_up(self) -> None:
         """The request was taken, and its settings are known: go on with its body."""

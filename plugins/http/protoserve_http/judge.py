@@ -1,0 +1,51 @@
+"""Judge: llhttp, which says whether requests are what they look like."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import httptools
+
+
+class Judge:
+    """One llhttp (httptools) for whole requests, of whichever connection: between two of them it
+    remembers nothing."""
+
+    __slots__ = ("_parser", "_whole")
+
+    def __init__(self) -> None:
+        self._whole = 0
+        self._parser = httptools.HttpRequestParser(self)
+
+    # llhttp's only callback. It has no others, so that no objects are made for them.
+    def on_message_complete(self) -> None:
+        """Called by httptools."""
+        self._whole += 1
+
+    def takes(self, data: bytes, count: int) -> bool:
+        """Whether ``data`` are so many requests. If not, this is of no more use."""
+        self._whole = 0
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            return False
+        return self._whole == count
+
+
+# Those that nobody uses: as many as there were ever threads that asked at once. A thread takes
+# one out while it has it; that, and putting it back, is one step of a list.
+_judges: Final[list[Judge]] = []
+
+
+def are_requests(data: bytes, count: int, *, last: bool = False) -> bool:
+    """Whether ``data`` are so many whole requests, and nothing else. ``last``: the last says that
+    its connection ends, after which llhttp takes nothing more. Any thread."""
+    try:
+        judge = _judges.pop()
+    except IndexError:
+        judge = Judge()
+    if not judge.takes(data, count):
+        return False
+    if not last:
+        _judges.append(judge)
+    return True
