@@ -262,9 +262,8 @@ class LoopEngine(Engine):
             _enter_task(self.loop, self._spare.task)
             try:
                 while ready:
-                    callback, argument, mask = ready.popleft()
                     try:
-                        callback(argument, mask)
+                        poller.run_next()
                     except BaseException:
                         log_callback_error()
             finally:

@@ -14,6 +14,7 @@ from protoserve.kernel.entry import CommConnEntry
 from protoserve.kernel.life import SHUT, TOLD, CallbackHandle
 from protoserve.kernel.output import PUSH_LIMIT
 from protoserve.kernel.states import state_of
+from protoserve.kernel.waiting import set_keep_alive
 from protoserve.kernel.wakeup import NO_WAIT, Wakeup, block
 from protoserve.params import YEAR
 from protoserve.protocol import UNSET, Arriving, Buffer, Unset
@@ -219,7 +220,7 @@ class CommConnection:
         if receive is not UNSET:
             self.entry.deadline.receive_limit = receive
         if keep_alive is not UNSET:
-            self.entry.set_keep_alive(keep_alive)
+            set_keep_alive(self.entry, keep_alive)
 
     def _refuse_locked(self, what: str) -> None:
         if self.entry.locked_here:

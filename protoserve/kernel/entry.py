@@ -5,18 +5,18 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
-from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from protoserve.events import CloseReason, ConnectionClosed
 from protoserve.kernel.current import CURRENT
-from protoserve.kernel.deadline import FIRST, KEEP_ALIVE, Deadline
+from protoserve.kernel.deadline import KEEP_ALIVE, Deadline
 from protoserve.kernel.ending import broken, fail, miss, shut
 from protoserve.kernel.exchanges import Exchanges
 from protoserve.kernel.handing import let_lock_go
 from protoserve.kernel.intake import Intake
 from protoserve.kernel.life import FAREWELL, FORGOTTEN, LINGERING, OPEN, SHUT, TOLD, Life
 from protoserve.kernel.output import OutputBuffer
+from protoserve.kernel.poller import Watched
 from protoserve.kernel.reading import read_ahead
 from protoserve.kernel.service import CommProtocol, CommService
 from protoserve.kernel.session import CommSession, TaskState
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SUCCESS: Final = TaskState.SUCCESS
 
 
-class CommConnEntry:
+class CommConnEntry(Watched):
     """The parts of one connection, and what it takes several of them to do.
 
     Everything here is called by the holder of ``lock``, for moments, unless it says
@@ -63,11 +63,18 @@ class CommConnEntry:
 
     __deletable__ = ("connection",)
 
-    life: Life
+    # First what each event needs: the compiled build lays it out in this order.
+    communicator: Communicator
+    lock: threading.RLock
     intake: Intake
-    output: OutputBuffer
+    life: Life
     exchanges: Exchanges
+    output: OutputBuffer
     deadline: Deadline
+    protocol: CommProtocol
+    """What it speaks: at first that of ``service``, another one after an upgrade."""
+    service: CommService
+    """What counts it, and is told of it."""
     connection: CommConnection
     """The user's half. Gone when everything has ended, or the two would keep each other."""
 
@@ -79,11 +86,9 @@ class CommConnEntry:
         transport: Transport,
         peername: Any,
     ) -> None:
+        super().__init__()
         self.connection = connection
-        self.service = service
-        """What counts it, and is told of it."""
-        self.protocol: CommProtocol = service
-        """What it speaks: another one after an upgrade."""
+        self.service = self.protocol = service
         self.communicator = communicator
         self.transport = transport
         self.peername = peername
@@ -99,6 +104,10 @@ class CommConnEntry:
         self.output = OutputBuffer(transport, descriptor, service.params.unsent_limit)
         self.exchanges = Exchanges(service.in_flight)
         self.deadline = Deadline(self)
+
+    def on_ready(self, mask: int) -> None:
+        """The poller's word of the socket. Without the lock."""
+        self.communicator.on_ready(self, mask)
 
     def __repr__(self) -> str:
         return f"<connection {self.peername!r} {state_of(self)} seq={self.exchanges.seq}>"
@@ -383,18 +392,6 @@ class CommConnEntry:
                 return False
             self.output.wait(level, wake, all_of_it=all_of_it)
             return True
-
-    def set_keep_alive(self, seconds: float | None) -> None:
-        """How long it may stay without a request, from now on. Without the lock; any thread."""
-        deadline = self.deadline
-        self.lock.acquire()
-        deadline.first_wait = deadline.keep_alive_limit = seconds
-        limit = deadline.limit
-        if limit is FIRST or limit is KEEP_ALIVE:
-            deadline.keep_alive = seconds
-            now = self.communicator.poller.time()
-            deadline.arm(limit, inf if seconds is None else now + seconds)
-        self.release()
 
     def forget_callback(self, handle: CallbackHandle) -> bool:
         """Take a callback back. Without the lock; any thread."""

@@ -27,7 +27,7 @@ from mypy_extensions import mypyc_attr
 
 from protoserve.kernel.joining import Joiner
 from protoserve.kernel.monitor import BLOCK_THRESHOLD, Mark, Monitor
-from protoserve.kernel.poller import Callback, Poller, Ready
+from protoserve.kernel.poller import Call, Callback, Poller, Watched
 
 _here: Final = get_ident
 
@@ -100,7 +100,7 @@ class LeaderFollowers:
         # it again, without another wake-up.
         self._waking: Worker | None = None
         self._workers: set[Worker] = set()
-        self._queue: deque[Ready] = deque()  # handlers that wait for a free thread
+        self._queue: deque[Call] = deque()  # handlers that wait for a free thread
         self._lent = 0  # handlers that wait for the engine's own work, see lend()
         # The leader of the moment when a lent place was taken back: it may have begun to run a
         # handler when that was allowed, and then nobody polls.
@@ -255,15 +255,24 @@ class LeaderFollowers:
             if not ready:
                 poller.wait()
                 continue
-            callback, argument, mask = ready.popleft()
-            self.current = argument
+            # As Poller.run_next. With the baton, all that others may touch is taken.
+            call = ready.popleft()
+            if isinstance(call, Watched):
+                mask = call.mask
+                call.mask = 0
+                self.current = call
+            else:
+                self.current = call[1]
             lay_down()
             # After the baton's release, a full memory barrier: see Monitor._wait_parked.
             if self.unwatched:
                 with self.mutex:
                     monitor.unpark()
             try:
-                callback(argument, mask)
+                if isinstance(call, Watched):
+                    call.on_ready(mask)
+                else:
+                    call[0](call[1], call[2])
             except BaseException:
                 self._on_error()
             if self.leader is not me:

@@ -31,7 +31,38 @@ TimerEntry: TypeAlias = list[Any]
 """When, a number that decides between equals, the callback (``None`` when it will not be
 called any more) and its argument."""
 
-Ready: TypeAlias = tuple[Callback, Any, int]
+Call: TypeAlias = tuple[Callback, Any, int]
+
+Ready: TypeAlias = "Watched | Call"
+"""Something to do: who is to be told of events, or a call."""
+
+
+class Watched:
+    """Who is told that a descriptor has become ready. ``mask`` is what of, as long as it is in
+    the queue, and the leader's."""
+
+    __slots__ = ("mask",)
+
+    def __init__(self) -> None:
+        self.mask = 0
+
+    def on_ready(self, mask: int) -> None:
+        """It has become what ``mask`` says. Whoever leads, or led a moment ago."""
+        raise NotImplementedError
+
+
+class _Caller(Watched):
+    """Calls a function of somebody else's."""
+
+    __slots__ = ("_argument", "_callback")
+
+    def __init__(self, callback: Callback, argument: Any) -> None:
+        super().__init__()
+        self._callback = callback
+        self._argument = argument
+
+    def on_ready(self, mask: int) -> None:
+        self._callback(self._argument, mask)
 
 
 class Poller:
@@ -49,11 +80,11 @@ class Poller:
         "_posted",
         "_readiness",
         "_signals",
-        "_targets",
         "_timers",
         "_urgent",
         "_wake_in",
         "_wake_out",
+        "_watched",
         "clock",
         "now",
         "ready",
@@ -68,10 +99,10 @@ class Poller:
     ) -> None:
         self._readiness = readiness or open_readiness()
         self.clock = clock
-        self._targets: dict[int, tuple[Callback, Any]] = {}
+        self._watched: dict[int, Watched] = {}
         self._lock = threading.Lock()  # guards _posted, _timers and the step to waiting
-        self._posted: deque[Ready] = deque()
-        self._urgent: deque[Ready] = deque()  # without the lock: appended here, taken there
+        self._posted: deque[Call] = deque()
+        self._urgent: deque[Call] = deque()  # without the lock: appended here, taken there
         self._timers: list[TimerEntry] = []  # a heap
         self._canceled = 0  # of those in it
         self._order = count()
@@ -92,18 +123,22 @@ class Poller:
         Edges, not levels: the callback reads or writes until it would block, or arranges
         to be called again. Raises ``OSError`` when the system refuses.
         """
-        self._targets[fd] = (callback, argument)
+        self.tell(fd, _Caller(callback, argument))
+
+    def tell(self, fd: int, watched: Watched) -> None:
+        """The same for ``watched.on_ready``: one object for all descriptors would not do."""
+        self._watched[fd] = watched
         try:
             self._readiness.add(fd)
         except BaseException:
-            del self._targets[fd]
+            del self._watched[fd]
             raise
 
     def forget(self, fd: int, *, shared: bool = False) -> None:
         """Stop watching. Closing a descriptor ends its registration, unless another
         process or descriptor shares the open file: then pass ``shared``."""
-        target = self._targets.pop(fd, None)
-        if target is not None and (shared or sys.platform != "linux"):
+        watched = self._watched.pop(fd, None)
+        if watched is not None and (shared or sys.platform != "linux"):
             self._readiness.remove(fd)
 
     def post(self, callback: Callback, argument: Any) -> None:
@@ -217,12 +252,13 @@ class Poller:
         self.now = now = self.clock()
         self.turns += 1
         ready = self.ready
-        targets = self._targets
+        known = self._watched
         for fd, mask in events:
-            target = targets.get(fd)
-            if target is not None:
-                callback, argument = target
-                ready.append((callback, argument, mask))
+            watched = known.get(fd)
+            if watched is not None:
+                if not watched.mask:  # else it is in the queue already
+                    ready.append(watched)
+                watched.mask |= mask
         if self._posted or self._timers:
             with self._lock:
                 # All of it and no more: what these calls post belongs to the next turn,
@@ -237,6 +273,16 @@ class Poller:
                         continue
                     ready.append((entry[2], entry[3], 0))
                     entry[2] = None  # too late to cancel
+
+    def run_next(self) -> None:
+        """Take the first of ``ready``, and call it. Leader only."""
+        call = self.ready.popleft()
+        if isinstance(call, Watched):
+            mask, call.mask = call.mask, 0
+            call.on_ready(mask)
+        else:
+            callback, argument, mask = call
+            callback(argument, mask)
 
     def fileno(self) -> int:
         """A descriptor that is readable while events wait, for embedding in a loop."""
@@ -256,7 +302,7 @@ class Poller:
                 return
             self._readiness.close()
             self._wake_in = self._wake_out = -1
-            self._targets.clear()
+            self._watched.clear()
         self._close_ends()
 
     def _close_ends(self) -> None:

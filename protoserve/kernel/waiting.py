@@ -362,6 +362,19 @@ def stopped_reading(entry: CommConnEntry) -> None:
     entry.exchanges.tell(News(tell), TaskState.SUCCESS, 0)
 
 
+def set_keep_alive(entry: CommConnEntry, seconds: float | None) -> None:
+    """How long it may stay without a request, from now on. Without the lock; any thread."""
+    deadline = entry.deadline
+    entry.lock.acquire()
+    deadline.first_wait = deadline.keep_alive_limit = seconds
+    limit = deadline.limit
+    if limit is FIRST or limit is KEEP_ALIVE:
+        deadline.keep_alive = seconds
+        now = entry.communicator.poller.time()
+        deadline.arm(limit, inf if seconds is None else now + seconds)
+    entry.release()
+
+
 def await_greeting(entry: CommConnEntry) -> None:
     """Nothing is read yet; what was pushed may have to be sent."""
     if miss(entry):
@@ -407,7 +420,7 @@ def begin(entry: CommConnEntry) -> None:
             seconds = deadline.first_wait
             deadline.arm(FIRST, inf if seconds is None else communicator.clock() + seconds)
         try:
-            communicator.poller.watch(entry.fd, communicator.on_ready, entry)
+            communicator.poller.tell(entry.fd, entry)
         except OSError as error:
             shut(entry, CloseReason.NOT_WATCHED, errno.ENOMEM, error.strerror)
     if entry.life.rung > OPEN:

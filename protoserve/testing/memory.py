@@ -427,8 +427,7 @@ def turn(poller: Poller) -> int:
     poller.wait()
     calls = 0
     while poller.ready:
-        callback, argument, mask = poller.ready.popleft()
-        callback(argument, mask)
+        poller.run_next()
         calls += 1
     return calls
 

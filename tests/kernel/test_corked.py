@@ -66,8 +66,7 @@ def test_a_lone_reply_is_sent_at_once(engine: MemoryEngine) -> None:
     poller = engine.poller
     poller.wait()
     while poller.ready:
-        callback, argument, mask = poller.ready.popleft()
-        callback(argument, mask)
+        poller.run_next()
         if log.events:
             break
     assert log.events == ["handle 0", "send 0"]
@@ -146,12 +145,10 @@ def test_a_large_reply_does_not_wait(engine: MemoryEngine, limit: int | None) ->
     peers = log.clients(2)
     poller = engine.poller
     poller.wait()
-    callback, argument, mask = poller.ready.popleft()
-    callback(argument, mask)
+    poller.run_next()
     assert peers[0].sends
     while poller.ready:
-        callback, argument, mask = poller.ready.popleft()
-        callback(argument, mask)
+        poller.run_next()
     assert [bytes(peer.received) for peer in peers] == [reply, reply]
 
 
@@ -282,8 +279,7 @@ def test_who_does_not_lead_any_more_leaves_nothing_behind(engine: MemoryEngine) 
     engine.communicator.threads = Overtaken(lambda: None)
     poller = engine.poller
     poller.wait()
-    callback, argument, mask = poller.ready.popleft()
-    callback(argument, mask)
+    poller.run_next()
     poller.ready.clear()  # as if the other thread had been through it before
     assert log.events == ["handle 0"]
     engine.run()

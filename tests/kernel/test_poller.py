@@ -38,8 +38,7 @@ def turn(poller: Poller) -> None:
     """One wait, and the calls that it brought."""
     poller.wait()
     while poller.ready:
-        callback, argument, mask = poller.ready.popleft()
-        callback(argument, mask)
+        poller.run_next()
 
 
 class Calls(list[tuple[Any, int]]):

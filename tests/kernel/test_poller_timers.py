@@ -32,8 +32,7 @@ class Timed:
         self.clock.now = until
         self.poller.poll_now()
         while self.poller.ready:
-            callback, argument, mask = self.poller.ready.popleft()
-            callback(argument, mask)
+            self.poller.run_next()
         rung, self.rung = self.rung, []
         return rung
 

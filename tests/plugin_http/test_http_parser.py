@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from protoserve import HOLD, NEED_DATA, Feedback, ProtocolError
 from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser
 from protoserve_http import fields as fields_module
+from protoserve_http import judge as judge_module
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 LINES = [b"GET / HTTP/1.1", b"GET /other HTTP/1.1", b"POST / HTTP/1.1", b"GET / HTTP/1.0"]
@@ -317,13 +318,14 @@ class TestFastWay:
                 feeds.append(len(data))
                 self.parser.feed_data(data)
 
+        judge_module._judges.clear()  # those of before are not counted
         monkeypatch.setattr(httptools, "HttpRequestParser", Counting)
-        monkeypatch.setattr(judge, "_judges", kept := judge._judges[:])
         post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b"
         bodies = [b"x" * 5, b"\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"]
         data = b"".join(post % (len(body), body) for body in bodies)
         outcome = parse([data + GET[:9], GET[9:]])
         assert [request.body for request in outcome.requests] == [*bodies, b""]
+        judge_module._judges.clear()
         assert feeds[0] == len(data)
 
     def test_a_body_of_known_length_in_pieces(self) -> None:
