@@ -13,7 +13,7 @@ HANGUP: Final = 0x2000
 GONE: Final = 0x0018
 """An error, or both sides are down: there is nobody to send to."""
 
-_MAX_EVENTS: Final = 256
+_MAX_EVENTS: Final = 16
 
 
 class Readiness(Protocol):

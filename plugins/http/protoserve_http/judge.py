@@ -32,6 +32,25 @@ class Judge:
         return self._whole == count
 
 
+_IN_TARGET: Final = b"GET /%b%ca HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def _bytes_of_targets() -> bytes:
+    judge = Judge()
+    found = bytearray()
+    for byte in set(range(256)) - set(b"#"):  # a fragment is no part of a target
+        if not all(judge.takes(_IN_TARGET % (before, byte), 1) for before in (b"", b"?a")):
+            judge = Judge()
+        else:
+            found.append(byte)
+    return bytes(found)
+
+
+BYTES_OF_TARGETS: Final = _bytes_of_targets()
+"""Those that llhttp takes wherever they stand in a path or a query: it was asked of each. So a
+target that begins with a slash and has no others need not be put to it again."""
+
+
 # Those that nobody uses: as many as there were ever threads that asked at once. A thread takes
 # one out while it has it; that, and putting it back, is one step of a list.
 _judges: Final[list[Judge]] = []

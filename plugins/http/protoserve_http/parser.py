@@ -41,7 +41,7 @@ from protoserve_http.heads import (
     judge_method,
     with_host,
 )
-from protoserve_http.judge import are_requests
+from protoserve_http.judge import BYTES_OF_TARGETS, are_requests
 from protoserve_http.messages import Http10Request, HttpRequest
 from protoserve_http.serialiser import farewell
 
@@ -65,6 +65,11 @@ _END: Final = b"\r\n\r\n"
 
 _ANY_FIELDS: Final = b"\r\nHost: a\r\n\r\n"
 """For llhttp, in place of fields that it has judged before."""
+
+_METHODS: Final = {
+    method: method for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
+}
+"""One for all requests."""
 
 _LATER: Final = re.compile(rb"HTTP/1\.[2-9]")
 
@@ -98,7 +103,8 @@ class HttpRequestParser(MessageParser[HttpRequest]):
     one that it knows, and judges the rest.
 
     There are three ways through. A request with the fields of the one before it, which llhttp has
-    judged, needs at most its request line judged (the short way). What input begins with whole
+    judged, needs at most its request line judged (the short way); and that only where it has
+    another method, or bytes that llhttp does not take everywhere. What input begins with whole
     plain requests, as nearly all does, is split, and goes to llhttp in one piece (the fast way);
     so does the head of one whose body is on its way. Where anything at all is unusual, the input
     is taken from there, or, where llhttp refuses it, again, step by step (the careful way), which
@@ -277,10 +283,13 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             words = self._split_line(line)
             if words is None or words[2] != "HTTP/1.1" or len(line) > _KEPT_LINE:
                 return self._take_plain(data, 0)
-            if not are_requests(line + _ANY_FIELDS, 1):
+            method, target, _ = words
+            if method == self._words[0] and line.translate(None, BYTES_OF_TARGETS) == b"  ":
+                method = self._words[0]  # one for both
+            elif not are_requests(line + _ANY_FIELDS, 1):
                 return self._take_plain(data, 0)
             self._line = line
-            self._words = (words[0], words[1])
+            self._words = (method, target)
         if not last.sent_again:
             self._last = last = repeated(last)
         method, target = self._words
@@ -402,6 +411,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             or (version != "HTTP/1.1" and version != "HTTP/1.0")
         ):
             return None
+        words[0] = _METHODS.get(method, method)
         return words
 
     # -- the careful way ---------------------------------------------------------------

@@ -1,0 +1,166 @@
+"""What llhttp is asked, and what it need not be asked again."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import httptools
+import pytest
+from http_exchanges import parse
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protoserve import ProtocolError
+from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser
+from protoserve_http import judge as judge_module
+from protoserve_http.judge import BYTES_OF_TARGETS, Judge, are_requests
+
+FIELDS = b"\r\nHost: a\r\nX-A: 1\r\n\r\n"
+GET = b"GET / HTTP/1.1" + FIELDS
+
+
+def said(parser: HttpRequestParser) -> Any:
+    """The next message, as far as it says what was asked; or the error's text."""
+    try:
+        message = parser.next_message()
+    except ProtocolError as error:
+        return str(error)
+    if isinstance(message, HttpRequest):
+        return message.method, message.target, dict(message.headers), message.keep_alive
+    return message
+
+
+class TestTargets:
+    @given(st.lists(st.sampled_from(BYTES_OF_TARGETS), max_size=40).map(bytes))
+    def test_llhttp_takes_what_is_made_of_its_bytes(self, rest: bytes) -> None:
+        assert Judge().takes(b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % rest, 1)
+
+    def test_of_visible_ascii_only_the_fragment_is_missing(self) -> None:
+        assert set(BYTES_OF_TARGETS) == set(range(0x21, 0x7F)) - set(b"#")
+
+    @pytest.mark.parametrize(
+        "where", [b"/%c", b"/%ca", b"/a%c", b"/?%c", b"/?a%cb", b"%c/", b"%c"]
+    )
+    @pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+    def test_each_byte_is_judged_as_on_a_new_connection(self, where: bytes, method: bytes) -> None:
+        for byte in range(256):
+            request = b"%b %b HTTP/1.1%b" % (method, where % byte, FIELDS)
+            fresh = HttpRequestParser(HTTP_SPEC.params)
+            fresh.feed(request)
+            again = HttpRequestParser(HTTP_SPEC.params)
+            again.feed(GET)
+            assert said(again)[1] == "/"
+            again.feed(request)
+            assert said(again) == said(fresh), request
+
+    @pytest.mark.parametrize(
+        "line", [b"GETX /", b"get /", b"G@T /", b"GET  /", b"PRI /", b"\x00 /"]
+    )
+    def test_another_method_is_judged(self, line: bytes) -> None:
+        request = line + b" HTTP/1.1" + FIELDS
+        fresh = HttpRequestParser(HTTP_SPEC.params)
+        fresh.feed(request)
+        again = HttpRequestParser(HTTP_SPEC.params)
+        again.feed(GET)
+        said(again)
+        again.feed(request)
+        assert said(again) == said(fresh)
+
+    def test_not_asked_again_for_another_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[bytes] = []
+        real = httptools.HttpRequestParser
+
+        class Counting:
+            def __init__(self, protocol: object) -> None:
+                self.parser = real(protocol)
+
+            def feed_data(self, data: bytes) -> None:
+                asked.append(data)
+                self.parser.feed_data(data)
+
+        judge_module._judges.clear()  # those of before do not count
+        monkeypatch.setattr(httptools, "HttpRequestParser", Counting)
+        try:
+            parser = HttpRequestParser(HTTP_SPEC.params)
+            parser.feed(GET)
+            assert said(parser)[1] == "/"
+            parser.feed(b"GET /a?b=%7E HTTP/1.1" + FIELDS)
+            assert said(parser)[:2] == ("GET", "/a?b=%7E")
+            assert asked == [GET]
+            parser.feed(b"HEAD / HTTP/1.1" + FIELDS)
+            assert said(parser)[0] == "HEAD"
+            assert len(asked) == 2
+        finally:
+            judge_module._judges.clear()
+
+
+class TestOneJudgeForAll:
+    """Between two requests it remembers nothing, whoever sent them."""
+
+    BEFORE = (
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        b"GET / HTTP/1.0\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive, close\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nConnection: close\r\n\r\nabc",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX-A\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: \x00\r\n\r\n",
+        b"BREW / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX-",
+        b"GET / HT",
+    )
+
+    @pytest.mark.parametrize("before", BEFORE)
+    @pytest.mark.parametrize("after", BEFORE)
+    def test_what_one_sent_is_nothing_to_another(self, before: bytes, after: bytes) -> None:
+        alone = parse([after])
+        parse([before])
+        other = parse([after])
+        assert [r.raw_headers for r in other.requests] == [r.raw_headers for r in alone.requests]
+        assert str(other.error) == str(alone.error)
+        assert len(parse([GET]).requests) == 1
+
+    def test_requests_that_end_the_connection_leave_none_behind(self) -> None:
+        for _ in range(3):
+            assert are_requests(
+                b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 1, last=True
+            )
+            assert are_requests(GET, 1)
+
+    def test_it_counts(self) -> None:
+        assert are_requests(GET + GET, 2)
+        assert not are_requests(GET + GET, 1)
+        assert not are_requests(GET, 2)
+        assert not are_requests(GET[:-1], 1)
+        assert are_requests(GET, 1)
+
+    def test_many_threads_ask_at_once(self) -> None:
+        good, bad = GET * 3, GET * 2 + b"GET / HTTP/1.1\r\nHost : a\r\n\r\n"
+        wrong: list[bool] = []
+
+        def ask() -> None:
+            for _ in range(300):
+                wrong.append(not are_requests(good, 3) or are_requests(bad, 3))
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(wrong) == 2400
+        assert not any(wrong)
+
+    def test_an_idle_connection_has_no_llhttp(self) -> None:
+        gc.collect()
+        before = sum(type(o) is httptools.HttpRequestParser for o in gc.get_objects())
+        parsers = [HttpRequestParser(HTTP_SPEC.params) for _ in range(50)]
+        for parser in parsers:
+            parser.feed(GET)
+            assert said(parser)[1] == "/"
+        after = sum(type(o) is httptools.HttpRequestParser for o in gc.get_objects())
+        assert after - before <= 1
