@@ -32,23 +32,22 @@ class Judge:
         return self._whole == count
 
 
-_IN_TARGET: Final = b"GET /%b%ca HTTP/1.1\r\nHost: a\r\n\r\n"
-
-
-def _bytes_of_targets() -> bytes:
+def _takes_in_targets(characters: bytes) -> bool:
+    """Whether llhttp takes each wherever it stands in a path or a query."""
     judge = Judge()
-    found = bytearray()
-    for byte in set(range(256)) - set(b"#"):  # a fragment is no part of a target
-        if not all(judge.takes(_IN_TARGET % (before, byte), 1) for before in (b"", b"?a")):
-            judge = Judge()
-        else:
-            found.append(byte)
-    return bytes(found)
+    return all(
+        judge.takes(b"GET /%b%ca HTTP/1.1\r\nHost: a\r\n\r\n" % (before, character), 1)
+        for character in characters
+        for before in (b"", b"?a")
+    )
 
 
-BYTES_OF_TARGETS: Final = _bytes_of_targets()
-"""Those that llhttp takes wherever they stand in a path or a query: it was asked of each. So a
-target that begins with a slash and has no others need not be put to it again."""
+VISIBLE: Final = bytes(character for character in range(0x21, 0x7F) if character != ord("#"))
+"""The visible characters of ASCII, but for that which begins a fragment."""
+
+TAKES_VISIBLE: Final = _takes_in_targets(VISIBLE)
+"""Whether a target that begins with a slash, and has no other characters, need not be put to
+llhttp: it was asked of each."""
 
 
 # Those that nobody uses: as many as there were ever threads that asked at once. A thread takes

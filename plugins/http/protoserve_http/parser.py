@@ -41,7 +41,7 @@ from protoserve_http.heads import (
     judge_method,
     with_host,
 )
-from protoserve_http.judge import BYTES_OF_TARGETS, are_requests
+from protoserve_http.judge import TAKES_VISIBLE, are_requests
 from protoserve_http.messages import Http10Request, HttpRequest
 from protoserve_http.serialiser import farewell
 
@@ -104,12 +104,12 @@ class HttpRequestParser(MessageParser[HttpRequest]):
 
     There are three ways through. A request with the fields of the one before it, which llhttp has
     judged, needs at most its request line judged (the short way); and that only where it has
-    another method, or bytes that llhttp does not take everywhere. What input begins with whole
-    plain requests, as nearly all does, is split, and goes to llhttp in one piece (the fast way);
-    so does the head of one whose body is on its way. Where anything at all is unusual, the input
-    is taken from there, or, where llhttp refuses it, again, step by step (the careful way), which
-    alone knows limits, codings and errors: every answer to a fault comes from one place, and does
-    not depend on how the bytes were split.
+    another method, or characters that llhttp does not take everywhere. What input begins with
+    whole plain requests, as nearly all does, is split, and goes to llhttp in one piece (the fast
+    way); so does the head of one whose body is on its way. Where anything at all is unusual, the
+    input is taken from there, or, where llhttp refuses it, again, step by step (the careful way),
+    which alone knows limits, codings and errors: every answer to a fault comes from one place, and
+    does not depend on how the bytes were split.
     """
 
     __slots__ = (
@@ -284,9 +284,13 @@ class HttpRequestParser(MessageParser[HttpRequest]):
             if words is None or words[2] != "HTTP/1.1" or len(line) > _KEPT_LINE:
                 return self._take_plain(data, 0)
             method, target, _ = words
-            if method == self._words[0] and line.translate(None, BYTES_OF_TARGETS) == b"  ":
-                method = self._words[0]  # one for both
-            elif not are_requests(line + _ANY_FIELDS, 1):
+            if not (
+                TAKES_VISIBLE
+                and method == self._words[0]
+                and line.count(b" ") == 2  # no tabs
+                and target.isascii()
+                and target.isprintable()
+            ) and not are_requests(line + _ANY_FIELDS, 1):
                 return self._take_plain(data, 0)
             self._line = line
             self._words = (method, target)
