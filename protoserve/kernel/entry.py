@@ -15,6 +15,7 @@ from protoserve.kernel.exchanges import Exchanges
 from protoserve.kernel.handing import let_lock_go
 from protoserve.kernel.intake import Intake
 from protoserve.kernel.life import FAREWELL, FORGOTTEN, LINGERING, OPEN, SHUT, TOLD, Life
+from protoserve.kernel.locking import new_lock
 from protoserve.kernel.output import OutputBuffer
 from protoserve.kernel.poller import Watched
 from protoserve.kernel.reading import read_ahead
@@ -94,8 +95,7 @@ class CommConnEntry(Watched):
         self.peername = peername
         self.fd = transport.fileno()
         self.ready = transport.ready
-        # An RLock, because it knows its owner: nobody relies on taking it twice.
-        self.lock = threading.RLock()
+        self.lock = new_lock()
         self.attached = False
         """Counted, and in the poller's care."""
         self.life = Life()

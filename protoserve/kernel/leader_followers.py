@@ -30,6 +30,7 @@ from protoserve.kernel.monitor import BLOCK_THRESHOLD, Mark, Monitor
 from protoserve.kernel.poller import Call, Callback, Poller, Watched
 
 _here: Final = get_ident
+_popleft: Final = deque.popleft  # need not be found anew
 
 
 class Worker:
@@ -256,7 +257,7 @@ class LeaderFollowers:
                 poller.wait()
                 continue
             # As Poller.run_next. With the baton, all that others may touch is taken.
-            call = ready.popleft()
+            call = _popleft(ready)
             if isinstance(call, Watched):
                 mask = call.mask
                 call.mask = 0

@@ -42,6 +42,9 @@ SUCCESS: Final = TaskState.SUCCESS
 SYS_ERROR: Final = TaskState.SYS_ERROR
 NOREPLY: Final = TaskState.NOREPLY
 
+_copy: Final = Context.copy  # need not be found anew for each request
+_run: Final[Callable[..., Any]] = Context.run
+
 TRANSMIT_TIMEOUT: Final = "TRANSMIT"
 """``timeout_reason`` when the peer stalled while the reply was written."""
 
@@ -223,14 +226,14 @@ class WFServerTask(WFNetworkTask[REQ, RESP]):
             server = self.server
             if server.observers:
                 self._started = time.monotonic()
-            self.variables = variables = server.variables.copy()
+            self.variables = variables = _copy(server.variables)
             if self._series is not None:  # somebody asked for it before
                 self._series.variables = variables
             try:
-                if self._intercept is not None and variables.run(self._intercept, self):
+                if self._intercept is not None and _run(variables, self._intercept, self):
                     outcome = None
                 else:
-                    outcome = variables.run(self._process, self)
+                    outcome = _run(variables, self._process, self)
                 if outcome is not None and outcome is not NO_WAIT and not self._take(outcome):
                     return
             except BaseException as raised:
