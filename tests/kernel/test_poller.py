@@ -96,6 +96,81 @@ def test_edges_of_both_directions(poller: Poller) -> None:
         poller.forget(ours.fileno())
 
 
+def test_what_happens_while_somebody_is_in_the_queue_is_told_with_the_rest(
+    poller: Poller,
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        calls = Calls()
+        poller.watch(ours.fileno(), calls, "conn")
+        turn(poller)
+        assert calls == [("conn", WRITABLE)]
+        theirs.send(b"x")
+        poller.poll_now()
+        theirs.shutdown(socket.SHUT_WR)
+        poller.poll_now()
+        assert len(poller.ready) == 1
+        poller.run_next()
+        assert not poller.ready
+        (_, mask) = calls[1]
+        assert mask & READABLE
+        assert mask & HANGUP
+        # What comes afterwards is told again.
+        theirs.close()
+        turn(poller)
+        assert len(calls) == 3
+        poller.forget(ours.fileno())
+
+
+def test_news_while_it_is_told_are_told_next(poller: Poller) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        masks: list[int] = []
+
+        def told(_: None, mask: int) -> None:
+            masks.append(mask)
+            if len(masks) == 1:
+                theirs.send(b"x")
+                poller.poll_now()  # as a leader that has taken over
+
+        poller.watch(ours.fileno(), told, None)
+        turn(poller)
+        assert len(masks) == 2
+        assert masks[1] & READABLE
+        poller.forget(ours.fileno())
+
+
+def test_many_at_once(poller: Poller) -> None:
+    """More than one wait tells of: each is told once, and calls have their turn meanwhile."""
+    calls = Calls()
+    with contextlib.ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(100)]
+        for ours, theirs in pairs:
+            stack.enter_context(ours)
+            stack.enter_context(theirs)
+            poller.watch(ours.fileno(), calls, ours.fileno())
+        for _ in range(101):
+            turn(poller)
+            if len(calls) == 100:
+                break
+        calls.clear()
+        for _, theirs in pairs:
+            theirs.send(b"x")
+        poller.post(calls, "posted")
+        turn(poller)
+        assert calls.arguments.count("posted") == 1
+        for _ in range(101):
+            if len(calls) == 101:
+                break
+            turn(poller)
+        assert sorted(calls.arguments, key=str) == sorted(
+            [*(ours.fileno() for ours, _ in pairs), "posted"], key=str
+        )
+        assert all(mask & READABLE for argument, mask in calls if argument != "posted")
+        for ours, _ in pairs:
+            poller.forget(ours.fileno())
+
+
 def test_forget(poller: Poller) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
