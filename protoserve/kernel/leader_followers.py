@@ -256,7 +256,8 @@ class LeaderFollowers:
             if not ready:
                 poller.wait()
                 continue
-            # As Poller.run_next. With the baton, all that others may touch is taken.
+            # As Poller.run_next; but the mask is the leader's, and taken before the baton is
+            # laid down.
             call = _popleft(ready)
             if isinstance(call, Watched):
                 mask = call.mask

@@ -100,8 +100,8 @@ class OutputBuffer:
         # First what each reply needs: the compiled build lays it out in this order.
         self.descriptor = descriptor
         """As ``Intake.descriptor``."""
-        self._buffer: Buffer | None = None  # what waits, where it is one, as nearly always...
-        self._buffers: list[Buffer] | None = None  # ... or else all that waits
+        self._buffer: Buffer | None = None  # all that waits, where a reply was one, or ...
+        self._buffers: list[Buffer] | None = None  # ... all that waits
         self._marked: CommSession | None = None  # whose reply has not all been sent, and its end
         self._marked_end = 0
         self._marks: list[tuple[CommSession, int]] | None = None  # or, of several, all
@@ -191,9 +191,9 @@ class OutputBuffer:
                     self._buffer = None
                     self.size = 0
                     self.sent += sent
-                else:
-                    self._take(sent)
-            if self._buffers is not None:
+                elif not self._take(sent):
+                    self._send_several()
+            elif self._buffers is not None:
                 self._send_several()
         except (BlockingIOError, InterruptedError):
             buffers = self._buffers
@@ -242,6 +242,8 @@ class OutputBuffer:
         self.sent += sent
         self.size -= sent
         buffers = self.buffers
+        self._buffer = None
+        self._buffers = buffers
         whole = 0
         for buffer in buffers:
             size = len(buffer)
@@ -249,11 +251,15 @@ class OutputBuffer:
                 break
             sent -= size
             whole += 1
-        self._buffer = None
-        self._buffers = buffers[whole:] or None
+        del buffers[:whole]
+        # One may have been changed while it waited (see MessageOut): then the sum is wrong.
+        if not buffers:
+            self._buffers = None
+            self.size = 0
+            return False
+        self.size = max(self.size, 1)
         if sent:
-            assert self._buffers is not None
-            self._buffers[0] = memoryview(self._buffers[0])[sent:]
+            buffers[0] = memoryview(buffers[0])[sent:]
         return sent > 0
 
     def _pass_marks(self, exchanges: Exchanges) -> bool:
@@ -267,8 +273,9 @@ class OutputBuffer:
             exchanges.tell(session, SUCCESS, 0)
             passed += 1
         if passed:
+            del marks[:passed]
             self._marked = None
-            self._marks = marks[passed:] or None
+            self._marks = marks or None
         return passed > 0
 
     def take_marks(self) -> list[tuple[CommSession, int]]:

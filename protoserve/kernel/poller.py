@@ -19,10 +19,13 @@ from itertools import count
 from math import inf
 from typing import Any, Final, TypeAlias
 
-from protoserve.kernel.readiness import Readiness, open_readiness
+from protoserve.kernel.readiness import MOST_EVENTS, Readiness, open_readiness
 
 _MAX_CANCELED: Final = 128
 """Cancelled timers that may stay in the heap until their time comes."""
+
+_FULL_WAITS: Final = 15
+"""Waits that bring events only, as long as there are so many."""
 
 Callback: TypeAlias = Callable[[Any, int], object]
 """Called with its argument and a mask of the bits above (0 for a call)."""
@@ -38,8 +41,8 @@ Ready: TypeAlias = "Watched | Call"
 
 
 class Watched:
-    """Who is told that a descriptor has become ready. ``mask`` is what of, as long as it is in
-    the queue, and the leader's."""
+    """Who is told that a descriptor has become ready: one for each. ``mask``: what it has become
+    since it was queued; 0 when it is not. The leader's."""
 
     __slots__ = ("mask",)
 
@@ -75,6 +78,7 @@ class Poller:
     __slots__ = (
         "_canceled",
         "_ends",
+        "_full",
         "_lock",
         "_order",
         "_posted",
@@ -109,6 +113,7 @@ class Poller:
         self.ready: deque[Ready] = deque()
         self.now = clock()
         self.turns = 0
+        self._full = 0  # waits that brought as much as they may, one after the other
         self.waiting = False
         self._wake_in, self._wake_out = os.pipe()
         os.set_blocking(self._wake_in, False)
@@ -121,12 +126,13 @@ class Poller:
         """Call ``callback(argument, mask)`` whenever ``fd`` becomes ready, until forgotten.
 
         Edges, not levels: the callback reads or writes until it would block, or arranges
-        to be called again. Raises ``OSError`` when the system refuses.
+        to be called again; several may come as one call. Raises ``OSError`` when the system
+        refuses.
         """
-        self.tell(fd, _Caller(callback, argument))
+        self.register(fd, _Caller(callback, argument))
 
-    def tell(self, fd: int, watched: Watched) -> None:
-        """The same for ``watched.on_ready``: one object for all descriptors would not do."""
+    def register(self, fd: int, watched: Watched) -> None:
+        """The same for ``watched.on_ready``; every descriptor has a ``watched`` of its own."""
         self._watched[fd] = watched
         try:
             self._readiness.add(fd)
@@ -259,6 +265,11 @@ class Poller:
                 if not watched.mask:  # else it is in the queue already
                     ready.append(watched)
                 watched.mask |= mask
+        if len(events) >= MOST_EVENTS and self._full < _FULL_WAITS:
+            # There are more, and calls have no more turns than if all had come at once.
+            self._full += 1
+            return
+        self._full = 0
         if self._posted or self._timers:
             with self._lock:
                 # All of it and no more: what these calls post belongs to the next turn,

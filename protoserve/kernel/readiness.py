@@ -13,7 +13,9 @@ HANGUP: Final = 0x2000
 GONE: Final = 0x0018
 """An error, or both sides are down: there is nobody to send to."""
 
-_MAX_EVENTS: Final = 16
+MOST_EVENTS: Final = 16
+"""Events that one wait tells of: what is made for so many requests stays in the processor's
+nearest caches until the next."""
 
 
 class Readiness(Protocol):
@@ -43,7 +45,7 @@ if sys.platform == "linux":
             self._epoll.unregister(fd)
 
         def poll(self, timeout: float) -> list[tuple[int, int]]:
-            return self._epoll.poll(timeout, _MAX_EVENTS)
+            return self._epoll.poll(timeout, MOST_EVENTS)
 
         def fileno(self) -> int:
             return self._epoll.fileno()
@@ -76,7 +78,7 @@ else:  # pragma: no cover - BSD and macOS
                     continue
 
         def poll(self, timeout: float) -> list[tuple[int, int]]:
-            events = self._kqueue.control(None, _MAX_EVENTS, None if timeout < 0 else timeout)
+            events = self._kqueue.control(None, 2 * MOST_EVENTS, None if timeout < 0 else timeout)
             masks: dict[int, int] = {}
             for event in events:
                 mask = READABLE if event.filter == select.KQ_FILTER_READ else WRITABLE

@@ -420,7 +420,7 @@ def begin(entry: CommConnEntry) -> None:
             seconds = deadline.first_wait
             deadline.arm(FIRST, inf if seconds is None else communicator.clock() + seconds)
         try:
-            communicator.poller.tell(entry.fd, entry)
+            communicator.poller.register(entry.fd, entry)
         except OSError as error:
             shut(entry, CloseReason.NOT_WATCHED, errno.ENOMEM, error.strerror)
     if entry.life.rung > OPEN:

@@ -271,6 +271,56 @@ def test_a_buffer_that_is_released_before_it_is_sent(
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("size", [0, 4, 99, 101, 200])
+def test_a_buffer_that_changes_before_it_is_sent_leaves_nothing_behind(
+    engine: MemoryEngine, size: int
+) -> None:
+    data = bytearray(b"x" * 100)
+    replies: list[Any] = [data, b"next\n"]
+    service = LineService(lambda session: session.reply(replies.pop(0)))
+    peer = engine.connect(service, room=0)
+    peer.send(b"a\n")
+    engine.run()
+    output = connection_of(service).entry.output
+    data[:] = b"y" * size
+    for step in (100, None):
+        peer.read(step)
+        engine.run()
+    assert peer.received == b"y" * size
+    assert not output.pending
+    assert output.buffers == []
+    assert service.sessions[0].states[-1] == (SUCCESS, 0)
+    peer.send(b"b\n")
+    engine.run()
+    assert peer.received == b"y" * size + b"next\n"
+    assert not output.pending
+    assert not peer.closed
+
+
+def test_what_is_sent_in_part_is_not_tried_again_at_once(engine: MemoryEngine) -> None:
+    service = LineService(lambda session: session.reply(b"x" * 100))
+    peer = engine.connect(service, room=40)
+    peer.send(b"a\n")
+    engine.run()
+    assert (len(peer.received), peer.sends) == (40, 1)
+
+
+def test_many_small_buffers_are_not_copied_with_each_send(engine: MemoryEngine) -> None:
+    service = LineService(lambda session: session.reply([b"0123456789"] * 20_000))
+    peer = engine.connect(service, room=0)
+    peer.send(b"a\n")
+    engine.run()
+    output = connection_of(service).entry.output
+    waits = output.buffers
+    peer.read(1000)
+    engine.run()
+    assert output.buffers is waits
+    peer.read(None)
+    engine.run()
+    assert len(peer.received) == 200_000
+    assert not output.pending
+
+
 def test_feedback_keeps_its_place(engine: MemoryEngine) -> None:
     service = LineService(later)
     peer = engine.connect(service)

@@ -12,10 +12,11 @@ from http_exchanges import parse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protoserve import ProtocolError
-from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser
+from protoserve import NEED_DATA, Arriving, ProtocolError
+from protoserve_http import HTTP_SPEC, HttpParams, HttpRequest, HttpRequestParser
 from protoserve_http import judge as judge_module
 from protoserve_http.judge import VISIBLE, Judge, are_requests
+from protoserve_http.streaming import new_parser
 
 FIELDS = b"\r\nHost: a\r\nX-A: 1\r\n\r\n"
 GET = b"GET / HTTP/1.1" + FIELDS
@@ -158,6 +159,23 @@ class TestOneJudgeForAll:
         assert len(wrong) == 2400
         assert not any(wrong)
 
+    @pytest.mark.parametrize(
+        "request_", [b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", b"X" + GET]
+    )
+    def test_what_is_of_no_more_use_is_freed_at_once(self, request_: bytes) -> None:
+        gc.collect()
+        gc.disable()
+        try:
+            are_requests(GET, 1)
+            before = sum(type(o) in (Judge, httptools.HttpRequestParser) for o in gc.get_objects())
+            for _ in range(20):
+                parse([request_])
+            are_requests(GET, 1)
+            after = sum(type(o) in (Judge, httptools.HttpRequestParser) for o in gc.get_objects())
+        finally:
+            gc.enable()
+        assert after <= before
+
     def test_an_idle_connection_has_no_llhttp(self) -> None:
         gc.collect()
         before = sum(type(o) is httptools.HttpRequestParser for o in gc.get_objects())
@@ -167,3 +185,18 @@ class TestOneJudgeForAll:
             assert said(parser)[1] == "/"
         after = sum(type(o) is httptools.HttpRequestParser for o in gc.get_objects())
         assert after - before <= 1
+
+
+def test_a_closed_parser_has_nothing() -> None:
+    for fed in (b"GET /x", GET[:-3], b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n1"):
+        for params in (HTTP_SPEC.params, HttpParams(stream_bodies=True)):
+            parser = new_parser(params)
+            parser.feed(fed)
+            parser.close()
+            parser.feed(GET)
+            assert parser.partial is False
+            assert parser.timeout_reply() == b""
+            message = parser.next_message()
+            while message is not NEED_DATA:
+                assert isinstance(message, Arriving)
+                message = parser.next_message()

@@ -8,28 +8,39 @@ import httptools
 
 
 class Judge:
-    """One llhttp (httptools) for whole requests, of whichever connection: between two of them it
-    remembers nothing."""
+    """One llhttp (httptools) for whole requests, of whichever connection: when it has taken
+    some, it remembers nothing of them, unless the last says that its connection ends."""
 
-    __slots__ = ("_parser", "_whole")
+    __slots__ = ("_begun", "_parser", "_whole")
 
     def __init__(self) -> None:
+        self._begun = 0
         self._whole = 0
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
 
-    # llhttp's only callback. It has no others, so that no objects are made for them.
+    # llhttp's only callbacks. It has no others, so that no objects are made for them.
+    def on_message_begin(self) -> None:
+        """Called by httptools."""
+        self._begun += 1
+
     def on_message_complete(self) -> None:
         """Called by httptools."""
         self._whole += 1
 
     def takes(self, data: bytes, count: int) -> bool:
-        """Whether ``data`` are so many requests. If not, this is of no more use."""
-        self._whole = 0
+        """Whether ``data`` are so many requests, and nothing is left of them. If not, this is of
+        no more use."""
+        self._begun = self._whole = 0
         try:
+            assert self._parser is not None
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             return False
-        return self._whole == count
+        return self._begun == self._whole == count
+
+    def drop(self) -> None:
+        """It is of no more use: the two do not keep each other."""
+        self._parser = None
 
 
 def _takes_in_targets(characters: bytes) -> bool:
@@ -46,7 +57,7 @@ VISIBLE: Final = bytes(character for character in range(0x21, 0x7F) if character
 """The visible characters of ASCII, but for that which begins a fragment."""
 
 TAKES_VISIBLE: Final = _takes_in_targets(VISIBLE)
-"""Whether a target that begins with a slash, and has no other characters, need not be put to
+"""Whether a target that begins with a slash, and has no characters but these, need not be put to
 llhttp: it was asked of each."""
 
 
@@ -62,8 +73,9 @@ def are_requests(data: bytes, count: int, *, last: bool = False) -> bool:
         judge = _judges.pop()
     except IndexError:
         judge = Judge()
-    if not judge.takes(data, count):
-        return False
-    if not last:
+    taken = judge.takes(data, count)
+    if taken and not last:
         _judges.append(judge)
-    return True
+    else:
+        judge.drop()
+    return taken

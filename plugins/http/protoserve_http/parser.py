@@ -97,7 +97,8 @@ class HttpRequestParser(MessageParser[HttpRequest]):
     """The parser of one connection (RFC 9112), strict in everything that has to do with
     where a request ends.
 
-    llhttp (httptools) judges every head, and the trailers as one; it is given nothing else.
+    llhttp (httptools) judges all that is new in a head, and the trailers as one; it is given
+    nothing else.
     It does not tell how much it consumed, so the ends of heads and bodies are found here.
     It knows a list of methods and of versions; where others are served as well, it is told
     one that it knows, and judges the rest.
@@ -246,6 +247,7 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         """The connection has closed."""
         self._error = None
         self._state = _CLOSED
+        self._head = b""
         self._parser = None
 
     def timeout_reply(self) -> bytes | ProtocolError:
@@ -389,7 +391,8 @@ class HttpRequestParser(MessageParser[HttpRequest]):
         return stop
 
     def _begins_with(self, data: bytes, heads: int) -> bool:
-        """Whether ``data`` are so many heads, the last of a request whose body is on its way."""
+        """Whether ``data`` are whole requests, and the head of one whose body is on its way; so
+        many heads in all."""
         self._renew()
         try:
             self._judge(data)

@@ -43,6 +43,7 @@ class StreamingRequestParser(HttpRequestParser):
         """The connection has closed."""
         super().close()
         self._stream = None
+        self._announced = 0
 
     def _begin(self, request: HttpRequest, framing: Framing, size: int) -> None:
         if not (framing.chunked or framing.length):
