@@ -19,6 +19,7 @@ from protoserve.kernel.communicator import Communicator
 from protoserve.kernel.connection import CommConnection
 from protoserve.kernel.incoming import IncomingStream
 from protoserve.kernel.life import CallbackHandle
+from protoserve.kernel.native import NativeParser
 from protoserve.kernel.scheduler import CommScheduler, get_scheduler
 from protoserve.kernel.service import CommService
 from protoserve.kernel.session import CommSession, TaskState
@@ -94,6 +95,7 @@ __all__ = [
     "MailboxTask",
     "MessageOut",
     "MessageParser",
+    "NativeParser",
     "NeedData",
     "ParallelWork",
     "Piece",

@@ -277,7 +277,7 @@ class Communicator:
                         if type(message) is Fault:
                             raise message.error
                     else:
-                        message = intake.parser.next_message()
+                        message = intake.next_message()
                 except BaseException as error:
                     if others:
                         intake.put_back(Fault(error))  # they reply before

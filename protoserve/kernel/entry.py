@@ -154,7 +154,7 @@ class CommConnEntry(Watched):
                 if size < intake.short_read and not intake.ends:
                     intake.readable = False  # the next edge announces more
                 intake.bytes_in += size
-                intake.parser.feed(data)
+                intake.feed(data)
             elif not self._take_end():
                 return
             intake.more = True
@@ -263,7 +263,7 @@ class CommConnEntry(Watched):
         before, rest = intake.parser, b""
         try:
             rest = before.leftover()
-            intake.parser = protocol.new_parser()
+            intake.use(protocol.new_parser())
             before.close()
             self.protocol = protocol
             self.connection.state = None
@@ -276,7 +276,7 @@ class CommConnEntry(Watched):
             intake.mark = intake.bytes_in - len(rest)
             self.greet()
             if rest:
-                intake.parser.feed(rest)  # of which it is asked when a greeting is out
+                intake.feed(rest)  # of which it is asked when a greeting is out
             if intake.eof:
                 intake.parser.feed_eof()
         except BaseException:

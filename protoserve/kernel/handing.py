@@ -153,7 +153,7 @@ def hear(entry: CommConnEntry, word: Any, now: float) -> float:
         return 0.0
     # The reply that it waited for is given: ask again.
     try:
-        message = intake.parser.next_message()
+        message = intake.next_message()
     except BaseException as error:
         message = Fault(error)
     if message is HOLD:

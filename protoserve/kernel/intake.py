@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from protoserve.kernel.descriptor import NOWHERE, Descriptor
 from protoserve.kernel.incoming import IncomingStream
+from protoserve.kernel.native import NativeParser
 from protoserve.kernel.readiness import GONE, HANGUP
 from protoserve.protocol import HOLD, NEED_DATA, Arriving, MessageParser
 
@@ -33,6 +34,11 @@ def _nothing_yet(_: int) -> bytes:
     raise BlockingIOError(errno.EAGAIN, "it is not read yet")
 
 
+def native(parser: object) -> NativeParser[Any] | None:
+    """The same, where it can be called without asking Python."""
+    return parser if isinstance(parser, NativeParser) else None
+
+
 class Fault:
     """In the queue of parsed requests: what the parser raised after them."""
 
@@ -52,6 +58,7 @@ class Intake:
     __slots__ = (
         "_descriptor",
         "_fault",
+        "_native",
         "_recv",
         "arriving",
         "bytes_in",
@@ -77,6 +84,7 @@ class Intake:
         """What is read from instead of ``recv``, where it is somewhere; see
         ``plain_descriptor``."""
         self.parser = parser
+        self._native = native(parser)
         self.large = descriptor is NOWHERE
         """Whether the next read asks for all of ``RECEIVE_SIZE``."""
         self.readable = False
@@ -103,6 +111,31 @@ class Intake:
         self._fault: OSError | None = None  # to be told by the next read
         self.recv = self._recv = transport.recv
         self._descriptor = descriptor
+
+    def use(self, parser: MessageParser[Any]) -> None:
+        """From now on it is this parser's."""
+        self.parser = parser
+        self._native = native(parser)
+
+    def feed(self, data: bytes) -> None:
+        """The parser takes it. Raises what that does."""
+        if self._native is not None:
+            self._native.feed(data)
+        else:
+            self.parser.feed(data)
+
+    def next_message(self) -> Any:
+        """What the parser says. Raises what that does."""
+        if self._native is not None:
+            return self._native.next_message()
+        return self.parser.next_message()
+
+    @property
+    def partial(self) -> Any:
+        """Whether the parser holds an unfinished request. Raises what that does."""
+        if self._native is not None:
+            return self._native.partial
+        return self.parser.partial
 
     def hold(self) -> None:
         """Read nothing, and ask the parser for nothing, until ``go_on``."""
@@ -144,7 +177,7 @@ class Intake:
             queue = self.queue = deque()
         try:
             while len(queue) < limit and not self.blocked:
-                message = self.parser.next_message()
+                message = self.next_message()
                 if message is NEED_DATA:
                     # It may be the reply that the parser waits for: it is asked again.
                     return True
@@ -173,10 +206,10 @@ class Intake:
         except OSError:  # nothing, or nobody
             self.readable = False
         try:
-            message = self.parser.next_message() if self.more else NEED_DATA
+            message = self.next_message() if self.more else NEED_DATA
             if message is HOLD:
-                message = self.parser.next_message()
-            return message is not NEED_DATA or self.parser.partial
+                message = self.next_message()
+            return message is not NEED_DATA or self.partial
         except BaseException:  # what it is does not matter any more
             return True
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from protoserve.tasks.series import SeriesWork
 
 
-def lacking(task: SubTask, method: str) -> NotImplementedError:
+def lacking(made: object, method: str) -> NotImplementedError:
     """What is raised by an abstract method: compiled classes can be instantiated without it."""
-    return NotImplementedError(f"{type(task).__name__} needs a method {method}()")
+    return NotImplementedError(f"{type(made).__name__} needs a method {method}()")
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

@@ -93,7 +93,7 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
         deadline.clear()
         if exchanges.others and not intake.more and not exchanges.crowded:
             try:
-                if intake.parser.partial:
+                if intake.partial:
                     _await_rest(entry, now or entry.communicator.clock())
             except BaseException:
                 _partial_failed(entry)
@@ -102,7 +102,7 @@ def settle(entry: CommConnEntry, now: float = 0.0, *, used: bool = False) -> Non
     if not now:
         now = entry.communicator.clock()
     try:
-        partial = intake.parser.partial
+        partial = intake.partial
     except BaseException:
         _partial_failed(entry)
         return

@@ -15,7 +15,7 @@ from protoserve import (
     Arriving,
     Feedback,
     Hold,
-    MessageParser,
+    NativeParser,
     NeedData,
     ProtocolError,
     ServerParams,
@@ -93,7 +93,7 @@ Message: TypeAlias = _Said | NeedData
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class HttpRequestParser(MessageParser[HttpRequest]):
+class HttpRequestParser(NativeParser[HttpRequest]):
     """The parser of one connection (RFC 9112), strict in everything that has to do with
     where a request ends.
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import hiredis
 from mypy_extensions import mypyc_attr
 
-from protoserve import NEED_DATA, MessageParser, NeedData, ProtocolError, ServerParams
+from protoserve import NEED_DATA, NativeParser, NeedData, ProtocolError, ServerParams
 from protoserve_redis.framing import Framing, FramingError, split_inline
 from protoserve_redis.messages import RedisRequest
 
@@ -25,7 +25,7 @@ _UNFINISHED: Final = object()
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class RedisParser(MessageParser[RedisRequest]):
+class RedisParser(NativeParser[RedisRequest]):
     """The parser of one connection: RESP arrays of strings, and inline commands.
 
     There are two ways through. Input of whole, small requests without line ends in their
