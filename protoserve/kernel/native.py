@@ -13,9 +13,9 @@ from protoserve.protocol import REQ, MessageParser
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class NativeParser(MessageParser[REQ], Generic[REQ]):
-    """A :class:`~protoserve.protocol.MessageParser` for plugins that are compiled by mypyc, as
-    HTTP's and Redis' are: where the engine is, too, the three methods that each request passes
-    through are called as C functions.
+    """A :class:`~protoserve.protocol.MessageParser` for plugins that are compiled by mypyc:
+    where the engine is, too, the three methods that each request passes through are called as C
+    functions.
 
     In Python it is a ``MessageParser`` like any other, but for one thing: in the compiled build
     these methods have to return what they say (``feed`` nothing, ``partial`` a ``bool``), or

@@ -24,6 +24,7 @@ from protoserve import (
     InstalledPlugin,
     MessageOut,
     MessageParser,
+    NativeParser,
     NeedData,
     PluginError,
     Processor,
@@ -76,6 +77,25 @@ class Lines(MessageParser[str]):
 
     def timeout_reply(self) -> bytes:
         return b"too slow\n"
+
+
+class CompiledLines(NativeParser[str]):
+    def __init__(self) -> None:
+        self.data = b""
+
+    def feed(self, data: bytes) -> None:
+        self.data += data
+
+    def next_message(self) -> str | NeedData:
+        line, end, rest = self.data.partition(b"\n")
+        if not end:
+            return NEED_DATA
+        self.data = rest
+        return line.decode()
+
+    @property
+    def partial(self) -> bool:
+        return bool(self.data)
 
 
 class Wait(Feedback):
