@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httptools
 import pytest
 
 from protoserve import HOLD, NEED_DATA, Feedback, MessageParser, ProtocolError, ServerParams
 from protoserve.testing import MemoryEngine, connection_of
-from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser, HttpServerTask, WFHttpServer
+from protoserve_http import (
+    HTTP_SPEC,
+    HttpRequest,
+    HttpRequestParser,
+    HttpServerTask,
+    WFHttpServer,
+    judge,
+)
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "http"
 
@@ -129,3 +138,25 @@ def sent(task: HttpServerTask) -> tuple[bytes, dict[bytes, bytes], bytes]:
     fields = dict(field.split(b": ", 1) for field in lines)
     assert len(fields) == len(lines)
     return line, fields, body
+
+
+@contextlib.contextmanager
+def counted_feeds(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
+    """What every llhttp is fed that is made meanwhile, in order."""
+    feeds: list[bytes] = []
+    real = httptools.HttpRequestParser
+
+    class Counting:
+        def __init__(self, protocol: object) -> None:
+            self.parser = real(protocol)
+
+        def feed_data(self, data: bytes) -> None:
+            feeds.append(data)
+            self.parser.feed_data(data)
+
+    judge._judges.clear()  # those of before are not counted
+    monkeypatch.setattr(httptools, "HttpRequestParser", Counting)
+    try:
+        yield feeds
+    finally:
+        judge._judges.clear()

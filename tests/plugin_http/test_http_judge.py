@@ -8,7 +8,7 @@ from typing import Any
 
 import httptools
 import pytest
-from http_exchanges import parse
+from http_exchanges import counted_feeds, parse
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,20 +73,7 @@ class TestTargets:
         assert said(again) == said(fresh)
 
     def test_not_asked_again_for_another_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        asked: list[bytes] = []
-        real = httptools.HttpRequestParser
-
-        class Counting:
-            def __init__(self, protocol: object) -> None:
-                self.parser = real(protocol)
-
-            def feed_data(self, data: bytes) -> None:
-                asked.append(data)
-                self.parser.feed_data(data)
-
-        judge_module._judges.clear()  # those of before do not count
-        monkeypatch.setattr(httptools, "HttpRequestParser", Counting)
-        try:
+        with counted_feeds(monkeypatch) as asked:
             parser = HttpRequestParser(HTTP_SPEC.params)
             parser.feed(GET)
             assert said(parser)[1] == "/"
@@ -96,8 +83,6 @@ class TestTargets:
             parser.feed(b"HEAD / HTTP/1.1" + FIELDS)
             assert said(parser)[0] == "HEAD"
             assert len(asked) == 2
-        finally:
-            judge_module._judges.clear()
 
 
 class TestOneJudgeForAll:

@@ -7,14 +7,13 @@ import weakref
 
 import httptools
 import pytest
-from http_exchanges import every_byte, parse
+from http_exchanges import counted_feeds, every_byte, parse
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protoserve import HOLD, NEED_DATA, Feedback, ProtocolError
 from protoserve_http import HTTP_SPEC, HttpRequest, HttpRequestParser
 from protoserve_http import fields as fields_module
-from protoserve_http import judge as judge_module
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 LINES = [b"GET / HTTP/1.1", b"GET /other HTTP/1.1", b"POST / HTTP/1.1", b"GET / HTTP/1.0"]
@@ -307,28 +306,13 @@ class TestFastWay:
     def test_llhttp_is_fed_once_for_requests_with_bodies(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        feeds: list[int] = []
-        real = httptools.HttpRequestParser
-
-        class Counting:
-            def __init__(self, protocol: object) -> None:
-                self.parser = real(protocol)
-
-            def feed_data(self, data: bytes) -> None:
-                feeds.append(len(data))
-                self.parser.feed_data(data)
-
-        judge_module._judges.clear()  # those of before are not counted
-        monkeypatch.setattr(httptools, "HttpRequestParser", Counting)
         post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b"
         bodies = [b"x" * 5, b"\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"]
         data = b"".join(post % (len(body), body) for body in bodies)
-        try:
+        with counted_feeds(monkeypatch) as feeds:
             outcome = parse([data + GET[:9], GET[9:]])
-        finally:
-            judge_module._judges.clear()
         assert [request.body for request in outcome.requests] == [*bodies, b""]
-        assert feeds[0] == len(data)
+        assert len(feeds[0]) == len(data)
 
     def test_a_body_of_known_length_in_pieces(self) -> None:
         body = bytes(range(256)) * 300

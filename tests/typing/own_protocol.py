@@ -80,22 +80,18 @@ class Lines(MessageParser[str]):
 
 
 class CompiledLines(NativeParser[str]):
-    def __init__(self) -> None:
-        self.data = b""
+    def __init__(self, params: ServerParams) -> None:
+        self.lines = Lines(params)
 
     def feed(self, data: bytes) -> None:
-        self.data += data
+        self.lines.feed(data)
 
-    def next_message(self) -> str | NeedData:
-        line, end, rest = self.data.partition(b"\n")
-        if not end:
-            return NEED_DATA
-        self.data = rest
-        return line.decode()
+    def next_message(self) -> str | NeedData | Feedback:
+        return self.lines.next_message()
 
     @property
     def partial(self) -> bool:
-        return bool(self.data)
+        return self.lines.partial
 
 
 class Wait(Feedback):
