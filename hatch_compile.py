@@ -58,6 +58,7 @@ MODULES = {
         "fields",
         "heads",
         "judge",
+        "lines",
         "messages",
         "parser",
         "serialiser",

@@ -82,7 +82,11 @@ class TestTargets:
             assert asked == [GET]
             parser.feed(b"HEAD / HTTP/1.1" + FIELDS)
             assert said(parser)[0] == "HEAD"
-            assert len(asked) == 2
+            assert asked == [GET]
+            for method in ("REPORT", "SEARCH"):
+                parser.feed(b"%b / HTTP/1.1" % method.encode() + FIELDS)
+                assert said(parser)[0] == method
+            assert len(asked) == 3
 
 
 class TestOneJudgeForAll:

@@ -41,7 +41,8 @@ from protoserve_http.heads import (
     judge_method,
     with_host,
 )
-from protoserve_http.judge import TAKES_VISIBLE, are_requests
+from protoserve_http.judge import are_requests
+from protoserve_http.lines import RequestLine, judged, recalled, remember, taken_apart
 from protoserve_http.messages import Http10Request, HttpRequest
 from protoserve_http.serialiser import farewell
 
@@ -51,8 +52,6 @@ MAX_BLANK: Final = 4 * 1024
 CONTINUE: Final = Feedback(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 _FAST_SIZE: Final = 64 * 1024
-_KEPT_LINE: Final = 512
-"""Bytes of a request line that a connection keeps while it waits for the next."""
 
 _SMALL: Final = 1024  # where to copy what follows a head costs less than to look for its end
 
@@ -62,14 +61,6 @@ _LARGE_PIECE: Final = 4 * 1024  # of a body; smaller ones do not wait as objects
 
 _NOTHING: Final = NEED_DATA  # a name of this module is found faster in the compiled build
 _END: Final = b"\r\n\r\n"
-
-_ANY_FIELDS: Final = b"\r\nHost: a\r\n\r\n"
-"""For llhttp, in place of fields that it has judged before."""
-
-_METHODS: Final = {
-    method: method for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
-}
-"""One for all requests."""
 
 _LATER: Final = re.compile(rb"HTTP/1\.[2-9]")
 
@@ -114,6 +105,7 @@ class HttpRequestParser(NativeParser[HttpRequest]):
     """
 
     __slots__ = (
+        "_alike",
         "_blank",
         "_body",
         "_chunks",
@@ -125,7 +117,6 @@ class HttpRequestParser(NativeParser[HttpRequest]):
         "_last",
         "_left",
         "_limit",
-        "_line",
         "_line_feeds",
         "_parser",
         "_queue",
@@ -136,7 +127,6 @@ class HttpRequestParser(NativeParser[HttpRequest]):
         "_state",
         "_taken",
         "_used",
-        "_words",
     )
 
     _collects: bool = True
@@ -151,8 +141,7 @@ class HttpRequestParser(NativeParser[HttpRequest]):
         self._head = b""  # the request line, or what is there of it
         # Of the last request that the fast way took, for the next that begins or goes on alike:
         self._last: HeaderBlock | None = None  # its fields
-        self._line = b""  # its request line, where nothing but these fields followed
-        self._words = ("", "")  # method and target
+        self._alike = False  # whether nothing but these fields followed its request line
         self._blank = 0
         limit = params.request_size_limit
         self._fast_size = _FAST_SIZE if limit is None else min(_FAST_SIZE, limit)
@@ -262,46 +251,47 @@ class HttpRequestParser(NativeParser[HttpRequest]):
         """Take what ``data`` begins with and the short and the fast way can take; returns how much
         that is. Many clients send the same fields with every request."""
         last = self._last
-        if last is None or not self._line:
+        if last is None or not self._alike:
             return self._take_plain(data, 0)
         fields = last.text
-        length = len(self._line) + len(fields)
-        if size > length and data.startswith(head := self._line + fields):
-            if not last.sent_again:
-                self._last = last = repeated(last)
-            method, target = self._words
-            self._blank = pos = 0
-            while True:
-                self._say(HttpRequest(method, target, last, True))
-                pos += length
-                if pos == size:
-                    return pos
-                if not data.startswith(head, pos):
-                    return self._take_plain(data, pos)
+        line_end = size - len(fields)
+        if line_end > len(fields):
+            return self._take_alike(data, size, fields)
         if not data.endswith(fields):
             return self._take_plain(data, 0)
-        line = data[: size - len(fields)]
-        if line != self._line:
-            words = self._split_line(line)
-            if words is None or words[2] != "HTTP/1.1" or len(line) > _KEPT_LINE:
-                return self._take_plain(data, 0)
-            method, target, _ = words
-            if not (
-                TAKES_VISIBLE
-                and method == self._words[0]
-                and line.count(b" ") == 2  # no tabs
-                and target.isascii()
-                and target.isprintable()
-            ) and not are_requests(line + _ANY_FIELDS, 1):
-                return self._take_plain(data, 0)
-            self._line = line
-            self._words = (method, target)
+        text = data[:line_end]
+        line = recalled(text) or judged(text)
+        if line is None or not line.modern:
+            return self._take_plain(data, 0)
         if not last.sent_again:
             self._last = last = repeated(last)
-        method, target = self._words
-        self._say(HttpRequest(method, target, last, True))
+        self._say(HttpRequest(line.method, line.target, last, True))
         self._blank = 0
         return size
+
+    def _take_alike(self, data: bytes, size: int, fields: bytes) -> int:
+        """The same where there may be several requests with these fields."""
+        pos = 0
+        while pos < size:
+            line_end = data.find(b"\r\n", pos)
+            if not data.startswith(fields, line_end):
+                break
+            text = data[pos:line_end]
+            line = recalled(text) or judged(text)
+            if line is None or not line.modern:
+                break
+            last = self._last
+            assert last is not None
+            if not last.sent_again:
+                self._last = last = repeated(last)
+            self._blank = 0
+            head = line.text + fields
+            while True:
+                self._say(HttpRequest(line.method, line.target, last, True))
+                pos += len(head)
+                if not data.startswith(head, pos):
+                    break
+        return pos if pos == size else self._take_plain(data, pos)
 
     def _take_plain(self, data: bytes, start: int) -> int:
         """Take the plain requests at ``data[start:]``: those with nothing to judge. Returns where
@@ -310,7 +300,7 @@ class HttpRequestParser(NativeParser[HttpRequest]):
         requests: list[HttpRequest] = []
         begun: HttpRequest | None = None  # one whose body is taken step by step
         last = self._last
-        last_line = b""
+        last_line: RequestLine | None = None
         pos = stop = start
         while pos < size:
             if size - pos <= _SMALL:
@@ -325,19 +315,17 @@ class HttpRequestParser(NativeParser[HttpRequest]):
                 head = data[pos:head_end]
                 end = head_end + 4
             lines = head.split(b"\r\n")
-            line = lines[0]
-            words = self._split_line(line)
-            if words is None or len(lines) > 1 + MAX_FIELDS:
+            line = recalled(lines[0]) or taken_apart(lines[0])
+            if line is None or len(lines) > 1 + MAX_FIELDS:
                 break
-            fields = HeaderBlock(data[pos + len(line) : end], lines, last)
+            fields = HeaderBlock(data[pos + len(line.text) : end], lines, last)
             facts = fields.facts
             if not facts.plain:
                 break
-            method, target, version = words
-            if version == "HTTP/1.1":
-                request = HttpRequest(method, target, fields, facts.persists)
+            if line.modern:
+                request = HttpRequest(line.method, line.target, fields, facts.persists)
             else:
-                request = Http10Request(method, target, fields, facts.persists_http10)
+                request = Http10Request(line.method, line.target, fields, facts.persists_http10)
             length = facts.length
             if length:
                 if end + length > size or not self._collects:
@@ -365,21 +353,19 @@ class HttpRequestParser(NativeParser[HttpRequest]):
         for request in requests:
             self._say(request)
         self._blank = 0
-        if last_line:
+        if last_line is not None:
             assert last is not None
+            remember(last_line)
             if not last.small:
                 self._last = None
             elif self._last is None:
                 self._last = shared(last)  # many clients ask but once
             else:
                 self._last = last
-            request = requests[-1]
-            alike = request.keep_alive and type(request) is HttpRequest and not last.facts.length
-            self._line = last_line if alike and len(last_line) <= _KEPT_LINE else b""
-            self._words = (request.method, request.target)
+            self._alike = requests[-1].keep_alive and last_line.modern and not last.facts.length
         if begun is not None:
             self._last = begun._block if begun._block.small else None
-            self._line = b""
+            self._alike = False
             line_end = data.find(b"\n", pos) + 1
             self._head = data[pos:line_end]
             self._used = stop - pos
@@ -402,24 +388,6 @@ class HttpRequestParser(NativeParser[HttpRequest]):
             seen = self._heads
             self._renew()
         return seen == heads
-
-    def _split_line(self, line: bytes) -> list[str] | None:
-        """The words of a request line, without its CR LF, if it is plain."""
-        words = line.decode("latin-1").split()
-        if len(words) != 3 or len(line) > MAX_TARGET:
-            return None
-        method, target, version = words
-        if (
-            # llhttp passes over line ends before a request line; only the careful way does too.
-            len(method) + len(target) + len(version) + 2 != len(line)
-            or target[0] != "/"
-            or "#" in target
-            or method == "CONNECT"
-            or (version != "HTTP/1.1" and version != "HTTP/1.0")
-        ):
-            return None
-        words[0] = _METHODS.get(method, method)
-        return words
 
     # -- the careful way ---------------------------------------------------------------
 

@@ -1,0 +1,103 @@
+"""Request lines of plain requests: taken apart, and those that clients repeat remembered."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from protoserve_http.heads import MAX_TARGET
+from protoserve_http.judge import TAKES_VISIBLE, are_requests
+
+_METHODS: Final = {
+    method: method
+    for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
+    if are_requests(b"%b / HTTP/1.1\r\nHost: a\r\n\r\n" % method.encode(), 1)
+}
+"""Those that llhttp takes, as it was asked; one string for all requests."""
+
+_ANY_FIELDS: Final = b"\r\nHost: a\r\n\r\n"
+"""For llhttp, behind a request line that it has yet to judge."""
+
+_REMEMBERED: Final = 32  # a power of two
+_LONGEST: Final = 256
+"""Bytes of a line that is remembered."""
+
+_SHORTEST: Final = len(b"GET / HTTP/1.1")
+
+
+class RequestLine:
+    """A request line in the origin form (RFC 9112, 3.2.1), without its CR LF, and its words.
+
+    Immutable, and shared by all requests that have this line.
+    """
+
+    __slots__ = ("method", "modern", "target", "text")
+
+    def __init__(self, text: bytes, method: str, target: str, modern: bool) -> None:
+        self.text = text
+        self.method = method
+        self.target = target
+        self.modern = modern
+        """Whether this is HTTP/1.1, not 1.0."""
+
+
+# Each place is for the last of those that belong there. Any thread: what is read is one line or
+# another, whole.
+_lines: Final[list[RequestLine | None]] = [None] * _REMEMBERED
+
+
+def _place(text: bytes) -> int:
+    """From the end of the target, where targets differ most. A line that was made to be in the
+    place of another costs no more than any that is new."""
+    return (text[-10] + 2 * text[-11] + len(text)) & (_REMEMBERED - 1)
+
+
+def remember(line: RequestLine) -> None:
+    """Keep a line that llhttp has judged, unless it is long, or has a query, which may be
+    secret."""
+    if len(line.text) <= _LONGEST and "?" not in line.target:
+        _lines[_place(line.text)] = line
+
+
+def recalled(text: bytes) -> RequestLine | None:
+    """The words of a request line, without its CR LF, if it is remembered."""
+    if len(text) < _SHORTEST:
+        return None
+    known = _lines[_place(text)]
+    return known if known is not None and known.text == text else None
+
+
+def taken_apart(text: bytes) -> RequestLine | None:
+    """The same if it is plain."""
+    words = text.decode("latin-1").split()
+    if len(words) != 3 or len(text) > MAX_TARGET:
+        return None
+    method, target, version = words
+    if (
+        # llhttp passes over line ends before a request line; only the careful way does too.
+        len(method) + len(target) + len(version) + 2 != len(text)
+        or target[0] != "/"
+        or "#" in target
+        or method == "CONNECT"
+        or (version != "HTTP/1.1" and version != "HTTP/1.0")
+    ):
+        return None
+    return RequestLine(text, _METHODS.get(method, method), target, version == "HTTP/1.1")
+
+
+def judged(text: bytes) -> RequestLine | None:
+    """The same if it is of HTTP/1.1, and llhttp takes it: for lines that nobody judges
+    afterwards."""
+    line = taken_apart(text)
+    if line is None or not line.modern:
+        return None
+    target = line.target
+    if not (
+        TAKES_VISIBLE
+        and line.method in _METHODS
+        and text.count(b" ") == 2  # no tabs
+        and target.isascii()
+        and target.isprintable()
+    ) and not are_requests(text + _ANY_FIELDS, 1):
+        return None
+    remember(line)
+    return line
