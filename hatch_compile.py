@@ -41,6 +41,7 @@ MODULES = {
         "intake",
         "leader_followers",
         "life",
+        "monitor",
         "native",
         "output",
         "poller",

@@ -347,7 +347,7 @@ class Communicator:
         entry = entry or entry_of(session)
         exchanges = entry.exchanges
         lock = entry.lock
-        lock.acquire()
+        _acquire(lock)
         before = exchanges.stream  # of another, under way in pieces
         if (exchanges.session is not session or before is not None) and not exchanges.awaits(
             session

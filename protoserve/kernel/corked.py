@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from protoserve.kernel.communicator import Communicator
     from protoserve.kernel.entry import CommConnEntry
 
-_acquire: Final = acquire  # a name of this module is found faster in the compiled build
+# Names of this module are found faster in the compiled build.
+_acquire: Final = acquire
+_append: Final = deque.append
+_popleft: Final = deque.popleft
 
 PATIENCE: Final = 0.0005
 """Seconds that a reply waits for others: a turn of a busy server is shorter."""
@@ -70,12 +73,12 @@ class Corked:
                     return False
             entries = self._entries
             output.corked = True
-            entries.append(entry)
+            _append(entries, entry)
             # Looked at afterwards: a former leader may be sending the others this moment, and
             # either it finds this one, too, or this one is found to be alone.
             if len(entries) <= 1:
                 self._since = now
-                poller.ready.append((self.send, None, 0))
+                _append(poller.ready, (self.send, None, 0))
             # Another thread may have become the leader this moment, and wait already.
             if threads is not None and threads.leader is not leader:
                 poller.post(self.send, None)
@@ -90,7 +93,7 @@ class Corked:
         now = self._communicator.clock()
         while entries:
             try:
-                entry = entries.popleft()
+                entry = _popleft(entries)
             except IndexError:  # another thread is at it, too
                 break
             _acquire(entry.lock)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable
 from itertools import count
-from time import thread_time
+from math import inf
+from time import monotonic, thread_time
 from typing import Final
 
 if sys.platform == "linux":
@@ -30,6 +31,16 @@ _SUSPICION: Final = 8
 _PROOF: Final = 2
 """Times that a handler must be seen off the CPU: once may be a busy machine's doing."""
 
+_LATELY: Final = 0.01
+"""Seconds in which two calls must be slow that have nothing else in common. One alone may be a
+busy machine's doing, which takes a thread from the CPU now and then."""
+
+_AGAIN: Final = 1.0
+"""The same for two calls of one key."""
+
+_ROUND: Final = 512
+"""Calls in which one of a key must come again, unless it is known to block."""
+
 _MOST_KEYS: Final = 1000
 """Habits kept at once; where keys are of endless variety, all start anew."""
 
@@ -46,9 +57,11 @@ class Habit:
     """What one kind of call is used to. Any thread; a count that two threads miss together
     costs one thread change."""
 
-    __slots__ = ("_age", "_left", "_seen")
+    __slots__ = ("_age", "_left", "_seen", "missed")
 
     def __init__(self) -> None:
+        self.missed = False
+        """There was no call in this round."""
         self._age = 0
         self._left = 0
         self._seen = 0
@@ -58,6 +71,11 @@ class Habit:
         """Whether the next call is expected to block."""
         return self._left > 0
 
+    @property
+    def proven(self) -> bool:
+        """Whether it was seen to block often enough."""
+        return self._seen >= _PROOF
+
     def expect_blocking(self) -> None:
         """It blocks: that was seen from outside."""
         self._age = 0
@@ -66,10 +84,11 @@ class Habit:
 
     def note(self, slow: bool, blocked: bool) -> bool:
         """A call has ended. Returns whether there is nothing worth to remember."""
+        self.missed = False
         if blocked:
             self._age = 0
             self._seen += 1
-            if self._seen >= _PROOF:
+            if self.proven:
                 self._left = _MEMORY
             return False
         if slow:
@@ -80,7 +99,7 @@ class Habit:
         elif self._left:
             self._left -= 1
         self._age += 1
-        return self._age >= (_MEMORY if self._seen >= _PROOF else _SUSPICION)
+        return self._age >= (_MEMORY if self.proven else _SUSPICION)
 
 
 class Watch:
@@ -121,20 +140,36 @@ else:  # pragma: no cover - others count them for the process only
 class Habits:
     """The habits of one server's handlers, by the protocol's key for a request.
 
-    ``known`` is empty until a handler was slow; the rest is used only then. Where handlers
-    are said never to block, nothing is learnt (``learns``). Any thread.
+    ``known`` is empty until handlers were slow, the same one twice or two at nearly the same time;
+    the rest is used only then. Where handlers are said never to block, nothing is learnt
+    (``learns``). Any thread.
     """
 
-    __slots__ = ("known", "learns")
+    __slots__ = ("_asked", "_slow", "_slow_at", "known", "learns")
 
     def __init__(self) -> None:
         self.learns = True
         self.known: dict[Hashable, Habit] = {}
+        self._asked = 0  # in this round
+        self._slow: dict[Hashable, float] = {}  # when one was, by key
+        self._slow_at = -inf  # when any was
 
     def of(self, key: Hashable) -> Habit | None:
         """The habit of this key, or else that of all who have none of their own."""
         known = self.known
+        self._asked += 1
+        if self._asked >= _ROUND:
+            self._asked = 0
+            self._forget_missing()
         return known.get(key) or known.get(OTHERS)
+
+    def _forget_missing(self) -> None:
+        """A round has ended: those that are of no use, since no call of them comes, cost every
+        request a look."""
+        for key, habit in list(self.known.items()):
+            if habit.missed and not habit.proven:
+                self.known.pop(key, None)
+            habit.missed = True
 
     def note(self, key: Hashable, slow: bool, blocked: bool) -> None:
         """A call of this key has ended: after how long, and whether off the CPU."""
@@ -144,13 +179,14 @@ class Habits:
             if own.note(slow, blocked):
                 known.pop(key, None)
             return
+        again, lately = self._slow_before(key) if slow and not blocked else (blocked, blocked)
         others = known.get(OTHERS)
         if others is None:
-            if not slow:
+            if not (again or lately):
                 return
             others = known[OTHERS] = Habit()
         # One that is fast among others that block, or slow among fast ones, is to be known.
-        if slow or others.blocks:
+        if again or others.blocks:
             if len(known) >= _MOST_KEYS:
                 known.clear()
                 known[OTHERS] = others
@@ -158,6 +194,16 @@ class Habits:
             own.note(slow, blocked)
         if others.note(slow, blocked):
             known.pop(OTHERS, None)
+
+    def _slow_before(self, key: Hashable) -> tuple[bool, bool]:
+        """A call was slow: whether one of this key was before, and whether any was lately."""
+        now = monotonic()
+        again = now - self._slow.get(key, -inf) < _AGAIN
+        lately = now - self._slow_at < _LATELY
+        if len(self._slow) >= _MOST_KEYS:
+            self._slow.clear()
+        self._slow[key] = self._slow_at = now
+        return again, lately
 
     def surprise(self, key: Hashable) -> None:
         """A call of this key was seen to block while it does: so may those behind it."""

@@ -18,6 +18,10 @@ BLOCKED_TICK: Final = 0.001
 BLOCKED_LOOKS: Final = 20
 """How many such looks there are before it is rarely looked again."""
 
+_IDLE_LOOKS: Final = 4
+"""How many looks there are at a leader that waits before the monitor rests: a busy server's events
+come in turns, and to be woken for each costs more than to look once more."""
+
 _BUSY: Final = 0.5
 """Above this share of a tick on the CPU a handler computes, and does not wait."""
 
@@ -55,13 +59,17 @@ class Monitor:
         poller = threads.poller
         seen: Mark | None = None
         cpu = looked = 0.0
-        looks = 0
+        looks = idle = 0
         while not threads.stopping:
             time.sleep(BLOCKED_TICK if looks else self._threshold)
             if poller.waiting:
                 seen = None
-                self._wait_parked()
+                idle += 1
+                if idle > _IDLE_LOOKS:
+                    self._wait_parked()
+                    idle = 0
                 continue
+            idle = 0
             if looks:
                 looks -= 1
             poller.refresh()

@@ -27,6 +27,8 @@ _MAX_CANCELED: Final = 128
 _FULL_WAITS: Final = 15
 """Waits that bring events only, as long as there are so many."""
 
+_append: Final = deque.append  # need not be found anew
+
 Callback: TypeAlias = Callable[[Any, int], object]
 """Called with its argument and a mask of the bits above (0 for a call)."""
 
@@ -263,7 +265,7 @@ class Poller:
             watched = known.get(fd)
             if watched is not None:
                 if not watched.mask:  # else it is in the queue already
-                    ready.append(watched)
+                    _append(ready, watched)
                 watched.mask |= mask
         if len(events) >= MOST_EVENTS and self._full < _FULL_WAITS:
             # There are more, and calls have no more turns than if all had come at once.

@@ -128,7 +128,8 @@ def test_no_reply_waits_for_a_handler_that_was_slow(engine: MemoryEngine) -> Non
         session.reply()
 
     service = LineService(slow)
-    service.habits.note(None, True, False)
+    for _ in range(2):
+        service.habits.note(None, True, False)
     log.clients(2)
     for peer in [engine.connect(service) for _ in range(2)]:
         peer.send(b"x\n")

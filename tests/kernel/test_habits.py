@@ -9,8 +9,12 @@ import pytest
 
 from protoserve.kernel import habits as habits_module
 from protoserve.kernel.habits import (
+    _AGAIN,
+    _LATELY,
     _MEMORY,
     _MOST_KEYS,
+    _PROOF,
+    _ROUND,
     _SUSPICION,
     OTHERS,
     Habit,
@@ -34,8 +38,9 @@ def test_nothing_is_kept_of_fast_handlers() -> None:
 
 def test_twice_off_the_cpu_is_proof_and_once_is_not() -> None:
     habits = Habits()
-    habits.note("a", True, False)  # slow; nobody looked at the CPU's clock yet
-    assert not blocks(habits, "a")
+    for _ in range(2):
+        habits.note("a", True, False)  # slow; nobody looked at the CPU's clock yet
+        assert not blocks(habits, "a")
     habits.note("a", True, True)
     assert not blocks(habits, "a")
     habits.note("a", True, True)
@@ -78,11 +83,78 @@ def test_it_is_forgotten() -> None:
 def test_a_suspicion_does_not_last() -> None:
     habits = Habits()
     habits.note("a", True, False)
+    habits.note("a", True, False)
     assert habits.known
     for _ in range(_SUSPICION):
         habits.note("a", False, False)
         habits.note("b", False, False)
     assert habits.known == {}
+
+
+class TestOneSlowCall:
+    """A busy machine makes any call slow: what is known costs each request a look."""
+
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        now = [1000.0]
+        monkeypatch.setattr(habits_module, "monotonic", lambda: now[0])
+        return now
+
+    def test_is_no_reason_to_watch(self, clock: list[float]) -> None:
+        habits = Habits()
+        for number in range(_MOST_KEYS + 10):
+            clock[0] += 2 * _LATELY
+            habits.note(f"/{number}", True, False)
+            assert habits.known == {}
+        assert len(habits._slow) <= _MOST_KEYS
+
+    def test_another_of_the_same_is(self, clock: list[float]) -> None:
+        habits = Habits()
+        for _ in range(2):
+            clock[0] += 1.1 * _AGAIN
+            habits.note("a", True, False)
+        assert habits.known == {}
+        clock[0] += 0.9 * _AGAIN
+        habits.note("a", True, False)
+        assert set(habits.known) == {"a", OTHERS}
+
+    def test_another_at_nearly_the_same_time_is(self, clock: list[float]) -> None:
+        habits = Habits()
+        habits.note("a", True, False)
+        clock[0] += _LATELY / 2
+        habits.note("b", True, False)
+        assert set(habits.known) == {OTHERS}  # nobody says that either will come again
+
+    def test_among_those_that_are_watched_is_not_remembered_alone(
+        self, clock: list[float]
+    ) -> None:
+        habits = Habits()
+        habits.note("a", True, False)
+        habits.note("b", True, False)
+        for number in range(_SUSPICION):
+            habits.note(f"/{number}", number == 1, False)
+            clock[0] += 2 * _LATELY
+        assert habits.known == {}
+
+
+def test_what_does_not_come_again_is_forgotten() -> None:
+    """While anything is known, each request is asked for its key."""
+    habits = Habits()
+    for _ in range(2):
+        habits.note("gone", True, False)
+    for _ in range(2 * _PROOF):
+        habits.note("sleeps", True, True)
+    for _ in range(_SUSPICION):
+        habits.note("fast", False, False)
+    for _ in range(_MEMORY):
+        habits.note("fast", False, False)
+    for _ in range(_ROUND - 1):
+        habits.of("fast")
+    assert "gone" in habits.known
+    for _ in range(_ROUND + 1):
+        habits.of("fast")
+    assert set(habits.known) == {"sleeps"}
+    assert blocks(habits, "sleeps")
 
 
 def test_watching_a_call() -> None:
