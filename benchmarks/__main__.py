@@ -6,18 +6,21 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from benchmarks import blocking, blocking_report
 from benchmarks.blocking import BlockingResults
 from benchmarks.builds import ROOT, Build
 from benchmarks.connections import COUNTS, SERVERS, counts_that_fit, measure_connections
+from benchmarks.figures import good
 from benchmarks.load import Load, Wrk, missing_tools
 from benchmarks.machine import Others, facts
-from benchmarks.measure import FAULTS, WARM_UP, measure, said
+from benchmarks.measure import FAULTS, WARM_UP, Sample, measure_turn, said, standing
 from benchmarks.peers import BEFORE, OURS, PURE, Peer, all_peers
+from benchmarks.processes import ServerProcess
 from benchmarks.report import BARS, LINES, markdown
 from benchmarks.results import Journal, Results
 from benchmarks.workloads import BLOCKING, SPARSE, WORKLOADS, Workload
@@ -25,10 +28,14 @@ from benchmarks.workloads import BLOCKING, SPARSE, WORKLOADS, Workload
 HERE = Path(__file__).parent
 
 ROUNDS = 5
-SECONDS = 3
+TURNS = 3
+SECONDS = 1
 
 _AROUND = 0.6
 """Seconds that starting, checking and ending a server take, for the estimate."""
+
+_EACH_LOAD = 0.3
+"""And each load, beside the seconds that count."""
 
 _EACH_STEP = 1.3
 """And of each step of the open connections, without its load."""
@@ -38,18 +45,21 @@ _BLOCKING_ROUND = (38.0, 31.0)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One server with one workload, in every round."""
+class Part:
+    """What is alive together in a round: the servers of a workload, or, of open connections, one
+    of them."""
 
     workload: Workload
-    peer: Peer
+    peers: tuple[Peer, ...]
 
-    def seconds(self, each: float, counts: Sequence[int]) -> float:
-        """About how long a round of it takes."""
+    def seconds(self, results: Results, counts: Sequence[int]) -> float:
+        """About how long it takes."""
         if self.workload is SPARSE:
-            return _AROUND + WARM_UP + len(counts) * (each + _EACH_STEP)
-        around = _AROUND + WARM_UP + (self.workload.protocol == "redis")  # it counts first
-        return around + len(self.workload.figures()) * each
+            loads = len(counts) * (results.seconds_a_round + _EACH_STEP)
+        else:
+            figures = len(self.workload.figures())
+            loads = results.turns * figures * (results.seconds + _EACH_LOAD)
+        return len(self.peers) * (_AROUND + WARM_UP + loads)
 
 
 def _arguments() -> argparse.Namespace:
@@ -60,8 +70,14 @@ def _arguments() -> argparse.Namespace:
         help=f"default: {ROUNDS}; of {BLOCKING!r}, which takes a minute each: {blocking.ROUNDS}",
     )  # fmt: skip
     parser.add_argument(
+        "--turns", type=int, default=TURNS,
+        help="how often each server is loaded in a round, one after the other; default: "
+        f"%(default)s; not of {BLOCKING!r}",
+    )  # fmt: skip
+    parser.add_argument(
         "--seconds", type=int,
-        help=f"whole seconds of load; default: {SECONDS}; of {BLOCKING!r}: {blocking.SECONDS}",
+        help=f"whole seconds of load in a turn; default: {SECONDS}; of {BLOCKING!r}, of each: "
+        f"{blocking.SECONDS}",
     )  # fmt: skip
     parser.add_argument(
         "--only", action="append", choices=names, metavar="WORKLOAD",
@@ -82,7 +98,7 @@ def _arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--before", type=Path, metavar="CHECKOUT",
-        help="another checkout of protoserve, which is measured beside ours, round by round",
+        help="another checkout of protoserve, which is measured beside ours, turn by turn",
     )  # fmt: skip
     parser.add_argument("--no-write", action="store_true", help="only print the report")
     parser.add_argument(
@@ -91,15 +107,17 @@ def _arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true",
-        help="go on with a run that was cut short, from what its samples' file has",
+        help="go on with a run that was cut short, from the rounds that its samples' file "
+        "has as a whole",
     )  # fmt: skip
     parser.add_argument(
         "--samples", type=Path, metavar="FILE", default=HERE / "samples.jsonl",
         help="where every measurement is kept at once; default: %(default)s",
     )  # fmt: skip
     arguments = parser.parse_args()
-    if any(number is not None and number < 1 for number in (arguments.rounds, arguments.seconds)):
-        parser.error("--rounds and --seconds are 1 at least")
+    numbers = (arguments.rounds, arguments.turns, arguments.seconds)
+    if any(number is not None and number < 1 for number in numbers):
+        parser.error("--rounds, --turns and --seconds are 1 at least")
     if arguments.before:
         arguments.before = arguments.before.resolve()
         if not (arguments.before / "protoserve").is_dir():
@@ -127,50 +145,91 @@ def _without(workloads: Sequence[Workload], peers: Sequence[Peer]) -> dict[str, 
     }
 
 
-def _cells(workloads: Sequence[Workload], peers: Sequence[Peer]) -> Iterator[Cell]:
+def _parts(workloads: Sequence[Workload], peers: Sequence[Peer]) -> Iterator[Part]:
     """One round."""
     for workload in workloads:
-        for peer in peers:
-            if workload is SPARSE:
-                if peer.name in SERVERS:
-                    yield Cell(workload, peer)
-            elif workload.protocol == peer.protocol and workload.name not in peer.without:
-                yield Cell(workload, peer)
+        if workload is SPARSE:
+            yield from (Part(workload, (peer,)) for peer in peers if peer.name in SERVERS)
+            continue
+        fit = tuple(
+            peer
+            for peer in peers
+            if workload.protocol == peer.protocol and workload.name not in peer.without
+        )
+        if fit:
+            yield Part(workload, fit)
 
 
-def _measure_cells(
-    journal: Journal, rounds: Sequence[Sequence[Cell]], counts: list[int], seconds: int
+def _measure_turns(journal: Journal, number: int, part: Part) -> dict[str, str]:
+    """A round of a workload; by server, in short what it gave."""
+    workload, results = part.workload, journal.results
+    with standing(part.peers, workload) as servers:
+        alive = [server for server in servers.values() if isinstance(server, ServerProcess)]
+        for turn in range(results.turns):
+            others = Others(alive)
+            backwards = (number + turn) % 2 == 1
+            measured = measure_turn(servers, workload, results.seconds, backwards=backwards)
+            journal.add_turn(number, turn, workload.name, measured, others.share())
+    by_server = {
+        peer.name: {
+            figure: results.samples[workload.name, figure][peer.name][-results.turns :]
+            for figure in workload.figures()
+        }
+        for peer in part.peers
+    }
+    return {name: _in_short(by_figure) for name, by_figure in by_server.items()}
+
+
+def _measure_steps(journal: Journal, number: int, part: Part, counts: list[int]) -> dict[str, str]:
+    """A round of open connections; by server, in short what it gave."""
+    [peer] = part.peers
+    others = Others()
+    steps = measure_connections(
+        peer, counts, journal.results.seconds_a_round, most_first=number % 2 == 1
+    )
+    journal.add_steps(number, part.workload.name, peer.name, steps, others.share())
+    return {peer.name: _in_short({f"{step.count:,} open": [step.sample] for step in steps})}
+
+
+def _in_short(by_figure: Mapping[str, Sequence[Sample]]) -> str:
+    """The medians of each figure, and what went wrong first."""
+    figures = []
+    for figure, samples in by_figure.items():
+        words = [figure]
+        if valid := good(samples):
+            rate, cpu = median(s.rate for s in valid), median(s.cpu for s in valid)
+            words.append(f"{rate:,.0f}/s {cpu:.1f} µs")
+        words += [sample.faults for sample in samples if sample.faults][:1]
+        figures.append(" ".join(words))
+    return "; ".join(figures)
+
+
+def _measure_parts(
+    journal: Journal, rounds: int, parts: Sequence[Part], counts: list[int]
 ) -> None:
     left = [
-        (number, cell)
-        for number, cells in enumerate(rounds)
-        for cell in cells
-        if not journal.has(number, cell.workload.name, cell.peer.name)
+        (number, part)
+        for number in range(rounds)
+        for part in parts
+        if not all(journal.has(number, part.workload.name, peer.name) for peer in part.peers)
     ]
-    estimated = sum(cell.seconds(seconds, counts) for _, cell in left)
-    print(f"{len(left)} measurements, about {estimated / 60:.0f} minutes", file=sys.stderr)
+    estimated = sum(part.seconds(journal.results, counts) for _, part in left)
+    measurements = sum(len(part.peers) for _, part in left)
+    print(f"{measurements} measurements, about {estimated / 60:.0f} minutes", file=sys.stderr)
     began, done = time.monotonic(), 0.0
-    for number, cell in left:
-        others = Others()
-        if cell.workload is SPARSE:
-            steps = measure_connections(cell.peer, counts, seconds, most_first=number % 2 == 1)
-            journal.add(number, cell.workload.name, cell.peer.name, steps, others.share())
-            samples = {f"{step.count:,} open": step.sample for step in steps}
+    for number, part in left:
+        if part.workload is SPARSE:
+            figures = _measure_steps(journal, number, part, counts)
         else:
-            samples = measure(cell.peer, cell.workload, seconds)
-            journal.add(number, cell.workload.name, cell.peer.name, samples, others.share())
-        done += cell.seconds(seconds, counts)
-        spent = time.monotonic() - began
-        figures = "; ".join(
-            f"{figure} {sample.faults or f'{sample.rate:,.0f}/s {sample.cpu:.1f} µs'}"
-            for figure, sample in samples.items()
-        )
-        minutes = spent / done * (estimated - done) / 60
-        print(
-            f"round {number + 1} {cell.workload.name} {cell.peer.name}: {figures} "
-            f"({minutes:.0f} minutes left)",
-            file=sys.stderr,
-        )
+            figures = _measure_turns(journal, number, part)
+        done += part.seconds(journal.results, counts)
+        minutes = (time.monotonic() - began) / done * (estimated - done) / 60
+        for name, short in figures.items():
+            print(
+                f"round {number + 1} {part.workload.name} {name}: {short} "
+                f"({minutes:.0f} minutes left)",
+                file=sys.stderr,
+            )
 
 
 def _add_stages(arguments: argparse.Namespace, results: Results) -> None:
@@ -192,15 +251,14 @@ def _measure_workloads(
     versions = {peer.name: peer.version() for peer in peers}
     peers = [peer for peer in peers if versions[peer.name] is not None]
     installed = {name: version for name, version in versions.items() if version is not None}
-    results = Results(seconds, installed)
+    results = Results(seconds, arguments.turns, installed)
     if arguments.resume and arguments.samples.exists():
         journal = Journal.resumed(arguments.samples, results)
     else:
         results.facts = facts()
         journal = Journal.started(arguments.samples, results)
     counts, left = counts_that_fit() if SPARSE in workloads else (list(COUNTS), "")
-    cells = list(_cells(workloads, peers))
-    _measure_cells(journal, [cells] * rounds, counts, seconds)
+    _measure_parts(journal, rounds, list(_parts(workloads, peers)), counts)
     _add_stages(arguments, results)
     missing = [name for name, version in versions.items() if version is None]
     return results, markdown(results, missing, _without(workloads, peers), left)

@@ -8,14 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 from sys import stderr
 
 from benchmarks.load import Wrk
-from benchmarks.measure import FAULTS, Sample, load, said, serving
+from benchmarks.measure import FAULTS, Sample, load, said, serving, standing
 from benchmarks.peers import BEFORE, OURS, PURE, Peer
 from benchmarks.processes import CLIENT_CORE, ServerProcess
 from benchmarks.workloads import (
@@ -226,35 +226,20 @@ def _load(server: ServerProcess, case: Case, seconds: float) -> list[Sample]:
 
 
 def _measure_rates(
-    peer: Peer, case: Case, seconds: float, standing: ServerProcess | str | None
+    peer: Peer, case: Case, seconds: float, server: ServerProcess | str | None
 ) -> list[Sample]:
-    """A sample for each number of connections: of the standing server, if there is one, or
+    """A sample for each number of connections: of the server, if one stands, or
     else of a fresh one. Never raises for what the server does wrong."""
     try:
-        if isinstance(standing, str):
-            raise RuntimeError(standing)
-        if standing is not None:
-            case.verify(standing.port, peer.name)
-            return _load(standing, case, seconds)
-        with serving(peer, case.workload(1), 0) as server:
+        if isinstance(server, str):
+            raise RuntimeError(server)
+        if server is not None:
+            case.verify(server.port, peer.name)
             return _load(server, case, seconds)
+        with serving(peer, case.workload(1), 0) as fresh:
+            return _load(fresh, case, seconds)
     except FAULTS as error:
         return [Sample(faults=said(error))] * len(CONNECTIONS)
-
-
-@contextmanager
-def _standing(peers: Sequence[Peer]) -> Iterator[dict[str, ServerProcess | str]]:
-    """A server of each peer, or why there is none."""
-    servers: dict[str, ServerProcess | str] = {}
-    with ExitStack() as stack:
-        for peer in peers:
-            try:
-                server = stack.enter_context(serving(peer, _NOTHING_DONE.workload(1), 0))
-            except FAULTS as error:
-                servers[peer.name] = said(error)
-            else:
-                servers[peer.name] = server
-        yield servers
 
 
 def _guarded(measure: Callable[[], Waits]) -> Waits:
@@ -272,12 +257,12 @@ def measure_round(results: BlockingResults, peers: Sequence[Peer], seconds: floa
     keep one server for the round.
     """
     others = [peer for peer in peers if peer.name not in _OURS]
-    with _standing(others) as standing:
+    with standing(others, _NOTHING_DONE.workload(1), 0) as servers:
         for case in CASES:
             for peer in peers:
                 if case.ours_only and peer.name not in _OURS:
                     continue
-                samples = _measure_rates(peer, case, seconds, standing.get(peer.name))
+                samples = _measure_rates(peer, case, seconds, servers.get(peer.name))
                 for connections, sample in zip(CONNECTIONS, samples, strict=True):
                     by_peer = results.samples.setdefault((case, connections), {})
                     by_peer.setdefault(peer.name, []).append(sample)

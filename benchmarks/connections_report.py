@@ -59,11 +59,12 @@ def connections_section(results: Results, left: str, picture: str) -> list[str]:
         "## Open connections, few of them active",
         "",
         f"The echo page, {SPARSE.paced.rate:,} requests/s from {FEW} connections; the others "
-        "have had one answer and are idle. One server for all numbers of connections: from few "
-        "to many and, every other round, from many to few. Bytes are those of the server's "
+        "have had one answer and are idle. One server at a time, for all numbers of connections: "
+        "from few to many and, every other round, from many to few; a sample of "
+        f"{results.seconds_a_round:g} s of each in a round. Bytes are those of the server's "
         "resident memory, median; what the kernel keeps for its sockets is not in it.",
         "",
-        f"* fixed rate: `{SPARSE.paced.said(results.seconds)}`",
+        f"* fixed rate: `{SPARSE.paced.said(results.seconds_a_round)}`",
         "",
         f"![Cost of open connections]({picture})",
         "",

@@ -9,8 +9,9 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +21,10 @@ from benchmarks.processes import CLIENT_CORE
 CONNECTIONS = 32
 RATE = 10_000
 """Requests a second of the second figure, which every server but the slowest can answer."""
+
+_OPENING, _ENDING = 0.2, 0.1
+"""Seconds at the beginning of a fixed rate, and at its end, of which nothing is counted: the
+connections are opened, and closed."""
 
 _COUNTED = re.compile(r"(\d+) (2xx|3xx|4xx|5xx|failed|errored|timeout)")
 
@@ -44,12 +49,22 @@ end
 """
 
 
+Clock = Callable[[], float]
+"""Gives the CPU seconds that the server has taken so far."""
+
+
+def _no_clock() -> float:
+    return 0.0
+
+
 @dataclass(frozen=True)
 class LoadResult:
-    """What a load generator saw. Times in seconds; ``faults`` is empty for a valid run."""
+    """What a load generator saw in the time that counts, of ``seconds``, in which the server
+    took ``cpu``. Times in seconds; ``faults`` is empty for a valid run."""
 
     requests: int
     seconds: float
+    cpu: float
     p50: float
     p99: float
     faults: str = ""
@@ -61,7 +76,7 @@ class Load(Protocol):
     tool: str
     """The program it needs."""
 
-    def run(self, port: int, seconds: float) -> LoadResult: ...
+    def run(self, port: int, seconds: float, clock: Clock = _no_clock) -> LoadResult: ...
 
     def said(self, seconds: float) -> str:
         """The command, as one types it."""
@@ -78,11 +93,12 @@ class Wrk:
         self._requests = requests
         self._connections = connections
 
-    def run(self, port: int, seconds: float) -> LoadResult:
+    def run(self, port: int, seconds: float, clock: Clock = _no_clock) -> LoadResult:
         quoted = ",".join(_quote(request) for request in self._requests)
         with tempfile.TemporaryDirectory() as directory:
             script = Path(directory) / "load.lua"
             script.write_text(_SCRIPT % quoted)
+            before = clock()
             done = subprocess.run(
                 self._command(str(port), seconds, str(script)),
                 stdin=subprocess.DEVNULL,
@@ -91,6 +107,7 @@ class Wrk:
                 timeout=seconds + 30,
                 preexec_fn=lambda: os.sched_setaffinity(0, {CLIENT_CORE}),
             )
+            cpu = clock() - before
         if done.returncode:
             raise RuntimeError(f"wrk ended with {done.returncode}: {done.stderr.strip()}")
         seen = json.loads(done.stderr.splitlines()[-1])
@@ -102,7 +119,8 @@ class Wrk:
         each = max(1, seen["requests"] // self._connections)
         times = _measured(seen["times"], seen["micros"] // each)
         p50, p99 = (_percentile(times, share) / 1e6 for share in (0.5, 0.99))
-        return LoadResult(seen["requests"], seen["micros"] / 1e6, p50, p99, ", ".join(faults))
+        spent = seen["micros"] / 1e6
+        return LoadResult(seen["requests"], spent, cpu, p50, p99, ", ".join(faults))
 
     def said(self, seconds: float) -> str:
         return shlex.join(self._command("PORT", seconds, "load.lua"))
@@ -121,6 +139,8 @@ class H2load:
     Every connection has a timer of its own, of 10 ms at least, and all are started together:
     at 100 requests a second each, every connection sends one request every 10 ms. ``depth``
     requests of a connection may be under way at once. ``paths`` are taken in turn.
+
+    It runs a little longer than the seconds that count, in which all connections are open.
     """
 
     tool = "h2load"
@@ -141,45 +161,49 @@ class H2load:
         self._depth = depth
         self._body = body
 
-    def run(self, port: int, seconds: float) -> LoadResult:
+    def run(self, port: int, seconds: float, clock: Clock = _no_clock) -> LoadResult:
         with tempfile.TemporaryDirectory() as directory:
             where = Path(directory)
             (where / "body").write_bytes(self._body)
             uris = [f"http://127.0.0.1:{port}{path}\n" for path in self._paths]
             (where / "uris").write_text("".join(uris))
             command = [*self._command(seconds, directory), f"--log-file={where / 'log'}"]
-            done = subprocess.run(
+            with subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 text=True,
-                timeout=seconds + 30,
                 preexec_fn=lambda: os.sched_setaffinity(0, {CLIENT_CORE}),
-            )
-            if done.returncode:
-                raise RuntimeError(f"h2load ended with {done.returncode}: {done.stderr.strip()}")
-            rows = (where / "log").read_text().splitlines()
-        times = Counter(int(row.split("\t")[2]) for row in rows)
-        numbers = {what: int(n) for n, what in _COUNTED.findall(done.stdout)}
+            ) as process:
+                try:
+                    window = _watch(seconds, clock)
+                    said, complaint = process.communicate(timeout=30)
+                finally:
+                    process.kill()
+            if process.returncode:
+                raise RuntimeError(f"h2load ended with {process.returncode}: {complaint.strip()}")
+            times = _answered((where / "log").read_text(), window)
+        numbers = {what: int(n) for n, what in _COUNTED.findall(said)}
         faults = [
             f"{numbers[what]} {what}"
             for what in ("failed", "errored", "timeout", "3xx", "4xx", "5xx")
             if numbers.get(what)
         ]
-        count = numbers.get("2xx", 0)
-        if not count:
+        if not times:
             faults.append("no answers")
         p50, p99 = (_percentile(times, share) / 1e6 for share in (0.5, 0.99))
-        return LoadResult(count, seconds, p50, p99, ", ".join(faults))
+        return LoadResult(times.total(), window.seconds, window.cpu, p50, p99, ", ".join(faults))
 
     def said(self, seconds: float) -> str:
         return shlex.join(self._command(seconds, "."))
 
     def _command(self, seconds: float, directory: str) -> list[str]:
         each = self.rate / self._connections
+        whole = _OPENING + seconds + _ENDING
         command = [
             "h2load", "--h1", "-t1", f"-c{self._connections}", f"-m{self._depth}",
-            f"--rps={each:g}", f"-D{round(seconds * 1000)}ms",
+            f"--rps={each:g}", f"-D{round(whole * 1000)}ms",
         ]  # fmt: skip
         for name, value in self._fields.items():
             command += ["-H", f"{name}: {value}"]
@@ -198,13 +222,14 @@ class RedisBenchmark:
         self._test = test
         self._depth = depth
 
-    def run(self, port: int, seconds: float) -> LoadResult:
-        first = self._run(port, 2000 * self._depth)
+    def run(self, port: int, seconds: float, clock: Clock = _no_clock) -> LoadResult:
+        first = self._run(port, 2000 * self._depth, clock)
         count = max(1000, int(first.requests / first.seconds * seconds))
-        second = self._run(port, count)
+        second = self._run(port, count, clock)
         return LoadResult(
             first.requests + second.requests,
             first.seconds + second.seconds,
+            first.cpu + second.cpu,
             second.p50,
             second.p99,
         )
@@ -218,7 +243,8 @@ class RedisBenchmark:
             "-n", count, "-t", self._test, "-P", str(self._depth), "--csv",
         ]  # fmt: skip
 
-    def _run(self, port: int, count: int) -> LoadResult:
+    def _run(self, port: int, count: int, clock: Clock) -> LoadResult:
+        before = clock()
         done = subprocess.run(
             self._command(str(port), str(count)),
             stdin=subprocess.DEVNULL,
@@ -227,12 +253,49 @@ class RedisBenchmark:
             timeout=90,
             preexec_fn=lambda: os.sched_setaffinity(0, {CLIENT_CORE}),
         )
+        cpu = clock() - before
         rows = [line for line in done.stdout.splitlines() if line.startswith('"')]
         if done.returncode or len(rows) != 2:
             raise RuntimeError(f"redis-benchmark: {(done.stderr or done.stdout).strip()[-300:]}")
         cells = [cell.strip('"') for cell in rows[1].split('","')]
         p50, p99 = float(cells[4]) / 1e3, float(cells[6]) / 1e3
-        return LoadResult(count, count / float(cells[1]), p50, p99)
+        return LoadResult(count, count / float(cells[1]), cpu, p50, p99)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The part of a run that counts: from when to when, in seconds since the epoch, and the
+    CPU seconds that the server took meanwhile."""
+
+    began: float
+    ended: float
+    cpu: float
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
+
+
+def _watch(seconds: float, clock: Clock) -> _Window:
+    """Wait until the connections of a load that has just begun are open, and then for
+    ``seconds``, which count."""
+    time.sleep(_OPENING)
+    before, began = clock(), time.time()
+    time.sleep(seconds)
+    after, ended = clock(), time.time()
+    return _Window(began, ended, after - before)
+
+
+def _answered(log: str, window: _Window) -> Counter[int]:
+    """The times in microseconds, and how often each, of the requests in h2load's log that were
+    answered with a 2xx in the window."""
+    times: Counter[int] = Counter()
+    for row in log.splitlines():
+        started, status, duration = map(int, row.split("\t")[:3])
+        answered = (started + duration) / 1e6
+        if status // 100 == 2 and window.began <= answered < window.ended:
+            times[duration] += 1
+    return times
 
 
 def _measured(times: Sequence[tuple[int, int]], interval: int) -> dict[int, int]:
@@ -243,12 +306,12 @@ def _measured(times: Sequence[tuple[int, int]], interval: int) -> dict[int, int]
     batch is timed, all look like that, so this is undone, from the largest down.
     """
     counts = dict(times)
-    for time in sorted(counts, reverse=True):
-        if time < 2 * interval:
+    for longer in sorted(counts, reverse=True):
+        if longer < 2 * interval:
             break
-        for added in range(time - interval, interval, -interval):
+        for added in range(longer - interval, interval, -interval):
             if added in counts:
-                counts[added] -= counts[time]
+                counts[added] -= counts[longer]
     return counts
 
 

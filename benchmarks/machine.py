@@ -8,9 +8,10 @@ import re
 import resource
 import subprocess
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.processes import CLIENT_CORE, CORES, SERVER_CORE
+from benchmarks.processes import CLIENT_CORE, CORES, SERVER_CORE, ServerProcess
 
 QUIET = 0.03
 """The share of the processors that others may take before the figures say little."""
@@ -21,26 +22,28 @@ guests of the same host took."""
 
 
 class Others:
-    """The share of the processors that is taken by what this process did not start."""
+    """The share of the processors that is taken by what this process did not start.
+    ``servers`` are those that still run when the share is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, servers: Sequence[ServerProcess] = ()) -> None:
+        self._servers = servers
         self._began = self._now()
 
     def share(self) -> float:
-        """Since this was made; servers and clients that still run count as others."""
+        """Since this was made; clients that still run count as others."""
         whole, busy, ours = (
             now - then for now, then in zip(self._now(), self._began, strict=True)
         )
         return max(0.0, busy - ours) / whole if whole else 0.0
 
-    @staticmethod
-    def _now() -> tuple[float, float, float]:
+    def _now(self) -> tuple[float, float, float]:
         words = Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
         times = [int(word) / os.sysconf("SC_CLK_TCK") for word in words]
         used = [
             resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         ]
         ours = sum(usage.ru_utime + usage.ru_stime for usage in used)
+        ours += sum(server.cpu_seconds() for server in self._servers)
         return sum(times), sum(times) - sum(times[n] for n in _IDLE), ours
 
 

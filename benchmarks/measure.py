@@ -1,12 +1,12 @@
-"""One measurement: a fresh server, checked, warmed up, loaded; and what that took."""
+"""Fresh servers, checked, warmed up, and loaded in turn; and what that took."""
 
 from __future__ import annotations
 
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,8 @@ class Sample:
 def serving(peer: Peer, workload: Workload, warm_up: float = WARM_UP) -> Iterator[ServerProcess]:
     """The peer's server, which gives the right answer and is warm after ``warm_up`` s."""
     port = free_port()
-    with tempfile.TemporaryDirectory() as directory:
+    # What a server leaves there may change while it is removed.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         where = Path(directory)
         with running(peer.command(workload.app, port, where), port, where) as server:
             _await_answer(server, peer, workload)
@@ -67,31 +68,60 @@ def said(error: BaseException) -> str:
     return " ".join([f"{type(error).__name__}: {first}", *more[-1:]])
 
 
+@contextmanager
+def standing(
+    peers: Sequence[Peer], workload: Workload, warm_up: float = WARM_UP
+) -> Iterator[dict[str, ServerProcess | str]]:
+    """By name, a server of each peer, all alive together, or why there is none."""
+    servers: dict[str, ServerProcess | str] = {}
+    with ExitStack() as stack:
+        for peer in peers:
+            try:
+                server = stack.enter_context(serving(peer, workload, warm_up))
+            except FAULTS as error:
+                servers[peer.name] = said(error)
+            else:
+                servers[peer.name] = server
+        yield servers
+
+
 def load(server: ServerProcess, generator: Load, seconds: float) -> Sample:
     """Load a server that runs."""
-    before = server.cpu_seconds()
-    result = generator.run(server.port, seconds)
-    spent = server.cpu_seconds() - before
+    server.check()
+    result = generator.run(server.port, seconds, server.cpu_clock())
     server.check()
     if result.faults:
         return Sample(faults=result.faults)
     return Sample(
         result.requests / result.seconds,
         result.p99,
-        spent / result.requests * 1e6,
+        result.cpu / result.requests * 1e6,
         p50=result.p50,
     )
 
 
-def measure(peer: Peer, workload: Workload, seconds: float) -> dict[str, Sample]:
-    """A fresh server under load: a sample of each figure of the workload, one after the other
-    on the same server. Never raises for what the server does wrong."""
-    samples: dict[str, Sample] = {}
+def _load_or_fault(server: ServerProcess | str, generator: Load, seconds: float) -> Sample:
+    """Never raises for what the server does wrong, or for one that there is not."""
+    if isinstance(server, str):
+        return Sample(faults=server)
     try:
-        with serving(peer, workload) as server:
-            for figure, generator in workload.figures().items():
-                samples[figure] = load(server, generator, seconds)
+        return load(server, generator, seconds)
     except FAULTS as error:
-        for figure in workload.figures():
-            samples.setdefault(figure, Sample(faults=said(error)))
+        return Sample(faults=said(error))
+
+
+def measure_turn(
+    servers: Mapping[str, ServerProcess | str],
+    workload: Workload,
+    seconds: float,
+    *,
+    backwards: bool,
+) -> dict[str, dict[str, Sample]]:
+    """By server, a sample of each figure: for each figure, the servers are loaded one directly
+    after the other, in their order or ``backwards``."""
+    samples: dict[str, dict[str, Sample]] = {name: {} for name in servers}
+    order = list(reversed(samples)) if backwards else list(samples)
+    for figure, generator in workload.figures().items():
+        for name in order:
+            samples[name][figure] = _load_or_fault(servers[name], generator, seconds)
     return samples

@@ -63,14 +63,14 @@ def _table(results: Results, workload: Workload, without: Mapping[str, str]) -> 
             samples, ours = by_peer.get(peer, []), by_peer.get(workload.ours, [])
             cells += _columns(samples, ours, rates=figure == CLOSED)
             notes |= {
-                f"A round of {peer}, {figure}, does not count: {sample.faults}.": None
+                f"A turn of {peer}, {figure}, does not count: {sample.faults}.": None
                 for sample in samples
                 if sample.faults
             }
             if workload.paced and figure == PACED and (valid := good(samples)):
-                least = min(sample.rate for sample in valid)
-                if least < _KEEPS_UP * workload.paced.rate:
-                    notes[f"{peer} did not keep up with {rate}: it answered {least:,.0f}."] = None
+                usual = median(sample.rate for sample in valid)
+                if usual < _KEEPS_UP * workload.paced.rate:
+                    notes[f"{peer} did not keep up with {rate}: it answered {usual:,.0f}."] = None
         lines.append(f"| {peer} | {' | '.join(cells)} |")
     for why in dict.fromkeys(without.values()):
         names = " and ".join(peer for peer, said in without.items() if said == why)
@@ -107,7 +107,7 @@ def _targets(results: Results) -> list[str]:
     if not lines:
         return []
     head = ["| workload | figure | target | measured | |", "|---|---|---|---|---|"]
-    said = "CPU for each request, as a multiple of the peer's in the same round."
+    said = "CPU for each request, as a multiple of the peer's in the same turn."
     why = "Where the time goes of what was missed, and what is needed: [PROFILE.md](PROFILE.md)."
     return ["## Targets", "", said, "", *head, *lines, "", why, ""]
 
@@ -171,10 +171,13 @@ def markdown(
         "",
         "Made by `make bench`. Every server has one worker and its access log off, protoserve "
         "all its defaults (timeouts, limits, `Date`), as `pip install` compiles it and, "
-        "under the name of pure, as Python. Each round starts every server afresh, one server "
-        f"after the other, checks its answer, warms it up for {WARM_UP:g} s and loads it for "
-        f"{results.seconds:g} s. Cells are minimum / **median** / maximum of {results.rounds} "
-        "rounds. CPU is that of the server's process and its children, user and system.",
+        "under the name of pure, as Python. Each round of a workload starts all its servers "
+        f"afresh, checks their answers and warms each up for at least {WARM_UP:g} s. Then, all "
+        "alive together, they are loaded in turn, one directly after the other, for "
+        f"{results.seconds:g} s each; turns in a round: {results.turns}, every second one in the "
+        "opposite order. Cells are minimum / **median** / maximum of "
+        f"{results.rounds * results.turns} samples, one for each turn of each round. CPU is that "
+        "of the server's process and its children, user and system.",
         "",
         f"* In the closed loop each of {CONNECTIONS} connections (`wrk`) sends its next request "
         "when it has its answer. The server is never at rest, but for what it waits for the "
@@ -182,7 +185,8 @@ def markdown(
         "more there than what was added to it.",
         f"* At a fixed rate (`h2load`) {RATE:,} requests a second are offered to every server: "
         f"one every 10 ms on each of {RATE // 100} connections, all at the same time. p99 is "
-        "that of the last of so many requests.",
+        "that of the last of so many requests. Requests and CPU are counted while the connections "
+        "are open: opening and closing them is not in the figure.",
         "",
         *(f"* {fact}" for fact in [*results.facts, *_caveats(results)]),
         *(f"* {name}: {version}" for name, version in results.versions.items()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -14,23 +14,25 @@ from benchmarks.measure import Sample
 
 @dataclass
 class Results:
-    """Everything that was measured; one sample for each round, in the rounds' order."""
+    """Everything that was measured: one sample for each turn, of ``seconds``, of each round, in
+    that order; of open connections one for each round."""
 
     seconds: float
+    turns: int
     versions: Mapping[str, str]
     facts: list[str] = field(default_factory=list)
     samples: dict[tuple[str, str], dict[str, list[Sample]]] = field(default_factory=dict)
     """By the workload's name and the figure; then by server."""
     connections: dict[str, list[list[Step]]] = field(default_factory=dict)
     others: list[float] = field(default_factory=list)
-    """For each measurement, the share of the processors that others took meanwhile."""
+    """For each sample, the share of the processors that others took meanwhile."""
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     """By server: microseconds of each stage of an echo request."""
     no_stages: dict[str, str] = field(default_factory=dict)
     """By server: why there are none."""
 
     def add(self, workload: str, peer: str, samples: Mapping[str, Sample]) -> None:
-        """One round of one server."""
+        """One turn of one server."""
         for figure, sample in samples.items():
             self.samples.setdefault((workload, figure), {}).setdefault(peer, []).append(sample)
 
@@ -38,58 +40,84 @@ class Results:
     def rounds(self) -> int:
         """Of the server that had most."""
         counts = [len(each) for by_peer in self.samples.values() for each in by_peer.values()]
-        return max([*counts, *map(len, self.connections.values())], default=0)
+        turns = max(counts, default=0)
+        return max([turns // self.turns, *map(len, self.connections.values())])
+
+    @property
+    def seconds_a_round(self) -> float:
+        """For which a server is loaded, for each of its figures."""
+        return self.turns * self.seconds
 
 
 class Journal:
-    """Every measurement as a line of JSON, after a first one that says of what."""
+    """Every server's turn as a line of JSON, after a first one that says of what; with open
+    connections, its round."""
 
     def __init__(self, path: Path, results: Results) -> None:
         self._path = path
-        self._of = {"seconds": results.seconds, "versions": dict(results.versions)}
         self.results = results
         self._done: set[tuple[int, str, str]] = set()
 
     @classmethod
     def started(cls, path: Path, results: Results) -> Self:
         """An empty one, in place of what was there."""
-        journal = cls(path, results)
-        path.write_text(json.dumps(journal._of | {"facts": results.facts}) + "\n")
-        return journal
+        path.write_text(json.dumps(_measured_with(results) | {"facts": results.facts}) + "\n")
+        return cls(path, results)
 
     @classmethod
     def resumed(cls, path: Path, results: Results) -> Self:
-        """What there is, to go on with; ``ValueError`` when it is of something else."""
-        journal = cls(path, results)
+        """What there is of whole rounds, to go on with; ``ValueError`` when it is of something
+        else. A round whose last turn is not there is dropped, on file, too."""
         first, *rest = path.read_text().splitlines() or ["{}"]
         of = json.loads(first)
         results.facts = of.pop("facts", [])
-        if of != journal._of:
-            raise ValueError(f"{path} was measured with {of}, this is {journal._of}")
-        for line in rest:
-            journal._take(json.loads(line))
+        if of != _measured_with(results):
+            raise ValueError(f"{path} was measured with {of}, this is {_measured_with(results)}")
+        entries = [json.loads(line) for line in rest]
+        last = results.turns - 1
+        whole = {_round(entry) for entry in entries if entry.get("turn", last) == last}
+        journal = cls.started(path, results)
+        journal._write([entry for entry in entries if _round(entry) in whole])
         return journal
 
     def has(self, number: int, workload: str, peer: str) -> bool:
+        """Whether the whole round of this server was there already."""
         return (number, workload, peer) in self._done
 
-    def add(
+    def add_turn(
         self,
         number: int,
+        turn: int,
         workload: str,
-        peer: str,
-        measured: Mapping[str, Sample] | list[Step],
+        samples: Mapping[str, Mapping[str, Sample]],
         others: float,
     ) -> None:
-        """What the round has, at once on file."""
-        if isinstance(measured, list):
-            what: dict[str, Any] = {"steps": [asdict(step) for step in measured]}
-        else:
-            what = {"samples": {figure: asdict(sample) for figure, sample in measured.items()}}
-        entry = {"round": number, "workload": workload, "peer": peer, "others": others, **what}
+        """What a turn of all servers of the round has, by server, at once on file."""
+        self._write(
+            {
+                "round": number,
+                "turn": turn,
+                "workload": workload,
+                "peer": peer,
+                "others": others,
+                "samples": {figure: asdict(sample) for figure, sample in by_figure.items()},
+            }
+            for peer, by_figure in samples.items()
+        )
+
+    def add_steps(
+        self, number: int, workload: str, peer: str, steps: list[Step], others: float
+    ) -> None:
+        """What a round of open connections has, at once on file."""
+        entry = {"round": number, "workload": workload, "peer": peer, "others": others}
+        self._write([entry | {"steps": [asdict(step) for step in steps]}])
+
+    def _write(self, entries: Iterable[dict[str, Any]]) -> None:
+        entries = list(entries)
         with self._path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-        self._take(entry)
+            file.writelines(json.dumps(entry) + "\n" for entry in entries)
+        for entry in entries:
+            self._take(entry)
 
     def _take(self, entry: dict[str, Any]) -> None:
         workload, peer = entry["workload"], entry["peer"]
@@ -103,3 +131,15 @@ class Journal:
         else:
             samples = {figure: Sample(**sample) for figure, sample in entry["samples"].items()}
             self.results.add(workload, peer, samples)
+
+
+def _measured_with(results: Results) -> dict[str, Any]:
+    return {
+        "seconds": results.seconds,
+        "turns": results.turns,
+        "versions": dict(results.versions),
+    }
+
+
+def _round(entry: Mapping[str, Any]) -> tuple[int, str]:
+    return entry["round"], entry["workload"]
