@@ -41,7 +41,6 @@ MODULES = {
         "intake",
         "leader_followers",
         "life",
-        "monitor",
         "native",
         "output",
         "poller",

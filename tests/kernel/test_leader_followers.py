@@ -520,6 +520,10 @@ class Monitored:
         self.replaced: list[tuple[int, bool]] = []
         """After how many sleeps the leader was to be replaced, and whether it waits."""
         self.most_replaced = 1000
+        self.idle: set[int] = set()
+        """After which sleeps the leader waits for events."""
+        self.rested: list[int] = []
+        """After how many sleeps the monitor rested, until the leader has events again."""
         self.now = 0.0
         self.ticks = 0
         self.poller = Poller()
@@ -539,6 +543,11 @@ class Monitored:
             LeaderFollowers, "take_over", lambda threads, mark, waits: self.take_over(waits)
         )
         monkeypatch.setattr(
+            monitor_module.Monitor,
+            "_wait_parked",
+            lambda monitor: self.rested.append(len(self.slept)),
+        )
+        monkeypatch.setattr(
             monitor_module, "time", SimpleNamespace(sleep=self.sleep, monotonic=lambda: self.now)
         )
 
@@ -547,6 +556,7 @@ class Monitored:
             raise EnoughError
         self.slept.append(seconds)
         self.now += seconds
+        self.poller.waiting = len(self.slept) in self.idle
 
     def take_over(self, waits: bool) -> bool:
         self.replaced.append((len(self.slept), waits))
@@ -592,3 +602,15 @@ def test_the_monitor_looks_rarely_again_when_nothing_blocks_any_more(
     assert monitored.slept == (
         [0.005] * 2 + [monitor_module.BLOCKED_TICK] * monitor_module.BLOCKED_LOOKS + [0.005] * 2
     )
+
+
+def test_the_monitor_rests_when_the_leader_has_waited_for_some_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To be woken for each turn of a busy server's events costs more than to look once more."""
+    monitored = Monitored(monkeypatch, share=1.0)
+    looks = monitor_module._IDLE_LOOKS
+    monitored.idle = {*range(1, looks + 1), *range(looks + 2, 3 * looks + 5)}
+    monitored.watch(3 * looks + 5)
+    assert monitored.rested == [2 * looks + 2, 3 * looks + 3]
+    assert monitored.replaced == []
