@@ -347,7 +347,7 @@ class Communicator:
         entry = entry or entry_of(session)
         exchanges = entry.exchanges
         lock = entry.lock
-        _acquire(lock)
+        lock.acquire()
         before = exchanges.stream  # of another, under way in pieces
         if (exchanges.session is not session or before is not None) and not exchanges.awaits(
             session

@@ -15,7 +15,7 @@ from protoserve.kernel.exchanges import Exchanges
 from protoserve.kernel.handing import let_lock_go
 from protoserve.kernel.intake import Intake
 from protoserve.kernel.life import FAREWELL, FORGOTTEN, LINGERING, OPEN, SHUT, TOLD, Life
-from protoserve.kernel.locking import new_lock, release
+from protoserve.kernel.locking import new_lock
 from protoserve.kernel.output import OutputBuffer
 from protoserve.kernel.poller import Watched
 from protoserve.kernel.reading import read_ahead
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from protoserve.kernel.transport import Transport
 
 SUCCESS: Final = TaskState.SUCCESS
-
-_release: Final = release  # a name of this module is found faster in the compiled build
 
 
 class CommConnEntry(Watched):
@@ -342,7 +340,7 @@ class CommConnEntry(Watched):
             and exchanges.dropped is None
             and output.waiters is None
         ):
-            _release(self.lock)  # as nearly always
+            self.lock.release()  # as nearly always
             return
         closed = False
         while True:

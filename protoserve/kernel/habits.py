@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Hashable
 from itertools import count
 from math import inf
-from time import monotonic, thread_time
+from time import thread_time
 from typing import Final
 
 if sys.platform == "linux":
@@ -39,7 +39,10 @@ _AGAIN: Final = 1.0
 """The same for two calls of one key."""
 
 _ROUND: Final = 512
-"""Calls in which one of a key must come again, unless it is known to block."""
+"""Calls after which it is looked whether ``_AGAIN`` has passed."""
+
+_MOST_SLOW: Final = 100
+"""Keys of slow calls that are kept."""
 
 _MOST_KEYS: Final = 1000
 """Habits kept at once; where keys are of endless variety, all start anew."""
@@ -61,7 +64,7 @@ class Habit:
 
     def __init__(self) -> None:
         self.missed = False
-        """There was no call in this round."""
+        """There was no call since it was looked for those that do not come."""
         self._age = 0
         self._left = 0
         self._seen = 0
@@ -70,11 +73,6 @@ class Habit:
     def blocks(self) -> bool:
         """Whether the next call is expected to block."""
         return self._left > 0
-
-    @property
-    def proven(self) -> bool:
-        """Whether it was seen to block often enough."""
-        return self._seen >= _PROOF
 
     def expect_blocking(self) -> None:
         """It blocks: that was seen from outside."""
@@ -88,7 +86,7 @@ class Habit:
         if blocked:
             self._age = 0
             self._seen += 1
-            if self.proven:
+            if self._seen >= _PROOF:
                 self._left = _MEMORY
             return False
         if slow:
@@ -99,7 +97,7 @@ class Habit:
         elif self._left:
             self._left -= 1
         self._age += 1
-        return self._age >= (_MEMORY if self.proven else _SUSPICION)
+        return self._age >= (_MEMORY if self._seen >= _PROOF else _SUSPICION)
 
 
 class Watch:
@@ -140,77 +138,88 @@ else:  # pragma: no cover - others count them for the process only
 class Habits:
     """The habits of one server's handlers, by the protocol's key for a request.
 
-    ``known`` is empty until handlers were slow, the same one twice or two at nearly the same time;
-    the rest is used only then. Where handlers are said never to block, nothing is learnt
-    (``learns``). Any thread.
+    ``known`` is empty until handlers were slow, the same one twice or two at nearly the same time,
+    or the monitor saw one; the rest is used only then. Where handlers are said never to block,
+    nothing is learnt (``learns``). Any thread.
     """
 
-    __slots__ = ("_asked", "_slow", "_slow_at", "known", "learns")
+    __slots__ = ("_asked", "_looked_at", "_slow", "_slow_at", "known", "learns")
 
     def __init__(self) -> None:
         self.learns = True
         self.known: dict[Hashable, Habit] = {}
-        self._asked = 0  # in this round
+        self._asked = 0  # since it was looked
+        self._looked_at = -inf  # for those that do not come
         self._slow: dict[Hashable, float] = {}  # when one was, by key
         self._slow_at = -inf  # when any was
 
-    def of(self, key: Hashable) -> Habit | None:
-        """The habit of this key, or else that of all who have none of their own."""
+    def of(self, key: Hashable, now: float) -> Habit | None:
+        """The habit of this key, or else that of all who have none of their own. ``now``: seconds
+        of the poller's clock, here and below."""
         known = self.known
         self._asked += 1
         if self._asked >= _ROUND:
             self._asked = 0
-            self._forget_missing()
+            if now - self._looked_at >= _AGAIN:
+                self._looked_at = now
+                self._forget_missing()
         return known.get(key) or known.get(OTHERS)
 
     def _forget_missing(self) -> None:
-        """A round has ended: those that are of no use, since no call of them comes, cost every
-        request a look."""
+        """While anything is known every request is asked for its key: not for what does not come
+        again, and is not expected to block."""
         for key, habit in list(self.known.items()):
-            if habit.missed and not habit.proven:
+            if habit.missed and not habit.blocks:
                 self.known.pop(key, None)
             habit.missed = True
 
+    def slow(self, key: Hashable, now: float) -> None:
+        """A call that was not watched was slow. One alone may be the system's doing."""
+        if not self.learns:
+            return
+        again = now - self._slow.get(key, -inf) < _AGAIN
+        lately = now - self._slow_at < _LATELY
+        if len(self._slow) >= _MOST_SLOW:
+            self._slow.clear()
+        self._slow[key] = self._slow_at = now
+        known = self.known
+        # Of one that is known the monitor has seen more.
+        if again and key not in known:
+            self._know(key).note(True, False)
+        if (again or lately) and OTHERS not in known:
+            self._know(OTHERS).note(True, False)
+
+    def _know(self, key: Hashable) -> Habit:
+        known = self.known
+        if len(known) >= _MOST_KEYS:
+            others = known.get(OTHERS)
+            known.clear()
+            if others is not None:
+                known[OTHERS] = others
+        return known.setdefault(key, Habit())
+
     def note(self, key: Hashable, slow: bool, blocked: bool) -> None:
-        """A call of this key has ended: after how long, and whether off the CPU."""
+        """A call that was watched has ended: whether it was slow, and whether off the CPU."""
         known = self.known
         own = known.get(key)
         if own is not None:
             if own.note(slow, blocked):
                 known.pop(key, None)
             return
-        again, lately = self._slow_before(key) if slow and not blocked else (blocked, blocked)
         others = known.get(OTHERS)
         if others is None:
-            if not (again or lately):
+            if not blocked:
                 return
-            others = known[OTHERS] = Habit()
-        # One that is fast among others that block, or slow among fast ones, is to be known.
-        if again or others.blocks:
-            if len(known) >= _MOST_KEYS:
-                known.clear()
-                known[OTHERS] = others
-            own = known[key] = Habit()
-            own.note(slow, blocked)
+            others = self._know(OTHERS)
+        # One that is fast among others that block, or blocks among fast ones, is to be known.
+        if blocked or others.blocks:
+            self._know(key).note(slow, blocked)
         if others.note(slow, blocked):
             known.pop(OTHERS, None)
-
-    def _slow_before(self, key: Hashable) -> tuple[bool, bool]:
-        """A call was slow: whether one of this key was before, and whether any was lately."""
-        now = monotonic()
-        again = now - self._slow.get(key, -inf) < _AGAIN
-        lately = now - self._slow_at < _LATELY
-        if len(self._slow) >= _MOST_KEYS:
-            self._slow.clear()
-        self._slow[key] = self._slow_at = now
-        return again, lately
 
     def surprise(self, key: Hashable) -> None:
         """A call of this key was seen to block while it does: so may those behind it."""
         if not self.learns:
             return
         for whose in (key, OTHERS):
-            habit = self.known.get(whose)
-            if habit is None:
-                habit = self.known[whose] = Habit()
-            habit.expect_blocking()
+            self._know(whose).expect_blocking()

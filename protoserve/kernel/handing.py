@@ -84,7 +84,7 @@ def hand_over(
         else:
             exchanges.session = session
         habits = service.habits
-        if habits.known and (habit := habits.of(key := session.handler_key())) is not None:
+        if habits.known and (habit := habits.of(key := session.handler_key(), now)) is not None:
             now = handle_watched(entry, session, key, habit)
         else:
             session.handle(TOREPLY, 0)
@@ -92,7 +92,7 @@ def hand_over(
             began, now = now, communicator.clock()
             if now - began > SLOW and communicator.threads is not None and habits.learns:
                 let_lock_go(entry)
-                habits.note(session.handler_key(), True, False)
+                habits.slow(session.handler_key(), now)
     except BaseException:
         take_lock(entry)
         return session_failed(entry, session)

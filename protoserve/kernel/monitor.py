@@ -65,7 +65,7 @@ class Monitor:
             if poller.waiting:
                 seen = None
                 idle += 1
-                if idle > _IDLE_LOOKS:
+                if idle >= _IDLE_LOOKS:
                     self._wait_parked()
                     idle = 0
                 continue

@@ -129,7 +129,7 @@ def test_no_reply_waits_for_a_handler_that_was_slow(engine: MemoryEngine) -> Non
 
     service = LineService(slow)
     for _ in range(2):
-        service.habits.note(None, True, False)
+        service.habits.slow(None, 0.0)
     log.clients(2)
     for peer in [engine.connect(service) for _ in range(2)]:
         peer.send(b"x\n")

@@ -13,18 +13,21 @@ from protoserve.kernel.habits import (
     _LATELY,
     _MEMORY,
     _MOST_KEYS,
-    _PROOF,
+    _MOST_SLOW,
     _ROUND,
     _SUSPICION,
     OTHERS,
+    SLOW,
     Habit,
     Habits,
     Watch,
 )
 
+NOW = 1000.0
+
 
 def blocks(habits: Habits, key: object) -> bool:
-    habit = habits.of(key)
+    habit = habits.of(key, NOW)
     return habit is not None and habit.blocks
 
 
@@ -33,13 +36,13 @@ def test_nothing_is_kept_of_fast_handlers() -> None:
     for key in ("a", "b", None):
         habits.note(key, False, False)
     assert habits.known == {}
-    assert habits.of("a") is None
+    assert habits.of("a", NOW) is None
 
 
 def test_twice_off_the_cpu_is_proof_and_once_is_not() -> None:
     habits = Habits()
     for _ in range(2):
-        habits.note("a", True, False)  # slow; nobody looked at the CPU's clock yet
+        habits.slow("a", NOW)  # nobody looked at the CPU's clock yet
         assert not blocks(habits, "a")
     habits.note("a", True, True)
     assert not blocks(habits, "a")
@@ -82,8 +85,8 @@ def test_it_is_forgotten() -> None:
 
 def test_a_suspicion_does_not_last() -> None:
     habits = Habits()
-    habits.note("a", True, False)
-    habits.note("a", True, False)
+    habits.slow("a", NOW)
+    habits.slow("a", NOW)
     assert habits.known
     for _ in range(_SUSPICION):
         habits.note("a", False, False)
@@ -92,69 +95,95 @@ def test_a_suspicion_does_not_last() -> None:
 
 
 class TestOneSlowCall:
-    """A busy machine makes any call slow: what is known costs each request a look."""
+    """A busy machine makes any call slow, and while anything is known each request is asked for
+    its key."""
 
-    @pytest.fixture
-    def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-        now = [1000.0]
-        monkeypatch.setattr(habits_module, "monotonic", lambda: now[0])
-        return now
-
-    def test_is_no_reason_to_watch(self, clock: list[float]) -> None:
+    def test_is_no_reason_to_watch(self) -> None:
         habits = Habits()
-        for number in range(_MOST_KEYS + 10):
-            clock[0] += 2 * _LATELY
-            habits.note(f"/{number}", True, False)
+        for number in range(3 * _MOST_SLOW):
+            habits.slow(f"/{number}", NOW + 2 * _LATELY * number)
             assert habits.known == {}
-        assert len(habits._slow) <= _MOST_KEYS
+            assert len(habits._slow) <= _MOST_SLOW
 
-    def test_another_of_the_same_is(self, clock: list[float]) -> None:
+    def test_another_of_the_same_is(self) -> None:
         habits = Habits()
-        for _ in range(2):
-            clock[0] += 1.1 * _AGAIN
-            habits.note("a", True, False)
+        habits.slow("a", NOW)
+        habits.slow("a", NOW + 1.1 * _AGAIN)
         assert habits.known == {}
-        clock[0] += 0.9 * _AGAIN
-        habits.note("a", True, False)
+        habits.slow("a", NOW + 2 * _AGAIN)
         assert set(habits.known) == {"a", OTHERS}
 
-    def test_another_at_nearly_the_same_time_is(self, clock: list[float]) -> None:
+    def test_another_at_nearly_the_same_time_is(self) -> None:
         habits = Habits()
-        habits.note("a", True, False)
-        clock[0] += _LATELY / 2
-        habits.note("b", True, False)
+        habits.slow("a", NOW)
+        habits.slow("b", NOW + _LATELY / 2)
         assert set(habits.known) == {OTHERS}  # nobody says that either will come again
 
-    def test_among_those_that_are_watched_is_not_remembered_alone(
-        self, clock: list[float]
-    ) -> None:
+    def test_among_those_that_are_watched_is_not_remembered_alone(self) -> None:
         habits = Habits()
-        habits.note("a", True, False)
-        habits.note("b", True, False)
+        habits.slow("a", NOW)
+        habits.slow("b", NOW)
         for number in range(_SUSPICION):
             habits.note(f"/{number}", number == 1, False)
-            clock[0] += 2 * _LATELY
         assert habits.known == {}
+
+
+class Server:
+    """Calls of handlers as the communicator makes them, on a clock of its own."""
+
+    def __init__(self) -> None:
+        self.habits = Habits()
+        self.now = NOW
+        self.on_leader = 0
+
+    def call(self, key: str, sleeps: float = 0.0) -> None:
+        habit = self.habits.of(key, self.now) if self.habits.known else None
+        slow = sleeps > SLOW
+        if slow and (habit is None or not habit.blocks):
+            self.on_leader += 1
+        self.now += sleeps or 0.0001
+        if habit is not None:
+            self.habits.note(key, slow, slow)
+        elif slow:
+            self.habits.slow(key, self.now)
+
+
+@pytest.mark.parametrize(("every", "keys"), [(20, 1), (700, 1), (2000, 1), (200, 4), (100, 20)])
+def test_one_that_blocks_is_learnt_among_many_that_are_fast(every: int, keys: int) -> None:
+    server = Server()
+    blocked = 0
+    for number in range(100_000):
+        if number % every:
+            server.call("fast")
+        else:
+            server.call(f"/{blocked % keys}", sleeps=0.003)
+            blocked += 1
+    assert server.on_leader <= 4 * keys
+
+
+def test_one_that_the_monitor_saw_blocks_the_next_time_too() -> None:
+    server = Server()
+    server.habits.surprise("rare")
+    server.habits.slow("rare", server.now)  # the same call, when it has ended
+    for _ in range(50_000):
+        server.call("fast")
+    server.call("rare", sleeps=0.05)
+    assert server.on_leader == 0
 
 
 def test_what_does_not_come_again_is_forgotten() -> None:
-    """While anything is known, each request is asked for its key."""
-    habits = Habits()
+    server = Server()
     for _ in range(2):
-        habits.note("gone", True, False)
-    for _ in range(2 * _PROOF):
-        habits.note("sleeps", True, True)
-    for _ in range(_SUSPICION):
-        habits.note("fast", False, False)
-    for _ in range(_MEMORY):
-        habits.note("fast", False, False)
-    for _ in range(_ROUND - 1):
-        habits.of("fast")
-    assert "gone" in habits.known
-    for _ in range(_ROUND + 1):
-        habits.of("fast")
-    assert set(habits.known) == {"sleeps"}
-    assert blocks(habits, "sleeps")
+        server.habits.slow("gone", server.now)
+    for _ in range(4):
+        server.call("sleeps", sleeps=0.003)
+    for _ in range(3 * _ROUND):
+        server.call("fast")
+        assert "gone" in server.habits.known  # it had no second yet
+    for _ in range(30_000):
+        server.call("fast")
+    assert set(server.habits.known) == {"sleeps"}
+    assert blocks(server.habits, "sleeps")
 
 
 def test_watching_a_call() -> None:
@@ -234,4 +263,6 @@ def test_nothing_is_learnt_where_handlers_never_block() -> None:
     habits = Habits()
     habits.learns = False
     habits.surprise("a")
+    habits.slow("a", NOW)
+    habits.slow("a", NOW)
     assert habits.known == {}

@@ -610,7 +610,7 @@ def test_the_monitor_rests_when_the_leader_has_waited_for_some_looks(
     """To be woken for each turn of a busy server's events costs more than to look once more."""
     monitored = Monitored(monkeypatch, share=1.0)
     looks = monitor_module._IDLE_LOOKS
-    monitored.idle = {*range(1, looks + 1), *range(looks + 2, 3 * looks + 5)}
-    monitored.watch(3 * looks + 5)
-    assert monitored.rested == [2 * looks + 2, 3 * looks + 3]
+    monitored.idle = {*range(1, looks), *range(looks + 1, 3 * looks + 1)}
+    monitored.watch(3 * looks)
+    assert monitored.rested == [2 * looks, 3 * looks]
     assert monitored.replaced == []

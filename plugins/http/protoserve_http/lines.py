@@ -33,10 +33,10 @@ class RequestLine:
     __slots__ = ("method", "modern", "target", "text")
 
     def __init__(self, text: bytes, method: str, target: str, modern: bool) -> None:
-        self.text = text
-        self.method = method
-        self.target = target
-        self.modern = modern
+        self.text: Final = text
+        self.method: Final = method
+        self.target: Final = target
+        self.modern: Final = modern
         """Whether this is HTTP/1.1, not 1.0."""
 
 
@@ -46,28 +46,32 @@ _lines: Final[list[RequestLine | None]] = [None] * _REMEMBERED
 
 
 def _place(text: bytes) -> int:
-    """From the end of the target, where targets differ most. A line that was made to be in the
+    """From the method, the middle and the end of the target. A line that was made to be in the
     place of another costs no more than any that is new."""
-    return (text[-10] + 2 * text[-11] + len(text)) & (_REMEMBERED - 1)
-
-
-def remember(line: RequestLine) -> None:
-    """Keep a line that llhttp has judged, unless it is long, or has a query, which may be
-    secret."""
-    if len(line.text) <= _LONGEST and "?" not in line.target:
-        _lines[_place(line.text)] = line
+    size = len(text)
+    middle = text[size // 2]
+    return (text[0] + 3 * middle + text[-10] + 2 * text[-11] + size) & (_REMEMBERED - 1)
 
 
 def recalled(text: bytes) -> RequestLine | None:
-    """The words of a request line, without its CR LF, if it is remembered."""
+    """A request line, without its CR LF, if it is remembered."""
     if len(text) < _SHORTEST:
         return None
     known = _lines[_place(text)]
     return known if known is not None and known.text == text else None
 
 
+def remember(line: RequestLine) -> None:
+    """Keep a line that llhttp has judged, for all connections, until another needs its place;
+    unless it is long, or has a query or parameters, which may be secret."""
+    target = line.target
+    if len(line.text) <= _LONGEST and "?" not in target and ";" not in target:
+        _lines[_place(line.text)] = line
+
+
 def taken_apart(text: bytes) -> RequestLine | None:
-    """The same if it is plain."""
+    """The words of a request line, without its CR LF, which llhttp has yet to judge. ``None`` for
+    one that is not plain."""
     words = text.decode("latin-1").split()
     if len(words) != 3 or len(text) > MAX_TARGET:
         return None
@@ -85,19 +89,17 @@ def taken_apart(text: bytes) -> RequestLine | None:
 
 
 def judged(text: bytes) -> RequestLine | None:
-    """The same if it is of HTTP/1.1, and llhttp takes it: for lines that nobody judges
-    afterwards."""
+    """The words of a request line of HTTP/1.1, without its CR LF, which llhttp takes. ``None`` for
+    any other."""
     line = taken_apart(text)
     if line is None or not line.modern:
         return None
     target = line.target
-    if not (
+    plain = (
         TAKES_VISIBLE
         and line.method in _METHODS
         and text.count(b" ") == 2  # no tabs
         and target.isascii()
         and target.isprintable()
-    ) and not are_requests(text + _ANY_FIELDS, 1):
-        return None
-    remember(line)
-    return line
+    )
+    return line if plain or are_requests(text + _ANY_FIELDS, 1) else None

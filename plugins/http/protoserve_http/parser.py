@@ -256,34 +256,31 @@ class HttpRequestParser(NativeParser[HttpRequest]):
         fields = last.text
         line_end = size - len(fields)
         if line_end > len(fields):
-            return self._take_alike(data, size, fields)
+            return self._take_alike(data, size, last)
         if not data.endswith(fields):
-            return self._take_plain(data, 0)
-        text = data[:line_end]
-        line = recalled(text) or judged(text)
-        if line is None or not line.modern:
             return self._take_plain(data, 0)
         if not last.sent_again:
             self._last = last = repeated(last)
+        line = self._line(data[:line_end], last)
+        if line is None:
+            return self._take_plain(data, 0)
         self._say(HttpRequest(line.method, line.target, last, True))
         self._blank = 0
         return size
 
-    def _take_alike(self, data: bytes, size: int, fields: bytes) -> int:
-        """The same where there may be several requests with these fields."""
+    def _take_alike(self, data: bytes, size: int, last: HeaderBlock) -> int:
+        """As ``_take_quickly``, where there may be several requests with the fields ``last``."""
+        fields = last.text
         pos = 0
         while pos < size:
             line_end = data.find(b"\r\n", pos)
             if not data.startswith(fields, line_end):
                 break
-            text = data[pos:line_end]
-            line = recalled(text) or judged(text)
-            if line is None or not line.modern:
-                break
-            last = self._last
-            assert last is not None
             if not last.sent_again:
                 self._last = last = repeated(last)
+            line = self._line(data[pos:line_end], last)
+            if line is None:
+                break
             self._blank = 0
             head = line.text + fields
             while True:
@@ -292,6 +289,16 @@ class HttpRequestParser(NativeParser[HttpRequest]):
                 if not data.startswith(head, pos):
                     break
         return pos if pos == size else self._take_plain(data, pos)
+
+    def _line(self, text: bytes, fields: HeaderBlock) -> RequestLine | None:
+        """A request line of HTTP/1.1 that llhttp has judged, or does now, in front of these
+        fields; ``None`` for any other."""
+        line = recalled(text)
+        if line is None:
+            line = judged(text)
+            if line is not None and fields.kept:
+                remember(line)
+        return line if line is not None and line.modern else None
 
     def _take_plain(self, data: bytes, start: int) -> int:
         """Take the plain requests at ``data[start:]``: those with nothing to judge. Returns where
@@ -355,13 +362,14 @@ class HttpRequestParser(NativeParser[HttpRequest]):
         self._blank = 0
         if last_line is not None:
             assert last is not None
-            remember(last_line)
             if not last.small:
                 self._last = None
             elif self._last is None:
                 self._last = shared(last)  # many clients ask but once
             else:
                 self._last = last
+            if self._last is not None and self._last.kept:
+                remember(last_line)
             self._alike = requests[-1].keep_alive and last_line.modern and not last.facts.length
         if begun is not None:
             self._last = begun._block if begun._block.small else None
