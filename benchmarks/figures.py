@@ -1,4 +1,4 @@
-"""What the tables say of several rounds."""
+"""What the tables say of several turns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def good(samples: Sequence[Sample]) -> list[Sample]:
 def paired_ratio(
     ours: Sequence[Sample], others: Sequence[Sequence[Sample]], what: Callable[[Sample], float]
 ) -> list[float]:
-    """Ours as a multiple of the least of the others', in each round in which all are valid."""
+    """Ours as a multiple of the least of the others', in each turn in which all are valid."""
     return [
         what(mine) / min(map(what, theirs))
         for mine, *theirs in zip(ours, *others, strict=False)

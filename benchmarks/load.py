@@ -26,6 +26,10 @@ _OPENING, _ENDING = 0.2, 0.1
 """Seconds at the beginning of a fixed rate, and at its end, of which nothing is counted: the
 connections are opened, and closed."""
 
+_BEGUN = 0.7
+"""The share of what is to be sent in the first five bursts, where one may be late, that is sent
+by a load that has begun."""
+
 _COUNTED = re.compile(r"(\d+) (2xx|3xx|4xx|5xx|failed|errored|timeout)")
 
 _SCRIPT = """
@@ -50,7 +54,7 @@ end
 
 
 Clock = Callable[[], float]
-"""Gives the CPU seconds that the server has taken so far."""
+"""Gives the CPU seconds that the server has taken so far; ``RuntimeError`` when that is lost."""
 
 
 def _no_clock() -> float:
@@ -120,6 +124,10 @@ class Wrk:
         times = _measured(seen["times"], seen["micros"] // each)
         p50, p99 = (_percentile(times, share) / 1e6 for share in (0.5, 0.99))
         spent = seen["micros"] / 1e6
+        # wrk calls a time-out what takes more than 2 s; most runs are shorter.
+        slowest = max(times, default=0) / 1e6
+        if slowest > spent / 2:
+            faults.append(f"an answer took {slowest:.2f} s of {spent:.2f} s")
         return LoadResult(seen["requests"], spent, cpu, p50, p99, ", ".join(faults))
 
     def said(self, seconds: float) -> str:
@@ -183,7 +191,8 @@ class H2load:
                     process.kill()
             if process.returncode:
                 raise RuntimeError(f"h2load ended with {process.returncode}: {complaint.strip()}")
-            times = _answered((where / "log").read_text(), window)
+            log = (where / "log").read_text()
+        times = _answered(log, window)
         numbers = {what: int(n) for n, what in _COUNTED.findall(said)}
         faults = [
             f"{numbers[what]} {what}"
@@ -192,6 +201,8 @@ class H2load:
         ]
         if not times:
             faults.append("no answers")
+        elif not _had_begun(log, window, self.rate, 5 * max(0.01, self._connections / self.rate)):
+            faults.append("the load had not begun when it was counted")
         p50, p99 = (_percentile(times, share) / 1e6 for share in (0.5, 0.99))
         return LoadResult(times.total(), window.seconds, window.cpu, p50, p99, ", ".join(faults))
 
@@ -296,6 +307,15 @@ def _answered(log: str, window: _Window) -> Counter[int]:
         if status // 100 == 2 and window.began <= answered < window.ended:
             times[duration] += 1
     return times
+
+
+def _had_begun(log: str, window: _Window, rate: int, first: float) -> bool:
+    """Whether as many requests were sent in the ``first`` seconds of the window as at the rate,
+    or, to a server that does not keep up, as in the whole of it."""
+    starts = [int(row.partition("\t")[0]) / 1e6 - window.began for row in log.splitlines()]
+    whole = sum(0 <= start < window.seconds for start in starts)
+    usual = min(rate, whole / window.seconds)
+    return sum(0 <= start < first for start in starts) >= _BEGUN * usual * first
 
 
 def _measured(times: Sequence[tuple[int, int]], interval: int) -> dict[int, int]:

@@ -7,10 +7,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.load import Load
+from benchmarks.load import Clock, Load
 from benchmarks.peers import Peer
 from benchmarks.processes import ServerProcess, free_port, running
 from benchmarks.workloads import Workload
@@ -22,13 +22,15 @@ WARM_UP = 0.5
 @dataclass(frozen=True)
 class Sample:
     """The figures of one run: requests a second, seconds, microseconds of server CPU for
-    each request; ``faults`` says why they count for nothing."""
+    each request; ``faults`` says why they count for nothing. ``idle_others``: the share of a core
+    that the other servers took meanwhile, which were alive and not loaded."""
 
     rate: float = 0.0
     p99: float = 0.0
     cpu: float = 0.0
     faults: str = ""
     p50: float = 0.0
+    idle_others: float = 0.0
 
 
 @contextmanager
@@ -110,6 +112,14 @@ def _load_or_fault(server: ServerProcess | str, generator: Load, seconds: float)
         return Sample(faults=said(error))
 
 
+def _so_far(clock: Clock) -> float:
+    """Nothing for a server that has lost a process."""
+    try:
+        return clock()
+    except RuntimeError:
+        return 0.0
+
+
 def measure_turn(
     servers: Mapping[str, ServerProcess | str],
     workload: Workload,
@@ -118,10 +128,20 @@ def measure_turn(
     backwards: bool,
 ) -> dict[str, dict[str, Sample]]:
     """By server, a sample of each figure: for each figure, the servers are loaded one directly
-    after the other, in their order or ``backwards``."""
+    after the other, in their order or ``backwards``. Never raises for what a server does wrong."""
+    clocks = {
+        name: server.cpu_clock()
+        for name, server in servers.items()
+        if isinstance(server, ServerProcess)
+    }
     samples: dict[str, dict[str, Sample]] = {name: {} for name in servers}
     order = list(reversed(samples)) if backwards else list(samples)
     for figure, generator in workload.figures().items():
         for name in order:
-            samples[name][figure] = _load_or_fault(servers[name], generator, seconds)
+            idle = [clock for other, clock in clocks.items() if other != name]
+            before, began = list(map(_so_far, idle)), time.monotonic()
+            sample = _load_or_fault(servers[name], generator, seconds)
+            took = time.monotonic() - began
+            spent = (max(0.0, _so_far(c) - then) for c, then in zip(idle, before, strict=True))
+            samples[name][figure] = replace(sample, idle_others=sum(spent) / took)
     return samples

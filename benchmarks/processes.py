@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -33,13 +33,18 @@ class ServerProcess:
 
     def cpu_clock(self) -> Callable[[], float]:
         """Gives the user and system time so far of the processes that there are now, in seconds,
-        to the nanosecond. It is quick: it may be read while they are under load."""
+        to the nanosecond; ``RuntimeError`` once one of them has ended, whose time is lost. It is
+        quick: it may be read while they are under load."""
         tree = self._tree()
         return lambda: sum(map(_cpu_clock, tree))
 
     def cpu_seconds(self) -> float:
         """User and system time of the process tree so far, in seconds, to the nanosecond."""
-        return self.cpu_clock()()
+        seconds = 0.0
+        for pid in self._tree():
+            with suppress(RuntimeError):  # it has ended meanwhile
+                seconds += _cpu_clock(pid)
+        return seconds
 
     def resident_bytes(self) -> int:
         """Resident memory of the process tree, in bytes: counted, not the kernel's estimate."""
@@ -77,8 +82,8 @@ def _cpu_clock(pid: int) -> float:
     # What clock_getcpuclockid(3) gives on Linux, which Python does not have for processes.
     try:
         return time.clock_gettime(~pid << 3 | 2)
-    except OSError:  # it has ended meanwhile
-        return 0.0
+    except OSError:
+        raise RuntimeError("a process of the server ended") from None
 
 
 def _resident(pid: int) -> int:

@@ -21,6 +21,13 @@ _AS_BEFORE = 1.02
 """What a pure build may take of another checkout's CPU: the same, but for noise."""
 
 _KEEPS_UP = 0.97
+"""The share of a fixed rate that a server answers which keeps up with it..."""
+
+_MAY_LAG = 0.2
+"""...in all turns but this share of them."""
+
+_AT_REST = 0.01
+"""The share of a core that servers which are not loaded may take before it is said."""
 
 
 def _cpu(sample: Sample) -> float:
@@ -42,6 +49,18 @@ def _columns(samples: Sequence[Sample], ours: Sequence[Sample], rates: bool) -> 
         spread([sample.p99 * 1e3 for sample in valid], 2),
         spread([sample.cpu for sample in valid], 1),
         f"{median(ratios):.2f}" if ratios else "",
+    ]
+
+
+def _lagged(peer: str, samples: Sequence[Sample], rate: int) -> list[str]:
+    """A note, when the peer did not keep up."""
+    rates = [sample.rate for sample in good(samples)]
+    slow = [each for each in rates if each < _KEEPS_UP * rate]
+    if len(slow) <= _MAY_LAG * len(rates):
+        return []
+    return [
+        f"{peer} did not keep up with {rate:,}/s in {len(slow)} of {len(rates)} turns: at worst "
+        f"it answered {min(slow):,.0f}."
     ]
 
 
@@ -67,10 +86,8 @@ def _table(results: Results, workload: Workload, without: Mapping[str, str]) -> 
                 for sample in samples
                 if sample.faults
             }
-            if workload.paced and figure == PACED and (valid := good(samples)):
-                usual = median(sample.rate for sample in valid)
-                if usual < _KEEPS_UP * workload.paced.rate:
-                    notes[f"{peer} did not keep up with {rate}: it answered {usual:,.0f}."] = None
+            if workload.paced and figure == PACED:
+                notes |= dict.fromkeys(_lagged(peer, samples, workload.paced.rate))
         lines.append(f"| {peer} | {' | '.join(cells)} |")
     for why in dict.fromkeys(without.values()):
         names = " and ".join(peer for peer, said in without.items() if said == why)
@@ -149,13 +166,34 @@ def _stages(results: Results) -> list[str]:
     ]
 
 
+def _resting(results: Results, workload: Workload) -> list[str]:
+    """What the servers took that were not loaded, when that is much: the median of the largest
+    share in each turn."""
+    alive: dict[str, None] = {}
+    shares = []
+    for figure in workload.figures():
+        by_peer = results.samples.get((workload.name, figure), {})
+        alive |= {peer: None for peer, samples in by_peer.items() if good(samples)}
+        for turn in zip(*by_peer.values(), strict=False):
+            if valid := good(turn):
+                shares.append(max(sample.idle_others for sample in valid))
+    if not shares or median(shares) <= _AT_REST:
+        return []
+    return [
+        f"**Servers that were not loaded took {median(shares):.1%} of the core** while another "
+        f"was loaded with {workload.name}: alive were {', '.join(alive)}"
+    ]
+
+
 def _caveats(results: Results) -> list[str]:
-    """What the figures are worth: how quiet the machine was, and whether ours is compiled."""
+    """What the figures are worth: how quiet the machine was and servers that were not loaded were,
+    and whether ours is compiled."""
     said = []
     if results.others:
         usual, worst = median(results.others), max(results.others)
         share = f"{usual:.1%} of the processors while something was measured, at worst {worst:.1%}"
         said.append(f"Others took {share}" if usual <= QUIET else f"**Others took {share}**")
+    said += [line for workload in measured(results) for line in _resting(results, workload)]
     if results.versions.get(OURS, "").endswith("pure"):
         said.append(f"**{OURS} could not be compiled here**: it is measured as Python, twice")
     return said

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +26,8 @@ class Results:
     """By the workload's name and the figure; then by server."""
     connections: dict[str, list[list[Step]]] = field(default_factory=dict)
     others: list[float] = field(default_factory=list)
-    """For each sample, the share of the processors that others took meanwhile."""
+    """For each turn, and each round of open connections, the share of the processors that others
+    took meanwhile."""
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     """By server: microseconds of each stage of an echo request."""
     no_stages: dict[str, str] = field(default_factory=dict)
@@ -50,8 +52,8 @@ class Results:
 
 
 class Journal:
-    """Every server's turn as a line of JSON, after a first one that says of what; with open
-    connections, its round."""
+    """A turn of all servers of a workload as a line of JSON, after a first one that says of what;
+    with open connections, a round of one server."""
 
     def __init__(self, path: Path, results: Results) -> None:
         self._path = path
@@ -67,17 +69,26 @@ class Journal:
     @classmethod
     def resumed(cls, path: Path, results: Results) -> Self:
         """What there is of whole rounds, to go on with; ``ValueError`` when it is of something
-        else. A round whose last turn is not there is dropped, on file, too."""
+        else. A round whose last turn is not there is dropped, on file, too, and so is a last line
+        that was not written to its end."""
         first, *rest = path.read_text().splitlines() or ["{}"]
         of = json.loads(first)
         results.facts = of.pop("facts", [])
         if of != _measured_with(results):
             raise ValueError(f"{path} was measured with {of}, this is {_measured_with(results)}")
+        if rest and not _is_json(rest[-1]):
+            rest.pop()
         entries = [json.loads(line) for line in rest]
         last = results.turns - 1
         whole = {_round(entry) for entry in entries if entry.get("turn", last) == last}
-        journal = cls.started(path, results)
-        journal._write([entry for entry in entries if _round(entry) in whole])
+        journal, kept = cls(path, results), [first]
+        for line, entry in zip(rest, entries, strict=True):
+            if _round(entry) in whole:
+                journal._take(entry)
+                kept.append(line)
+        beside = path.with_name(f"{path.name}.new")
+        beside.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(beside, path)
         return journal
 
     def has(self, number: int, workload: str, peer: str) -> bool:
@@ -93,43 +104,39 @@ class Journal:
         others: float,
     ) -> None:
         """What a turn of all servers of the round has, by server, at once on file."""
-        self._write(
-            {
-                "round": number,
-                "turn": turn,
-                "workload": workload,
-                "peer": peer,
-                "others": others,
-                "samples": {figure: asdict(sample) for figure, sample in by_figure.items()},
-            }
+        by_peer = {
+            peer: {figure: asdict(sample) for figure, sample in by_figure.items()}
             for peer, by_figure in samples.items()
-        )
+        }
+        entry = {"round": number, "turn": turn, "workload": workload, "others": others}
+        self._write(entry | {"samples": by_peer})
 
     def add_steps(
         self, number: int, workload: str, peer: str, steps: list[Step], others: float
     ) -> None:
         """What a round of open connections has, at once on file."""
         entry = {"round": number, "workload": workload, "peer": peer, "others": others}
-        self._write([entry | {"steps": [asdict(step) for step in steps]}])
+        self._write(entry | {"steps": [asdict(step) for step in steps]})
 
-    def _write(self, entries: Iterable[dict[str, Any]]) -> None:
-        entries = list(entries)
+    def _write(self, entry: dict[str, Any]) -> None:
         with self._path.open("a") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in entries)
-        for entry in entries:
-            self._take(entry)
+            file.write(json.dumps(entry) + "\n")
+        self._take(entry)
 
     def _take(self, entry: dict[str, Any]) -> None:
-        workload, peer = entry["workload"], entry["peer"]
-        self._done.add((entry["round"], workload, peer))
+        number, workload = entry["round"], entry["workload"]
         self.results.others.append(entry["others"])
         if "steps" in entry:
+            peer = entry["peer"]
+            self._done.add((number, workload, peer))
             steps = [
                 Step(**step | {"sample": Sample(**step["sample"])}) for step in entry["steps"]
             ]
             self.results.connections.setdefault(peer, []).append(steps)
-        else:
-            samples = {figure: Sample(**sample) for figure, sample in entry["samples"].items()}
+            return
+        for peer, by_figure in entry["samples"].items():
+            self._done.add((number, workload, peer))
+            samples = {figure: Sample(**sample) for figure, sample in by_figure.items()}
             self.results.add(workload, peer, samples)
 
 
@@ -139,6 +146,14 @@ def _measured_with(results: Results) -> dict[str, Any]:
         "turns": results.turns,
         "versions": dict(results.versions),
     }
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _round(entry: Mapping[str, Any]) -> tuple[int, str]:
