@@ -294,9 +294,9 @@ def test_a_log_without_rows_says_nothing_of_the_beginning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("slowest", "faults"), [(400_000, ""), (700_000, "an answer took 0.70 s of 1.00 s")]
+    ("slowest", "faults"), [(900_000, ""), (970_000, "an answer took 0.97 s of 1.00 s")]
 )
-def test_no_answer_of_wrk_takes_half_of_the_run(
+def test_no_answer_of_wrk_takes_nearly_all_of_the_run(
     slowest: int, faults: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = {"requests": 100, "micros": 1_000_000, "socket": 0, "timeouts": 0, "status": 0}
