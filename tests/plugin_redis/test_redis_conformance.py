@@ -39,6 +39,7 @@ def words(data: bytes) -> int:
     return int(data[1 : data.index(b"\r")]) if data.startswith(b"*") else 1
 
 
+@pytest.mark.timeout(240)  # it computes for long, where the machine is slow
 @pytest.mark.parametrize("authenticated", [True, False])
 def test_any_bytes_however_they_come(authenticated: bool) -> None:
     spec = dataclasses.replace(
