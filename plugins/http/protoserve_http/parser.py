@@ -95,8 +95,8 @@ class HttpRequestParser(NativeParser[HttpRequest]):
     one that it knows, and judges the rest.
 
     There are three ways through. A request with the fields of the one before it, which llhttp has
-    judged, needs at most its request line judged (the short way); and that only where it has
-    another method, or characters that llhttp does not take everywhere. What input begins with
+    judged, needs at most its request line judged (the short way); and that only where it is not
+    remembered, and has an uncommon method, or characters that llhttp does not take everywhere. What input begins with
     whole plain requests, as nearly all does, is split, and goes to llhttp in one piece (the fast
     way); so does the head of one whose body is on its way. Where anything at all is unusual, the
     input is taken from there, or, where llhttp refuses it, again, step by step (the careful way),
