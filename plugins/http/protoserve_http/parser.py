@@ -96,12 +96,12 @@ class HttpRequestParser(NativeParser[HttpRequest]):
 
     There are three ways through. A request with the fields of the one before it, which llhttp has
     judged, needs at most its request line judged (the short way); and that only where it is not
-    remembered, and has an uncommon method, or characters that llhttp does not take everywhere. What input begins with
-    whole plain requests, as nearly all does, is split, and goes to llhttp in one piece (the fast
-    way); so does the head of one whose body is on its way. Where anything at all is unusual, the
-    input is taken from there, or, where llhttp refuses it, again, step by step (the careful way),
-    which alone knows limits, codings and errors: every answer to a fault comes from one place, and
-    does not depend on how the bytes were split.
+    remembered, and has an uncommon method, or characters that llhttp does not take everywhere.
+    What input begins with whole plain requests, as nearly all does, is split, and goes to llhttp
+    in one piece (the fast way); so does the head of one whose body is on its way. Where anything
+    at all is unusual, the input is taken from there, or, where llhttp refuses it, again, step by
+    step (the careful way), which alone knows limits, codings and errors: every answer to a fault
+    comes from one place, and does not depend on how the bytes were split.
     """
 
     __slots__ = (
