@@ -50,8 +50,8 @@ def echo_page(request: bytes) -> bytes:
     return f"<!DOCTYPE html>\n<title>Echo</title>\n<p>{body}</p>\n".encode()
 
 
-# More requests than connections: no two on one connection are the same in a row.
-_VARIED = range(31 * CONNECTIONS + 1)
+# More than any server remembers; and no two on one connection are the same in a row.
+_VARIED = range(313 * CONNECTIONS + 1)
 _VARIED_PATHS = [f"/hello-{number:06d}" for number in _VARIED]
 
 PLAIN_REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"

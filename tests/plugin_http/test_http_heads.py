@@ -244,9 +244,23 @@ def test_what_is_secret_or_long_is_not_kept(name: bytes) -> None:
     assert repeated(block_of(b"\r\nHost: a\r\nX-B: c")).kept
 
 
+def test_lines_that_come_again_are_kept() -> None:
+    fields._seen[:] = bytes(len(fields._seen))
+    fields._lines.clear()
+    block_of(b"\r\nX-A: once")
+    assert b"X-A: once" not in fields._lines
+    block_of(b"\r\nX-A: again")
+    first = block_of(b"\r\nX-A: again").lines[0]
+    assert block_of(b"\r\nX-A: again").lines[0] is first
+    for number in range(2 * fields._REMEMBERED):
+        block_of(b"\r\nX-A: %d" % number)
+    assert fields._lines[b"X-A: again"] is first
+
+
 def test_no_more_lines_are_kept_than_there_is_room_for() -> None:
     for number in range(3 * fields._REMEMBERED):
-        block_of(b"\r\nHost: h%d\r\nX-Number: %d" % (number, number))
+        for _ in range(2):
+            block_of(b"\r\nHost: h%d\r\nX-Number: %d" % (number, number))
         assert len(fields._lines) <= fields._REMEMBERED
         assert len(fields._facts) <= fields._REMEMBERED
 

@@ -220,7 +220,7 @@ class Line:
         self.decides = lower in _DECIDING_NAMES
         self.lower = text.lower() if self.decides else b""
         self.shared = len(text) <= _REMEMBERED_LINE and lower not in _SECRET_NAMES
-        """Whether it is remembered."""
+        """Whether it is remembered, where it comes again."""
 
 
 _KEPT_TEXT: Final = 1024
@@ -248,11 +248,27 @@ def remember(known: dict[KEY, VALUE], most: int, key: KEY, value: VALUE) -> None
     known[key] = value
 
 
+_PLACES: Final = 1024  # a power of two
+_seen: Final = bytearray(_PLACES)
+
+
+def is_repeated(text: bytes) -> bool:
+    """Whether the same was asked about lately; rarely said of what was not. What comes but once
+    is not worth remembering: it would push out what comes again. Any thread."""
+    mark = hash(text)
+    place = mark & (_PLACES - 1)
+    sign = mark // _PLACES & 255 | 1  # 0: nothing was asked about
+    if _seen[place] == sign:
+        return True
+    _seen[place] = sign
+    return False
+
+
 def _line(text: bytes) -> Line:
     found = _lines.get(text)
     if found is None:
         found = Line(text)
-        if found.shared:
+        if found.shared and is_repeated(text):
             remember(_lines, _REMEMBERED, text, found)
     return found
 

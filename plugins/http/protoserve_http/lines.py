@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from protoserve_http import fields
+from protoserve_http.fields import is_repeated
 from protoserve_http.heads import MAX_TARGET
 from protoserve_http.judge import TAKES_VISIBLE, are_requests
 
@@ -17,11 +19,11 @@ _METHODS: Final = {
 _ANY_FIELDS: Final = b"\r\nHost: a\r\n\r\n"
 """For llhttp, behind a request line that it has yet to judge."""
 
-_REMEMBERED: Final = 32  # a power of two
+_REMEMBERED: Final = 256
+"""Lines that are remembered at most: less than 256 KiB."""
+
 _LONGEST: Final = 256
 """Bytes of a line that is remembered."""
-
-_SHORTEST: Final = len(b"GET / HTTP/1.1")
 
 
 class RequestLine:
@@ -40,33 +42,21 @@ class RequestLine:
         """Whether this is HTTP/1.1, not 1.0."""
 
 
-# Each place is for the last of those that belong there. Any thread: what is read is one line or
-# another, whole.
-_lines: Final[list[RequestLine | None]] = [None] * _REMEMBERED
-
-
-def _place(text: bytes) -> int:
-    """From the method, the middle and the end of the target. A line that was made to be in the
-    place of another costs no more than any that is new."""
-    size = len(text)
-    middle = text[size // 2]
-    return (text[0] + 3 * middle + text[-10] + 2 * text[-11] + size) & (_REMEMBERED - 1)
+_lines: Final[dict[bytes, RequestLine]] = {}
 
 
 def recalled(text: bytes) -> RequestLine | None:
     """A request line, without its CR LF, if it is remembered."""
-    if len(text) < _SHORTEST:
-        return None
-    known = _lines[_place(text)]
-    return known if known is not None and known.text == text else None
+    return _lines.get(text)
 
 
 def remember(line: RequestLine) -> None:
-    """Keep a line that llhttp has judged, for all connections, until another needs its place;
-    unless it is long, or has a query or parameters, which may be secret."""
+    """Keep a line that llhttp has judged, for all connections, where it comes again; unless it is
+    long, or has a query or parameters, which may be secret."""
+    text = line.text
     target = line.target
-    if len(line.text) <= _LONGEST and "?" not in target and ";" not in target:
-        _lines[_place(line.text)] = line
+    if len(text) <= _LONGEST and "?" not in target and ";" not in target and is_repeated(text):
+        fields.remember(_lines, _REMEMBERED, text, line)
 
 
 def taken_apart(text: bytes) -> RequestLine | None:
