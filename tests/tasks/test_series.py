@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -283,6 +284,8 @@ def test_pushing_while_another_thread_finishes_the_series() -> None:
             while True:
                 series.push_back(Step(notes, "x"))
                 accepted += 1
+                if accepted % 100 == 0:
+                    time.sleep(0.0001)  # else it may keep the other thread from the lock
         except UsageError:
             pass
         thread.join(PATIENCE)
