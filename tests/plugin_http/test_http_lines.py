@@ -81,6 +81,15 @@ def test_no_more_than_there_is_room_for() -> None:
         assert len(texts()) <= module._REMEMBERED
 
 
+def test_what_is_known_makes_no_room_for_itself() -> None:
+    for number in range(module._REMEMBERED):
+        line = judged(b"GET /%d HTTP/1.1" % number)
+        assert line is not None
+        for _ in range(3):
+            remember(line)
+    assert len(texts()) == module._REMEMBERED
+
+
 def test_what_comes_but_once_does_not_push_out_what_comes_again() -> None:
     common = judged(b"GET /common HTTP/1.1")
     assert common is not None

@@ -55,7 +55,9 @@ def remember(line: RequestLine) -> None:
     long, or has a query or parameters, which may be secret."""
     text = line.text
     target = line.target
-    if len(text) <= _LONGEST and "?" not in target and ";" not in target and is_repeated(text):
+    if len(text) > _LONGEST or "?" in target or ";" in target:
+        return
+    if text not in _lines and is_repeated(text):
         fields.remember(_lines, _REMEMBERED, text, line)
 
 
