@@ -81,6 +81,17 @@ def test_no_more_than_there_is_room_for() -> None:
         assert len(texts()) <= module._REMEMBERED
 
 
+@pytest.mark.parametrize(
+    ("one", "other"), [(b"GET /x", b"PUT /x"), (b"GET /x", b"GET /y"), (b"GET /x", b"GET /xx")]
+)
+def test_those_that_differ_little_do_not_take_each_other_s_place(one: bytes, other: bytes) -> None:
+    known = [judged(line + b" HTTP/1.1") for line in (one, other)]
+    for line in known * 2:
+        assert line is not None
+        remember(line)
+    assert [recalled(line + b" HTTP/1.1") for line in (one, other)] == known
+
+
 def test_what_is_known_makes_no_room_for_itself() -> None:
     for number in range(module._REMEMBERED):
         line = judged(b"GET /%d HTTP/1.1" % number)

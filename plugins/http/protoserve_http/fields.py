@@ -243,7 +243,7 @@ _facts: Final[dict[bytes, Facts]] = {}
 def remember(known: dict[KEY, VALUE], most: int, key: KEY, value: VALUE) -> None:
     """Keep what was made of ``key``, which clients repeat; where there are ``most`` already,
     all start anew. Any thread: two at once may keep a few more, or make the same twice."""
-    if len(known) >= most:
+    if len(known) >= most and key not in known:
         known.clear()
     known[key] = value
 
@@ -252,24 +252,24 @@ _PLACES: Final = 1024  # a power of two
 _seen: Final = bytearray(_PLACES)
 
 
-def is_repeated(text: bytes) -> bool:
-    """Whether the same was asked about lately; rarely said of what was not. What comes but once
-    is not worth remembering: it would push out what comes again. Any thread."""
-    mark = hash(text)
+def remember_repeated(known: dict[KEY, VALUE], most: int, key: KEY, value: VALUE) -> None:
+    """The same, where ``key`` has come before, lately; rarely where it has not. What comes but
+    once would push out what comes again."""
+    mark = hash(key)
     place = mark & (_PLACES - 1)
-    sign = mark // _PLACES & 255 | 1  # 0: nothing was asked about
+    sign = mark // _PLACES & 255 | 1  # 0: nothing has come
     if _seen[place] == sign:
-        return True
-    _seen[place] = sign
-    return False
+        remember(known, most, key, value)
+    else:
+        _seen[place] = sign
 
 
 def _line(text: bytes) -> Line:
     found = _lines.get(text)
     if found is None:
         found = Line(text)
-        if found.shared and is_repeated(text):
-            remember(_lines, _REMEMBERED, text, found)
+        if found.shared:
+            remember_repeated(_lines, _REMEMBERED, text, found)
     return found
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from protoserve_http import fields
-from protoserve_http.fields import is_repeated
+from protoserve_http.fields import remember_repeated
 from protoserve_http.heads import MAX_TARGET
 from protoserve_http.judge import TAKES_VISIBLE, are_requests
 
@@ -55,10 +54,8 @@ def remember(line: RequestLine) -> None:
     long, or has a query or parameters, which may be secret."""
     text = line.text
     target = line.target
-    if len(text) > _LONGEST or "?" in target or ";" in target:
-        return
-    if text not in _lines and is_repeated(text):
-        fields.remember(_lines, _REMEMBERED, text, line)
+    if len(text) <= _LONGEST and "?" not in target and ";" not in target:
+        remember_repeated(_lines, _REMEMBERED, text, line)
 
 
 def taken_apart(text: bytes) -> RequestLine | None:

@@ -10,7 +10,7 @@ from time import time
 from typing import Any, Final
 
 from protoserve import IncomingStream, MessageOut, Piece, UsageError
-from protoserve_http.fields import CONNECTION, list_tokens, remember
+from protoserve_http.fields import CONNECTION, list_tokens, remember_repeated
 from protoserve_http.messages import PHRASES, Data, HttpResponse
 from protoserve_http.sent import SENT_WHOLE, Sent
 
@@ -114,7 +114,7 @@ def _remembered_line(name: Any, value: Any) -> bytes:
     line = header_line(name, value)
     if len(value) <= _CACHED_VALUE:
         # Exact strings only: a subclass may compare as it likes.
-        remember(_lines, _CACHED_LINES, (str(name), str(value)), line)
+        remember_repeated(_lines, _CACHED_LINES, (str(name), str(value)), line)
     return line
 
 
